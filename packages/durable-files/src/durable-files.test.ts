@@ -1,0 +1,58 @@
+import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
+import { mkdtemp, readdir, readFile, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import {
+  explainWriteFailure,
+  hashFile,
+  publishDirectory,
+  stageDirectory,
+  stageFile,
+  writeFileAtomically,
+} from './index.ts';
+
+const folder = () => mkdtemp(join(tmpdir(), 'durable-files-'));
+
+test('a staged file is invisible until it is committed, and its digest is that of its bytes', async () => {
+  const dir = await folder();
+  const staged = await stageFile(join(dir, 'a', 'x.bin'));
+  await staged.write(Buffer.from('first '));
+  assert.deepEqual(await readdir(join(dir, 'a')), ['x.bin.partial']);
+  await staged.write(Buffer.from('second'));
+  const digest = await staged.commit();
+  await staged.abort();
+  assert.equal(await readFile(join(dir, 'a', 'x.bin'), 'utf8'), 'first second');
+  assert.equal(digest.sha256, createHash('sha256').update('first second').digest('hex'));
+  assert.deepEqual(await hashFile(join(dir, 'a', 'x.bin')), digest);
+});
+
+test('an aborted file leaves what stood there before', async () => {
+  const dir = await folder();
+  await writeFileAtomically(join(dir, 'x'), 'old');
+  const staged = await stageFile(join(dir, 'x'));
+  await staged.write(Buffer.from('new'));
+  await staged.abort();
+  assert.deepEqual(await readdir(dir), ['x']);
+  assert.equal(await readFile(join(dir, 'x'), 'utf8'), 'old');
+});
+
+test('a full disk is DISK_FULL, a folder without permission NOT_WRITABLE; both name the file', () => {
+  const explain = (code: string) => String(explainWriteFailure('out/x', Object.assign(new Error('system'), { code })));
+  assert.match(explain('ENOSPC'), /out\/x: the disk is full/);
+  assert.match(explain('EROFS'), /out\/x: the file cannot be written \(EROFS\)/);
+  assert.match(explain('EIO'), /^Error: system/);
+});
+
+test('a published folder replaces the former one as a whole', async () => {
+  const dir = await folder();
+  const target = join(dir, 'model');
+  for (const name of ['one', 'two']) {
+    const staged = await stageDirectory(target);
+    await writeFile(join(staged, name), name);
+    await publishDirectory(staged, target);
+    assert.deepEqual(await readdir(target), [name]);
+  }
+  assert.deepEqual(await readdir(dir), ['model']);
+});

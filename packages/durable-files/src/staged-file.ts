@@ -1,0 +1,121 @@
+import { createHash } from 'node:crypto';
+import { mkdir, open, rename, rm } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { StillhouseError } from '@stillhouse/errors';
+import type { FileDigest } from './digest.ts';
+
+/** A file under its temporary name: nothing is seen at `path` before `commit`. */
+export interface StagedFile {
+  readonly path: string;
+  write(bytes: Uint8Array): Promise<void>;
+  /** Syncs, renames to `path`, syncs the folder. */
+  commit(): Promise<FileDigest>;
+  /** Removes the temporary file; harmless after `commit`. */
+  abort(): Promise<void>;
+}
+
+/** The suffix of a file that is not finished; whoever finds one may delete it. */
+const STAGED_SUFFIX = '.partial';
+
+/** Turns the system's error codes of a failed write into an error that says what to do. */
+export function explainWriteFailure(path: string, cause: unknown): unknown {
+  const code = (cause as NodeJS.ErrnoException | undefined)?.code;
+  if (code === 'ENOSPC' || code === 'EDQUOT') {
+    return new StillhouseError({
+      code: 'DISK_FULL',
+      where: path,
+      problem: 'the disk is full, nothing was left behind under this name',
+      remedy: 'Free space or choose another place, then run the same command again',
+      cause,
+    });
+  }
+  if (code === 'EACCES' || code === 'EROFS' || code === 'EPERM') {
+    return new StillhouseError({
+      code: 'NOT_WRITABLE',
+      where: path,
+      problem: `the file cannot be written (${code})`,
+      remedy: 'Check the permissions of its folder',
+      cause,
+    });
+  }
+  return cause;
+}
+
+/**
+ * Opens a staged file for writing; missing folders are made.
+ * @throws StillhouseError DISK_FULL, NOT_WRITABLE (from any of its methods too)
+ */
+export async function stageFile(path: string): Promise<StagedFile> {
+  const temporary = path + STAGED_SUFFIX;
+  const guard = async <T>(work: () => Promise<T>): Promise<T> => {
+    try {
+      return await work();
+    } catch (cause) {
+      await rm(temporary, { force: true });
+      throw explainWriteFailure(path, cause);
+    }
+  };
+  const hash = createHash('sha256');
+  let sizeBytes = 0;
+  const handle = await guard(async () => {
+    await mkdir(dirname(path), { recursive: true });
+    return open(temporary, 'w');
+  });
+  let isOpen = true;
+  const close = async () => {
+    if (isOpen) {
+      isOpen = false;
+      await handle.close();
+    }
+  };
+  return {
+    path,
+    write: (bytes) =>
+      guard(async () => {
+        let done = 0;
+        while (done < bytes.length) {
+          const { bytesWritten } = await handle.write(bytes, done, bytes.length - done);
+          done += bytesWritten;
+        }
+        hash.update(bytes);
+        sizeBytes += bytes.length;
+      }),
+    commit: () =>
+      guard(async () => {
+        await handle.sync();
+        await close();
+        await rename(temporary, path);
+        await syncDirectory(dirname(path));
+        return { sha256: hash.digest('hex'), sizeBytes };
+      }),
+    abort: async () => {
+      await close();
+      await rm(temporary, { force: true });
+    },
+  };
+}
+
+/** Makes a rename inside `folder` survive a power cut. Windows has no such call and needs none. */
+export async function syncDirectory(folder: string): Promise<void> {
+  if (process.platform === 'win32') return;
+  const handle = await open(folder, 'r');
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}
+
+/**
+ * Replaces `path` by `content` in one step: a reader sees the old file or the new one, never a part.
+ * @throws StillhouseError DISK_FULL, NOT_WRITABLE
+ */
+export async function writeFileAtomically(path: string, content: Uint8Array | string): Promise<FileDigest> {
+  const staged = await stageFile(path);
+  try {
+    await staged.write(typeof content === 'string' ? Buffer.from(content, 'utf8') : content);
+    return await staged.commit();
+  } finally {
+    await staged.abort();
+  }
+}
