@@ -1,0 +1,370 @@
+import { StillhouseError } from '@stillhouse/errors';
+import { broadcastShapes, elementCount, formatShape, multiplyDims, scaleOf, shapesEqual, symbolsOf } from './dims.ts';
+import { inferTypes } from './operators.ts';
+import type {
+  ConstantData,
+  Dim,
+  Dtype,
+  FloatDtype,
+  NoAttributes,
+  Node,
+  OperatorAttributes,
+  OperatorName,
+  Shape,
+  Value,
+} from './types.ts';
+
+const NONE: NoAttributes = {};
+
+/**
+ * Builds one graph, node by node. Shape and dtype of every value are inferred at the call, so that a mistake is
+ * an error at the line that makes it. Values are immutable; names follow the scopes they are made in.
+ */
+export class GraphBuilder {
+  readonly name: string;
+  /** The float type of this graph's constants and scalars. */
+  readonly float: FloatDtype;
+  readonly nodes: Node[] = [];
+  readonly inputs: Value[] = [];
+  readonly outputs = new Map<string, Value>();
+  readonly constants: Value[] = [];
+  #scope: string[] = [];
+  #names = new Map<string, number>();
+  #constantCache = new Map<string, Value>();
+  #symbolCache = new Map<string, Value>();
+
+  constructor(name: string, float: FloatDtype = 'float32') {
+    this.name = name;
+    this.float = float;
+  }
+
+  /** Everything made inside `body` gets `part/` before its name. */
+  scope<T>(part: string, body: () => T): T {
+    this.#scope.push(part);
+    try {
+      return body();
+    } finally {
+      this.#scope.pop();
+    }
+  }
+
+  #unique(stem: string): string {
+    const path = [...this.#scope, stem].join('/');
+    const count = this.#names.get(path) ?? 0;
+    this.#names.set(path, count + 1);
+    return count === 0 ? path : `${path}_${count}`;
+  }
+
+  /** A graph input; `shape` may hold symbols. Names of inputs are used as they stand, whatever the scope. */
+  input(name: string, dtype: Dtype, shape: Shape): Value {
+    if (this.#names.has(name)) {
+      throw new StillhouseError({
+        code: 'GRAPH_DUPLICATE_NAME',
+        where: `graph ${this.name}`,
+        problem: `there is already a value named ${name}`,
+        remedy: 'Give the input another name',
+      });
+    }
+    this.#names.set(name, 1);
+    const value: Value = { name, dtype, shape: shape.map((dim) => multiplyDims(dim)) };
+    this.inputs.push(value);
+    return value;
+  }
+
+  /** An input of the graph's float type. */
+  floatInput(name: string, shape: Shape): Value {
+    return this.input(name, this.float, shape);
+  }
+
+  /** Makes `value` an output called `name`; an output that is an input or has another output's value gets its own node. */
+  output(name: string, value: Value): Value {
+    const isTaken = value.node === undefined || [...this.outputs.values()].includes(value);
+    const own = isTaken ? this.identity(value) : value;
+    if (this.outputs.has(name)) {
+      throw new StillhouseError({
+        code: 'GRAPH_DUPLICATE_NAME',
+        where: `graph ${this.name}`,
+        problem: `there is already an output named ${name}`,
+        remedy: 'Give the output another name',
+      });
+    }
+    this.outputs.set(name, own);
+    return own;
+  }
+
+  constant(data: ConstantData, dtype: Dtype, shape: readonly number[]): Value {
+    const key = `${dtype}${shape.join()}:${Array.from(data as ArrayLike<number | bigint>).join()}`;
+    const known = this.#constantCache.get(key);
+    if (known !== undefined) return known;
+    const value: Value = { name: this.#unique(`constant_${this.constants.length}`), dtype, shape, constant: data };
+    this.constants.push(value);
+    this.#constantCache.set(key, value);
+    return value;
+  }
+
+  /** A scalar of the graph's float type. */
+  scalar(number: number): Value {
+    return this.constant(this.float === 'float64' ? Float64Array.of(number) : Float32Array.of(number), this.float, []);
+  }
+
+  integers(numbers: readonly number[]): Value {
+    return this.constant(BigInt64Array.from(numbers, BigInt), 'int64', [numbers.length]);
+  }
+
+  /** Applies any operator. The named methods below are the usual way in. */
+  apply<Name extends OperatorName>(
+    op: Name,
+    inputs: readonly (Value | undefined)[],
+    attributes: OperatorAttributes[Name],
+  ): readonly Value[] {
+    const name = this.#unique(op);
+    const types = inferTypes(op, inputs, attributes, `graph ${this.name}, node ${name}`);
+    const outputs: Value[] = [];
+    const node: Node = { name, op, inputs, outputs, attributes };
+    types.forEach((type, i) => {
+      outputs.push({ name: i === 0 ? name : `${name}.${i}`, dtype: type.dtype, shape: type.shape, node });
+    });
+    this.nodes.push(node);
+    return outputs;
+  }
+
+  #one<Name extends OperatorName>(
+    op: Name,
+    inputs: readonly (Value | undefined)[],
+    attributes: OperatorAttributes[Name],
+  ): Value {
+    return this.apply(op, inputs, attributes)[0]!;
+  }
+
+  add(a: Value, b: Value): Value {
+    return this.#one('Add', [a, b], NONE);
+  }
+  sub(a: Value, b: Value): Value {
+    return this.#one('Sub', [a, b], NONE);
+  }
+  mul(a: Value, b: Value): Value {
+    return this.#one('Mul', [a, b], NONE);
+  }
+  div(a: Value, b: Value): Value {
+    return this.#one('Div', [a, b], NONE);
+  }
+  max(a: Value, b: Value): Value {
+    return this.#one('Max', [a, b], NONE);
+  }
+  min(a: Value, b: Value): Value {
+    return this.#one('Min', [a, b], NONE);
+  }
+  scale(a: Value, factor: number): Value {
+    return factor === 1 ? a : this.mul(a, this.scalar(factor));
+  }
+  neg(x: Value): Value {
+    return this.#one('Neg', [x], NONE);
+  }
+  abs(x: Value): Value {
+    return this.#one('Abs', [x], NONE);
+  }
+  exp(x: Value): Value {
+    return this.#one('Exp', [x], NONE);
+  }
+  log(x: Value): Value {
+    return this.#one('Log', [x], NONE);
+  }
+  sqrt(x: Value): Value {
+    return this.#one('Sqrt', [x], NONE);
+  }
+  reciprocal(x: Value): Value {
+    return this.#one('Reciprocal', [x], NONE);
+  }
+  sigmoid(x: Value): Value {
+    return this.#one('Sigmoid', [x], NONE);
+  }
+  cos(x: Value): Value {
+    return this.#one('Cos', [x], NONE);
+  }
+  sin(x: Value): Value {
+    return this.#one('Sin', [x], NONE);
+  }
+  round(x: Value): Value {
+    return this.#one('Round', [x], NONE);
+  }
+  identity(x: Value): Value {
+    return this.#one('Identity', [x], NONE);
+  }
+  cast(x: Value, to: Dtype): Value {
+    return x.dtype === to ? x : this.#one('Cast', [x], { to });
+  }
+  /** The same bits read as another type of the same width (uint16 as bfloat16). */
+  bitCast(x: Value, to: Dtype): Value {
+    return this.#one('BitCast', [x], { to });
+  }
+  equal(a: Value, b: Value): Value {
+    return this.#one('Equal', [a, b], NONE);
+  }
+  less(a: Value, b: Value): Value {
+    return this.#one('Less', [a, b], NONE);
+  }
+  greaterOrEqual(a: Value, b: Value): Value {
+    return this.#one('GreaterOrEqual', [a, b], NONE);
+  }
+  and(a: Value, b: Value): Value {
+    return this.#one('And', [a, b], NONE);
+  }
+  not(a: Value): Value {
+    return this.#one('Not', [a], NONE);
+  }
+  where(condition: Value, a: Value, b: Value): Value {
+    return this.#one('Where', [condition, a, b], NONE);
+  }
+  matMul(a: Value, b: Value): Value {
+    return this.#one('MatMul', [a, b], NONE);
+  }
+  /** op(A) · op(B) + C on matrices. */
+  gemm(
+    a: Value,
+    b: Value,
+    options: { readonly transA?: boolean; readonly transB?: boolean; readonly c?: Value | undefined } = {},
+  ): Value {
+    const { transA = false, transB = false, c } = options;
+    return this.#one('Gemm', c === undefined ? [a, b] : [a, b, c], { transA, transB });
+  }
+  transpose(x: Value, permutation: readonly number[]): Value {
+    return this.#one('Transpose', [x], { permutation });
+  }
+  reshape(x: Value, target: Shape): Value {
+    const canonical = target.map((dim) => multiplyDims(dim));
+    return shapesEqual(x.shape, canonical) ? x : this.#one('Reshape', [x], { target: canonical });
+  }
+  expand(x: Value, target: Shape): Value {
+    const canonical = target.map((dim) => multiplyDims(dim));
+    return shapesEqual(x.shape, canonical) ? x : this.#one('Expand', [x], { target: canonical });
+  }
+  zeros(shape: Shape, dtype: Dtype = this.float): Value {
+    return this.expand(dtype === this.float ? this.scalar(0) : this.cast(this.scalar(0), dtype), shape);
+  }
+  concat(parts: readonly Value[], axis: number): Value {
+    return this.#one('Concat', parts, { axis });
+  }
+  split(x: Value, axis: number, sizes: readonly number[]): readonly Value[] {
+    return this.apply('Split', [x], { axis, sizes });
+  }
+  /** Rows of `data` by index: result shape is `indices.shape` followed by the rest of `data.shape`. */
+  gather(data: Value, indices: Value): Value {
+    return this.#one('Gather', [data, indices], NONE);
+  }
+  gatherElements(data: Value, indices: Value, axis: number): Value {
+    return this.#one('GatherElements', [data, indices], { axis });
+  }
+  scatterElements(
+    data: Value,
+    indices: Value,
+    updates: Value,
+    axis: number,
+    reduction: 'none' | 'add' = 'none',
+  ): Value {
+    return this.#one('ScatterElements', [data, indices, updates], { axis, reduction });
+  }
+  /** Adds rows of `updates` [N, ...] to the rows of `data` that `indices` [N, 1] name; repeated indices add up. */
+  scatterAddRows(data: Value, indices: Value, updates: Value): Value {
+    return this.#one('ScatterND', [data, indices, updates], { reduction: 'add' });
+  }
+  reduceSum(x: Value, axes: readonly number[], keepDims = false): Value {
+    return this.#one('ReduceSum', [x], { axes, keepDims });
+  }
+  reduceMean(x: Value, axes: readonly number[], keepDims = false): Value {
+    return this.#one('ReduceMean', [x], { axes, keepDims });
+  }
+  reduceMax(x: Value, axes: readonly number[], keepDims = false): Value {
+    return this.#one('ReduceMax', [x], { axes, keepDims });
+  }
+  reduceLogSumExp(x: Value, axes: readonly number[], keepDims = false): Value {
+    return this.#one('ReduceLogSumExp', [x], { axes, keepDims });
+  }
+  reduceSumSquare(x: Value, axes: readonly number[], keepDims = false): Value {
+    return this.#one('ReduceSumSquare', [x], { axes, keepDims });
+  }
+  sumAll(x: Value): Value {
+    return this.reduceSum(
+      x,
+      x.shape.map((_, i) => i),
+    );
+  }
+  softmax(x: Value, axis: number): Value {
+    return this.#one('Softmax', [x], { axis });
+  }
+  logSoftmax(x: Value, axis: number): Value {
+    return this.#one('LogSoftmax', [x], { axis });
+  }
+  /** x / sqrt(mean(x²) + epsilon) · scale over the last axis (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4). */
+  rmsNormalization(x: Value, scale: Value, epsilon: number): Value {
+    return this.#one('RMSNormalization', [x, scale], { epsilon });
+  }
+  /** The k largest along `axis`, largest first. */
+  topK(x: Value, k: number, axis: number): { readonly values: Value; readonly indices: Value } {
+    const [values, indices] = this.apply('TopK', [x], { axis, k });
+    return { values: values!, indices: indices! };
+  }
+  argMax(x: Value, axis: number): Value {
+    return this.#one('ArgMax', [x], { axis });
+  }
+
+  /** Sums `x` down to `shape`, undoing a broadcast. */
+  sumTo(x: Value, shape: Shape): Value {
+    if (shapesEqual(x.shape, shape)) return x;
+    if (!shapesEqual(broadcastShapes(x.shape, shape) ?? [], x.shape)) {
+      throw new StillhouseError({
+        code: 'GRAPH_TYPE_ERROR',
+        where: `graph ${this.name}`,
+        problem: 'cannot undo a broadcast',
+        expected: formatShape(shape),
+        got: formatShape(x.shape),
+      });
+    }
+    const extra = x.shape.length - shape.length;
+    const axes = x.shape.flatMap((dim, i) => (i < extra || (shape[i - extra] === 1 && dim !== 1) ? [i] : []));
+    return this.reshape(axes.length === 0 ? x : this.reduceSum(x, axes, true), shape);
+  }
+
+  /** The value of a symbol at run time as int64[1], read off a graph input that has it as a dimension. */
+  #symbolValue(symbol: string): Value {
+    const known = this.#symbolCache.get(symbol);
+    if (known !== undefined) return known;
+    for (const input of this.inputs) {
+      const axis = input.shape.indexOf(symbol);
+      if (axis >= 0) {
+        const value = this.#one('Shape', [input], { start: axis, end: axis + 1 });
+        this.#symbolCache.set(symbol, value);
+        return value;
+      }
+    }
+    throw new StillhouseError({
+      code: 'GRAPH_UNKNOWN_SYMBOL',
+      where: `graph ${this.name}`,
+      problem: `no input has a dimension ${symbol}`,
+      remedy: `Add an input that has ${symbol} as a dimension of its own`,
+    });
+  }
+
+  /** @internal The int64 shape tensor for `target`; at most one entry may be -1 when `mayInfer`. */
+  shapeTensor(target: Shape, mayInfer: boolean): Value {
+    const symbolic = target.filter((dim) => typeof dim === 'string');
+    if (symbolic.length === 0) return this.integers(target as readonly number[]);
+    if (symbolic.length === 1 && mayInfer && !target.includes(0))
+      return this.integers(target.map((dim) => (typeof dim === 'string' ? -1 : dim)));
+    return this.concat(
+      target.map((dim) => this.#dimValue(dim)),
+      0,
+    );
+  }
+
+  #dimValue(dim: Dim): Value {
+    const factors = symbolsOf(dim).map((symbol) => this.#symbolValue(symbol));
+    const scale = scaleOf(dim);
+    if (factors.length === 0 || scale !== 1) factors.push(this.integers([scale]));
+    return factors.reduce((product, factor) => this.mul(product, factor));
+  }
+
+  /** Number of elements of a value as a dimension, e.g. `64*B*T`. */
+  size(value: Value): Dim {
+    return elementCount(value.shape);
+  }
+}

@@ -1,0 +1,28 @@
+/** Build, type-check, differentiate, verify, print and encode ONNX graphs. Knows no language model. */
+export { GraphBuilder } from './builder.ts';
+export { type DifferentiateOptions, differentiate } from './differentiate.ts';
+export { elementCount, formatShape, multiplyDims, resolveDim, shapesEqual, symbolsOf } from './dims.ts';
+export { encodeModel } from './encode.ts';
+export {
+  type Contribution,
+  GRADIENT_RULES,
+  type GradientContext,
+  type GradientRule,
+  type NoGradient,
+} from './gradients.ts';
+export { OPERATORS } from './operators.ts';
+export { printGraph } from './print.ts';
+export type {
+  AttributeValue,
+  ConstantData,
+  Dim,
+  Dtype,
+  FloatDtype,
+  Node,
+  OperatorAttributes,
+  OperatorName,
+  Shape,
+  TensorType,
+  Value,
+} from './types.ts';
+export { findGraphProblems, verifyGraph } from './verify.ts';
