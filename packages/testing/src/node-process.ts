@@ -1,0 +1,59 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+
+export interface NodeOptions {
+  readonly cwd?: string;
+  /** Added to this process's environment; `undefined` takes a variable away. */
+  readonly env?: Readonly<Record<string, string | undefined>>;
+  /** Written to standard input, which is then closed; empty if not given. */
+  readonly input?: string;
+  /** After this long the process is killed and `signal` says so. 120 s if not given. */
+  readonly timeoutMs?: number;
+}
+
+export interface NodeResult {
+  /** Exit status, null if a signal ended the process. */
+  readonly code: number | null;
+  readonly signal: NodeJS.Signals | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+export interface NodeProcess {
+  /** For signals and for reading output as it comes. */
+  readonly child: ChildProcess;
+  readonly finished: Promise<NodeResult>;
+}
+
+/**
+ * Starts a real Node.js process that understands TypeScript: `args` are a script and its arguments, as after `node`.
+ * The process does not see that it runs inside a test, so it may run tests itself.
+ */
+export function startNode(args: readonly string[], options: NodeOptions = {}): NodeProcess {
+  const child = spawn(process.execPath, ['--import', import.meta.resolve('tsx'), ...args], {
+    cwd: options.cwd,
+    env: { ...process.env, NODE_TEST_CONTEXT: undefined, ...options.env },
+    stdio: ['pipe', 'pipe', 'pipe'],
+    timeout: options.timeoutMs ?? 120_000,
+    killSignal: 'SIGKILL',
+  });
+  const collected = { stdout: '', stderr: '' };
+  for (const name of ['stdout', 'stderr'] as const) {
+    child[name].setEncoding('utf8');
+    child[name].on('data', (text: string) => {
+      collected[name] += text;
+    });
+  }
+  // A process that ends without reading its input closes the pipe under us; its exit status tells the story.
+  child.stdin.on('error', () => {});
+  child.stdin.end(options.input ?? '');
+  const finished = new Promise<NodeResult>((resolve, reject) => {
+    child.on('error', reject);
+    child.on('close', (code, signal) => resolve({ code, signal, ...collected }));
+  });
+  return { child, finished };
+}
+
+/** Runs a Node.js process to its end; see {@link startNode}. Does not reject on a failing exit status. */
+export function runNode(args: readonly string[], options: NodeOptions = {}): Promise<NodeResult> {
+  return startNode(args, options).finished;
+}
