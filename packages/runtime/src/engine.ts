@@ -1,0 +1,309 @@
+import { StillhouseError } from '@stillhouse/errors';
+import { checkBindings, checkPorts, type Program } from './program.ts';
+import type { WorkerCall } from './protocol.ts';
+import {
+  checkTensorData,
+  countElements,
+  type DeviceTensor,
+  formatShape,
+  measureTensor,
+  TENSOR_ARRAYS,
+  type TensorData,
+  type TensorDtype,
+} from './tensor.ts';
+import type { WorkerLink } from './worker-link.ts';
+
+/** One step of a sequence. An output may be the same tensor as an input; see {@link Engine.run}. */
+export type Call =
+  | {
+      readonly kind: 'run';
+      readonly program: Program;
+      readonly inputs: Readonly<Record<string, DeviceTensor>>;
+      readonly outputs: Readonly<Record<string, DeviceTensor>>;
+    }
+  | { readonly kind: 'fill'; readonly tensor: DeviceTensor; readonly value: number }
+  | { readonly kind: 'copy'; readonly from: DeviceTensor; readonly to: DeviceTensor };
+
+export interface MemoryUse {
+  /** Bytes of the tensors that are allocated and not freed; views count nothing. */
+  readonly allocatedBytes: number;
+  /** Resident memory of the process now, with its own code and ONNX Runtime's working memory. */
+  readonly residentBytes: number;
+  /** The highest resident memory of the process so far. */
+  readonly peakRssBytes: number;
+}
+
+/**
+ * Runs ONNX programs on tensors that stay with the device, in a thread of its own.
+ *
+ * Everything is executed in the order in which it was asked for, so nothing but results needs to be awaited. Wrong
+ * arguments fail at the call. A failure of a command without a promise (memory exhausted in `allocate`) is told by
+ * the next call with a promise, which is then not executed.
+ *
+ * Every method can fail with ENGINE_CLOSED, RUNTIME_WORKER_LOST and, where it takes tensors, TENSOR_FREED.
+ */
+export interface Engine {
+  readonly device: 'cpu' | 'cuda' | 'webgpu';
+  /** Why this device, in words for a log. */
+  readonly deviceReason: string;
+  /**
+   * Makes a program of a serialised ONNX model (copied).
+   * @throws PROGRAM_INVALID with ONNX Runtime's words, PROGRAM_DTYPE_UNSUPPORTED
+   */
+  compile(model: Uint8Array, options: { readonly name: string }): Promise<Program>;
+  /**
+   * A tensor with this data, copied; with `transfer` the whole ArrayBuffer under `data` is handed over uncopied and
+   * can no longer be used here.
+   * @throws TENSOR_DATA_MISMATCH, TENSOR_DTYPE_UNSUPPORTED, TENSOR_SHAPE_INVALID
+   */
+  upload(
+    data: TensorData,
+    dtype: TensorDtype,
+    shape: readonly number[],
+    options?: { readonly transfer?: boolean },
+  ): DeviceTensor;
+  /** A tensor of zeros. */
+  allocate(dtype: TensorDtype, shape: readonly number[]): DeviceTensor;
+  /**
+   * A tensor that aliases `countElements(shape)` elements of `tensor` from `offset` (in elements) on.
+   * It ends with the tensor it was taken from.
+   * @throws TENSOR_VIEW_OUT_OF_RANGE
+   */
+  view(tensor: DeviceTensor, part: { readonly offset: number; readonly shape: readonly number[] }): DeviceTensor;
+  /** Overwrites a tensor with `data` (copied). @throws TENSOR_DATA_MISMATCH */
+  write(tensor: DeviceTensor, data: TensorData): void;
+  /** Copies all elements; dtypes and element counts must agree, shapes need not. @throws TENSOR_COPY_MISMATCH */
+  copy(from: DeviceTensor, to: DeviceTensor): void;
+  /** Sets every element; float16 takes its bit pattern, int64 a whole number. */
+  fill(tensor: DeviceTensor, value: number): void;
+  /**
+   * Runs a sequence with one message to the device. All calls are checked before the first one runs. Outputs are
+   * written into the given tensors. An output that aliases an input (in place) is right only where data flow makes
+   * the write come after every read of that input: element-wise operators, Gemm with C as output, ScatterND.
+   * @throws PROGRAM_* (see checkBindings), PROGRAM_RELEASED, RUNTIME_FAILED with ONNX Runtime's words
+   */
+  run(calls: readonly Call[]): Promise<void>;
+  /** A copy of the tensor's elements. */
+  download(tensor: DeviceTensor): Promise<TensorData>;
+  /** Copies of several tensors, in one message. */
+  downloadMany(tensors: readonly DeviceTensor[]): Promise<readonly TensorData[]>;
+  /** Ends a tensor and all views of it; the memory returns when it is no view itself. */
+  free(tensor: DeviceTensor): void;
+  memory(): Promise<MemoryUse>;
+  /** Ends the engine after what was asked before. May be called again. */
+  close(): Promise<void>;
+}
+
+interface Allocation {
+  readonly sizeBytes: number;
+  readonly handles: Set<number>;
+}
+
+let nextHandle = 1;
+
+export function createEngine(link: WorkerLink, device: Engine['device'], deviceReason: string): Engine {
+  /** Live handles, views included, and the allocation that each lies in. */
+  const allocations = new Map<number, Allocation>();
+  const programNumbers = new Map<Program, number>();
+  let nextProgram = 1;
+  let allocatedBytes = 0;
+  let closing: Promise<void> | undefined;
+
+  function checkOpen(command: string): void {
+    if (closing === undefined) return;
+    throw new StillhouseError({ code: 'ENGINE_CLOSED', where: `command ${command}`, problem: 'the engine is closed' });
+  }
+
+  function useTensor(where: string, tensor: DeviceTensor): number {
+    if (allocations.has(tensor.handle)) return tensor.handle;
+    throw new StillhouseError({
+      code: 'TENSOR_FREED',
+      where,
+      problem: `the ${tensor.dtype} tensor ${formatShape(tensor.shape)} was freed or belongs to another engine`,
+    });
+  }
+
+  function hold(dtype: TensorDtype, shape: readonly number[], sizeBytes: number, of?: Allocation): DeviceTensor {
+    const handle = nextHandle++;
+    const allocation = of ?? { sizeBytes, handles: new Set<number>() };
+    allocation.handles.add(handle);
+    allocations.set(handle, allocation);
+    if (of === undefined) allocatedBytes += sizeBytes;
+    return { handle, dtype, shape: [...shape], sizeBytes };
+  }
+
+  function lowerCopy(where: string, from: DeviceTensor, to: DeviceTensor) {
+    const call = { kind: 'copy', from: useTensor(where, from), to: useTensor(where, to) } as const;
+    if (from.dtype !== to.dtype || from.sizeBytes !== to.sizeBytes) {
+      throw new StillhouseError({
+        code: 'TENSOR_COPY_MISMATCH',
+        where,
+        problem: 'the two tensors differ in dtype or number of elements',
+        expected: `${to.dtype} ${formatShape(to.shape)}`,
+        got: `${from.dtype} ${formatShape(from.shape)}`,
+      });
+    }
+    return call;
+  }
+
+  function lowerFill(where: string, tensor: DeviceTensor, value: number) {
+    const call = { kind: 'fill', tensor: useTensor(where, tensor), value } as const;
+    if (tensor.dtype === 'int64' && !Number.isInteger(value)) {
+      throw new StillhouseError({
+        code: 'TENSOR_DATA_MISMATCH',
+        where,
+        problem: 'an int64 tensor takes whole numbers',
+        got: String(value),
+      });
+    }
+    return call;
+  }
+
+  function lowerCall(call: Call, position: string): WorkerCall {
+    if (call.kind === 'fill') return lowerFill(`fill (${position})`, call.tensor, call.value);
+    if (call.kind === 'copy') return lowerCopy(`copy (${position})`, call.from, call.to);
+    const { program, inputs, outputs } = call;
+    const number = programNumbers.get(program);
+    if (number === undefined) {
+      throw new StillhouseError({
+        code: 'PROGRAM_RELEASED',
+        where: `program ${program.name} (${position})`,
+        problem: 'it was released or belongs to another engine',
+      });
+    }
+    checkBindings(program, inputs, outputs);
+    const where = `program ${program.name} (${position})`;
+    return {
+      kind: 'run',
+      program: number,
+      inputs: program.inputNames.map((name) => useTensor(`${where}, input ${name}`, inputs[name]!)),
+      outputs: program.outputNames.map((name) => useTensor(`${where}, output ${name}`, outputs[name]!)),
+    };
+  }
+
+  const engine: Engine = {
+    device,
+    deviceReason,
+    async compile(model, { name }) {
+      checkOpen('compile');
+      const number = nextProgram++;
+      const copy = model.slice();
+      const ports = await link.request({ kind: 'compile', program: number, name, model: copy }, [copy.buffer]);
+      const program: Program = {
+        name,
+        inputNames: ports.inputs.map((port) => port.name),
+        outputNames: ports.outputs.map((port) => port.name),
+        ...ports,
+        release() {
+          if (closing !== undefined || !programNumbers.delete(program)) return;
+          link.send({ kind: 'release', program: number });
+        },
+      };
+      programNumbers.set(program, number);
+      try {
+        checkPorts(name, [...ports.inputs, ...ports.outputs]);
+      } catch (error) {
+        program.release();
+        throw error;
+      }
+      return program;
+    },
+    upload(data, dtype, shape, { transfer = false } = {}) {
+      checkOpen('upload');
+      const where = `upload of ${dtype} ${formatShape(shape)}`;
+      const sizeBytes = measureTensor(where, dtype, shape);
+      checkTensorData(where, data, dtype, shape);
+      const moved = transfer && data.buffer instanceof ArrayBuffer ? data : copyData(data, dtype);
+      const tensor = hold(dtype, shape, sizeBytes);
+      const { handle } = tensor;
+      link.send({ kind: 'upload', handle, dtype, shape: tensor.shape, data: moved }, [moved.buffer as ArrayBuffer]);
+      return tensor;
+    },
+    allocate(dtype, shape) {
+      checkOpen('allocate');
+      const sizeBytes = measureTensor(`allocation of ${dtype} ${formatShape(shape)}`, dtype, shape);
+      const tensor = hold(dtype, shape, sizeBytes);
+      link.send({ kind: 'allocate', handle: tensor.handle, dtype, shape: tensor.shape });
+      return tensor;
+    },
+    view(tensor, { offset, shape }) {
+      checkOpen('view');
+      const where = `view ${formatShape(shape)} from ${offset} of ${tensor.dtype} ${formatShape(tensor.shape)}`;
+      const of = useTensor(where, tensor);
+      const sizeBytes = measureTensor(where, tensor.dtype, shape);
+      const end = offset + countElements(shape);
+      if (!Number.isSafeInteger(offset) || offset < 0 || end > countElements(tensor.shape)) {
+        throw new StillhouseError({
+          code: 'TENSOR_VIEW_OUT_OF_RANGE',
+          where,
+          problem: 'the view reaches outside the tensor',
+          expected: `elements 0 to ${countElements(tensor.shape)}`,
+          got: `${offset} to ${end}`,
+        });
+      }
+      const view = hold(tensor.dtype, shape, sizeBytes, allocations.get(of));
+      link.send({ kind: 'view', handle: view.handle, of, offset, shape: view.shape });
+      return view;
+    },
+    write(tensor, data) {
+      checkOpen('write');
+      const where = `write to ${tensor.dtype} ${formatShape(tensor.shape)}`;
+      const handle = useTensor(where, tensor);
+      checkTensorData(where, data, tensor.dtype, tensor.shape);
+      const moved = copyData(data, tensor.dtype);
+      link.send({ kind: 'write', tensor: handle, data: moved }, [moved.buffer as ArrayBuffer]);
+    },
+    copy(from, to) {
+      checkOpen('copy');
+      link.send(lowerCopy('copy', from, to));
+    },
+    fill(tensor, value) {
+      checkOpen('fill');
+      link.send(lowerFill('fill', tensor, value));
+    },
+    async run(calls) {
+      checkOpen('run');
+      const lowered = calls.map((call, index) => lowerCall(call, `call ${index + 1} of ${calls.length}`));
+      await link.request({ kind: 'run', calls: lowered });
+    },
+    async download(tensor) {
+      const [data] = await engine.downloadMany([tensor]);
+      return data!;
+    },
+    async downloadMany(tensors) {
+      checkOpen('download');
+      return link.request({ kind: 'download', tensors: tensors.map((tensor) => useTensor('download', tensor)) });
+    },
+    free(tensor) {
+      checkOpen('free');
+      const handle = useTensor('free', tensor);
+      const allocation = allocations.get(handle)!;
+      const [owner] = allocation.handles;
+      const ended = owner === handle ? [...allocation.handles] : [handle];
+      for (const one of ended) {
+        allocations.delete(one);
+        allocation.handles.delete(one);
+      }
+      const sizeBytes = owner === handle ? allocation.sizeBytes : 0;
+      allocatedBytes -= sizeBytes;
+      link.send({ kind: 'free', handles: ended, sizeBytes });
+    },
+    async memory() {
+      checkOpen('memory');
+      const use = await link.request({ kind: 'memory' });
+      return { allocatedBytes, ...use };
+    },
+    close() {
+      closing ??= link.request({ kind: 'close' }).then(() => link.terminate());
+      return closing;
+    },
+  };
+  return engine;
+}
+
+function copyData(data: TensorData, dtype: TensorDtype): TensorData {
+  // Not slice(): a Buffer's slice aliases, and a shared array would stay shared.
+  const copy = new TENSOR_ARRAYS[dtype](data.length);
+  (copy as Float32Array).set(data as Float32Array);
+  return copy;
+}

@@ -1,0 +1,144 @@
+import { StillhouseError } from '@stillhouse/errors';
+import type { Port } from './protocol.ts';
+import { type DeviceTensor, formatShape, isTensorDtype } from './tensor.ts';
+
+/** A compiled model. */
+export interface Program {
+  readonly name: string;
+  readonly inputNames: readonly string[];
+  readonly outputNames: readonly string[];
+  /** Name, dtype and shape of every input; a dimension is a number, a symbol's name, or '' where unknown. */
+  readonly inputs: readonly Port[];
+  readonly outputs: readonly Port[];
+  /** Frees the session after everything that was asked before. Further runs fail with PROGRAM_RELEASED. */
+  release(): void;
+}
+
+/**
+ * Refuses a program with an input or output that no tensor of ours can stand for (bfloat16, string, sequences).
+ * @throws PROGRAM_DTYPE_UNSUPPORTED
+ */
+export function checkPorts(name: string, ports: readonly Port[]): void {
+  for (const port of ports) {
+    if (isTensorDtype(port.dtype)) continue;
+    throw new StillhouseError({
+      code: 'PROGRAM_DTYPE_UNSUPPORTED',
+      where: `program ${name}, ${port.name}`,
+      problem: `values of type ${port.dtype} cannot pass between JavaScript and the device`,
+      remedy: 'Cast inside the graph',
+    });
+  }
+}
+
+/**
+ * Checks the tensors of one run against the program's metadata: names, dtypes, numeric dimensions, and that a symbol
+ * stands for one size throughout. A symbol such as `B*T` is checked as a product where all its factors are known.
+ *
+ * @throws PROGRAM_INPUT_MISSING, PROGRAM_INPUT_UNKNOWN, PROGRAM_OUTPUT_MISSING, PROGRAM_OUTPUT_UNKNOWN,
+ *   PROGRAM_DTYPE_MISMATCH, PROGRAM_SHAPE_MISMATCH
+ */
+export function checkBindings(
+  program: Program,
+  inputs: Readonly<Record<string, DeviceTensor>>,
+  outputs: Readonly<Record<string, DeviceTensor>>,
+): void {
+  const symbols = new Map<string, Binding>();
+  checkNames(program, 'INPUT', program.inputNames, inputs);
+  checkNames(program, 'OUTPUT', program.outputNames, outputs);
+  for (const port of program.inputs) checkPort(program, 'input', port, inputs[port.name]!, symbols);
+  for (const port of program.outputs) checkPort(program, 'output', port, outputs[port.name]!, symbols);
+}
+
+interface Binding {
+  readonly size: number;
+  readonly where: string;
+}
+
+function checkNames(
+  program: Program,
+  role: 'INPUT' | 'OUTPUT',
+  names: readonly string[],
+  given: Readonly<Record<string, DeviceTensor>>,
+): void {
+  const word = role.toLowerCase();
+  for (const name of names) {
+    if (given[name] !== undefined) continue;
+    throw new StillhouseError({
+      code: `PROGRAM_${role}_MISSING`,
+      where: `program ${program.name}`,
+      problem: `${word} ${name} is missing`,
+      expected: names.join(', '),
+      got: Object.keys(given).join(', ') || 'none',
+    });
+  }
+  for (const name of Object.keys(given)) {
+    if (names.includes(name)) continue;
+    throw new StillhouseError({
+      code: `PROGRAM_${role}_UNKNOWN`,
+      where: `program ${program.name}`,
+      problem: `there is no ${word} ${name}`,
+      expected: names.join(', ') || 'none',
+      got: name,
+    });
+  }
+}
+
+function checkPort(
+  program: Program,
+  role: 'input' | 'output',
+  port: Port,
+  tensor: DeviceTensor,
+  symbols: Map<string, Binding>,
+): void {
+  const where = `program ${program.name}, ${role} ${port.name}`;
+  if (tensor.dtype !== port.dtype) {
+    throw new StillhouseError({
+      code: 'PROGRAM_DTYPE_MISMATCH',
+      where,
+      problem: 'the tensor has another dtype',
+      expected: port.dtype,
+      got: tensor.dtype,
+    });
+  }
+  const refuse = (problem: string, expected: string) => {
+    throw new StillhouseError({
+      code: 'PROGRAM_SHAPE_MISMATCH',
+      where,
+      problem,
+      expected,
+      got: formatShape(tensor.shape),
+    });
+  };
+  if (tensor.shape.length !== port.shape.length) {
+    refuse('the tensor has another number of dimensions', formatShape(port.shape));
+  }
+  port.shape.forEach((dim, axis) => {
+    const size = tensor.shape[axis]!;
+    if (typeof dim === 'number') {
+      if (dim !== size) refuse(`dimension ${axis} differs`, formatShape(port.shape));
+      return;
+    }
+    if (dim === '') return;
+    const known = symbols.get(dim) ?? resolveProduct(dim, symbols);
+    if (known === undefined) symbols.set(dim, { size, where: `${role} ${port.name}` });
+    else if (known.size !== size) {
+      refuse(
+        `dimension ${axis} (${dim}) differs from what ${known.where} says`,
+        `${formatShape(port.shape)} with ${dim} = ${known.size}`,
+      );
+    }
+  });
+}
+
+/** The value of `a*b*2` if every factor is known. */
+function resolveProduct(symbol: string, symbols: ReadonlyMap<string, Binding>): Binding | undefined {
+  const factors = symbol.split('*').map((factor) => factor.trim());
+  if (factors.length < 2) return undefined;
+  let size = 1;
+  for (const factor of factors) {
+    const value = /^\d+$/.test(factor) ? Number(factor) : symbols.get(factor)?.size;
+    if (value === undefined) return undefined;
+    size *= value;
+  }
+  return { size, where: 'the product of its factors' };
+}
