@@ -267,6 +267,10 @@ export class GraphBuilder {
   scatterAddRows(data: Value, indices: Value, updates: Value): Value {
     return this.#one('ScatterND', [data, indices, updates], { reduction: 'add' });
   }
+  /** `data` with the rows that `indices` [N, 1] name replaced by the rows of `updates` [N, ...]. */
+  scatterRows(data: Value, indices: Value, updates: Value): Value {
+    return this.#one('ScatterND', [data, indices, updates], { reduction: 'none' });
+  }
   reduceSum(x: Value, axes: readonly number[], keepDims = false): Value {
     return this.#one('ReduceSum', [x], { axes, keepDims });
   }

@@ -1,7 +1,13 @@
 import { StillhouseError } from '@stillhouse/errors';
 import type { GraphBuilder } from './builder.ts';
 import { formatShape, shapesEqual } from './dims.ts';
-import { type Contribution, GRADIENT_RULES, type GradientContext, type GradientRule } from './gradients.ts';
+import {
+  type Contribution,
+  GRADIENT_RULES,
+  type GradientContext,
+  type GradientRule,
+  type GradientRules,
+} from './gradients.ts';
 import { isFloat, type Node, type OperatorName, type Value } from './types.ts';
 
 export interface DifferentiateOptions {
@@ -10,6 +16,8 @@ export interface DifferentiateOptions {
   readonly withRespectTo: readonly Value[];
   /** Accumulators: the gradient of a key is added to its value, in the operator itself where that can add. */
   readonly accumulateInto?: ReadonlyMap<Value, Value>;
+  /** The table of rules; another one than the default serves to show that a check catches a wrong rule. */
+  readonly rules?: GradientRules;
 }
 
 /**
@@ -20,7 +28,7 @@ export interface DifferentiateOptions {
  * @throws StillhouseError GRAPH_NOT_DIFFERENTIABLE when a path leads through an operator without a gradient
  */
 export function differentiate(g: GraphBuilder, options: DifferentiateOptions): ReadonlyMap<Value, Value> {
-  const { seeds, withRespectTo, accumulateInto = new Map<Value, Value>() } = options;
+  const { seeds, withRespectTo, accumulateInto = new Map<Value, Value>(), rules = GRADIENT_RULES } = options;
   const forward = [...g.nodes];
   const carriesGradient = findDependents(forward, withRespectTo);
   const contributions = new Map<Value, Contribution[]>();
@@ -45,7 +53,7 @@ export function differentiate(g: GraphBuilder, options: DifferentiateOptions): R
       else if (dOutputs[i] !== undefined) contributions.set(output, [dOutputs[i]]);
     });
     const needs = (i: number) => node.inputs[i] !== undefined && carriesGradient.has(node.inputs[i]);
-    const results = g.scope(`gradient/${node.name}`, () => applyRule(g, node, dOutputs, needs));
+    const results = g.scope(`gradient/${node.name}`, () => applyRule(g, rules, node, dOutputs, needs));
     results.forEach((result, i) => {
       if (result !== undefined && needs(i)) contribute(node.inputs[i]!, result);
     });
@@ -86,11 +94,12 @@ function findDependents(nodes: readonly Node[], roots: readonly Value[]): Readon
 
 function applyRule<Name extends OperatorName>(
   g: GraphBuilder,
+  rules: GradientRules,
   node: Node,
   dOutputs: readonly (Value | undefined)[],
   needs: (i: number) => boolean,
 ): readonly (Contribution | undefined)[] {
-  const rule = GRADIENT_RULES[node.op as Name];
+  const rule = rules[node.op as Name];
   if (typeof rule !== 'function') {
     throw new StillhouseError({
       code: 'GRAPH_NOT_DIFFERENTIABLE',

@@ -35,8 +35,10 @@ export interface NoGradient {
 const zeroAlmostEverywhere: NoGradient = { reason: 'its derivative is zero wherever it exists' };
 const notContinuous: NoGradient = { reason: 'its output is not a differentiable number' };
 
+export type GradientRules = { readonly [Name in OperatorName]: GradientRule<Name> | NoGradient };
+
 /** Reverse-mode rules, one an operator, exhaustive by type. Each is checked in float64 against central differences. */
-export const GRADIENT_RULES: { readonly [Name in OperatorName]: GradientRule<Name> | NoGradient } = {
+export const GRADIENT_RULES: GradientRules = {
   Add: ({ g, inputs: [a, b], dy }) => [g.sumTo(dy, a!.shape), g.sumTo(dy, b!.shape)],
   Sub: ({ g, inputs: [a, b], dy, needs }) => [
     g.sumTo(dy, a!.shape),

@@ -8,6 +8,7 @@ export {
   GRADIENT_RULES,
   type GradientContext,
   type GradientRule,
+  type GradientRules,
   type NoGradient,
 } from './gradients.ts';
 export { OPERATORS } from './operators.ts';
