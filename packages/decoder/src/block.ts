@@ -1,0 +1,133 @@
+import type { ModelConfig } from '@stillhouse/checkpoint';
+import { type GraphBuilder, multiplyDims, type Value } from '@stillhouse/onnx-graph';
+import { emitRotary, type RotaryTables } from './rotary.ts';
+
+/** The weights of one layer by their name below `model.layers.N.`, e.g. `self_attn.q_proj.weight`, in checkpoint layout. */
+export type BlockWeights = ReadonlyMap<string, Value>;
+
+export interface KeyValueCache {
+  /** [B·kvHeads·S, headDim] each: one row a slot. */
+  readonly keys: Value;
+  readonly values: Value;
+  /** int64 [B·kvHeads·T, 1]: the slot row that each new key goes to, in order (row, KV head, column). */
+  readonly slotRows: Value;
+  /** S, the number of slots a row has. */
+  readonly slots: string;
+}
+
+export interface BlockInputs {
+  /** [B·T, hidden]: the residual stream before the layer. */
+  readonly x: Value;
+  readonly rotary: RotaryTables;
+  /** [B, 1, 1, T, keys]: 0 where attention is allowed, very negative elsewhere. */
+  readonly bias: Value;
+  readonly weights: BlockWeights;
+  readonly cache?: KeyValueCache;
+}
+
+export interface BlockOutputs {
+  /** [B·T, hidden]: the residual stream after the layer. */
+  readonly x: Value;
+  /** [B, kvHeads, heads / kvHeads, T, keys]: softmax of the scores. */
+  readonly attention: Value;
+  /** The cache with the new keys and values written; only when one was given. */
+  readonly cache?: { readonly keys: Value; readonly values: Value };
+}
+
+function weight(weights: BlockWeights, name: string): Value {
+  const value = weights.get(name);
+  if (value === undefined) throw new Error(`block graph: no weight ${name} was given`);
+  return value;
+}
+
+/** y = x Wᵀ + b on the matrix `x` [N, in], with the weight as checkpoints store it, [out, in]. */
+function emitLinear(g: GraphBuilder, weights: BlockWeights, name: string, x: Value, addTo?: Value): Value {
+  return g.scope(name.split('.').at(-1)!, () => {
+    const bias = weights.get(`${name}.bias`);
+    const product = g.gemm(x, weight(weights, `${name}.weight`), { transB: true, c: bias ?? addTo });
+    return bias !== undefined && addTo !== undefined ? g.add(addTo, product) : product;
+  });
+}
+
+/**
+ * One pre-norm decoder layer: x + attention(norm(x)), then + SwiGLU(norm(·)). Grouped queries (Ainslie et al. 2023,
+ * arXiv 2305.13245) need no copies of keys: the queries of a group stand below each other in one product.
+ */
+export function emitBlock(g: GraphBuilder, config: ModelConfig, inputs: BlockInputs): BlockOutputs {
+  const { weights } = inputs;
+  const attention = g.scope('self_attn', () => {
+    const normed = g.scope('input_layernorm', () =>
+      g.rmsNormalization(inputs.x, weight(weights, 'input_layernorm.weight'), config.rmsNormEpsilon),
+    );
+    return emitAttention(g, config, inputs, normed);
+  });
+  const x = g.scope('mlp', () => {
+    const normed = g.scope('post_attention_layernorm', () =>
+      g.rmsNormalization(attention.x, weight(weights, 'post_attention_layernorm.weight'), config.rmsNormEpsilon),
+    );
+    const gate = emitLinear(g, weights, 'mlp.gate_proj', normed);
+    const up = emitLinear(g, weights, 'mlp.up_proj', normed);
+    const activated = g.mul(g.mul(gate, g.sigmoid(gate)), up);
+    return emitLinear(g, weights, 'mlp.down_proj', activated, attention.x);
+  });
+  return { ...attention, x };
+}
+
+function emitAttention(g: GraphBuilder, config: ModelConfig, inputs: BlockInputs, normed: Value): BlockOutputs {
+  const { headCount, kvHeadCount, headDim } = config;
+  const { weights, rotary, cache } = inputs;
+  const group = headCount / kvHeadCount;
+  const [batch, length] = rotary.cos.shape as [string, string];
+  const heads = (name: string, count: number) =>
+    g.reshape(emitLinear(g, weights, `self_attn.${name}`, normed), [batch, length, count, headDim]);
+
+  // Scaling the queries instead of the scores touches headDim numbers a query instead of T.
+  const rotated = g.scale(
+    g.scope('rotary_q', () => emitRotary(g, heads('q_proj', headCount), rotary)),
+    1 / Math.sqrt(headDim),
+  );
+  const queries = g.reshape(
+    g.transpose(g.reshape(rotated, [batch, length, kvHeadCount, group, headDim]), [0, 2, 3, 1, 4]),
+    [batch, kvHeadCount, multiplyDims(group, length), headDim],
+  );
+  const newKeys = g.scope('rotary_k', () => emitRotary(g, heads('k_proj', kvHeadCount), rotary));
+  const newValues = heads('v_proj', kvHeadCount);
+  const { keysTransposed, values, written } =
+    cache === undefined ? emitFreshKeys(g, newKeys, newValues) : emitCachedKeys(g, cache, newKeys, newValues);
+
+  const keyCount = keysTransposed.shape[3]!;
+  const scores = g.reshape(g.matMul(queries, keysTransposed), [batch, kvHeadCount, group, length, keyCount]);
+  const attention = g.softmax(g.add(scores, inputs.bias), 4);
+  const mixed = g.matMul(g.reshape(attention, [batch, kvHeadCount, multiplyDims(group, length), keyCount]), values);
+  const perHead = g.reshape(mixed, [batch, kvHeadCount, group, length, headDim]);
+  const joined = g.reshape(g.transpose(perHead, [0, 3, 1, 2, 4]), [multiplyDims(batch, length), headCount * headDim]);
+  const x = emitLinear(g, weights, 'self_attn.o_proj', joined, inputs.x);
+  return written === undefined ? { x, attention } : { x, attention, cache: written };
+}
+
+interface Keys {
+  /** [B, kvHeads, headDim, keys] */
+  readonly keysTransposed: Value;
+  /** [B, kvHeads, keys, headDim] */
+  readonly values: Value;
+  readonly written?: { readonly keys: Value; readonly values: Value };
+}
+
+function emitFreshKeys(g: GraphBuilder, keys: Value, values: Value): Keys {
+  return { keysTransposed: g.transpose(keys, [0, 2, 3, 1]), values: g.transpose(values, [0, 2, 1, 3]) };
+}
+
+function emitCachedKeys(g: GraphBuilder, cache: KeyValueCache, newKeys: Value, newValues: Value): Keys {
+  const [batch, length, kvHeadCount, headDim] = newKeys.shape as [string, string, number, number];
+  const rows = multiplyDims(batch, kvHeadCount, length);
+  const write = (into: Value, fresh: Value) =>
+    g.scatterRows(into, cache.slotRows, g.reshape(g.transpose(fresh, [0, 2, 1, 3]), [rows, headDim]));
+  const keys = write(cache.keys, newKeys);
+  const values = write(cache.values, newValues);
+  const perHead = (x: Value) => g.reshape(x, [batch, kvHeadCount, cache.slots, headDim]);
+  return {
+    keysTransposed: g.transpose(perHead(keys), [0, 1, 3, 2]),
+    values: perHead(values),
+    written: { keys, values },
+  };
+}

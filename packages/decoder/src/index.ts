@@ -1,0 +1,17 @@
+/** The Qwen2 and Llama decoder as graphs. Works on ids; knows no text. */
+export { emitCacheBias, emitSegmentBias } from './attention-bias.ts';
+export { type BlockInputs, type BlockOutputs, type BlockWeights, emitBlock, type KeyValueCache } from './block.ts';
+export {
+  type BlockParameter,
+  batchTablesGraph,
+  blockGradientGraph,
+  blockGraph,
+  blockParameters,
+  cachedBlockGraph,
+  cacheTablesGraph,
+  embeddingGradientGraph,
+  embeddingGraph,
+  finalNormGraph,
+  gradientName,
+} from './model-graphs.ts';
+export { emitRotary, emitRotaryTables, inverseFrequencies, type RotaryTables } from './rotary.ts';

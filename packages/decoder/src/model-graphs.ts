@@ -1,0 +1,158 @@
+import { describeParameters, type ModelConfig } from '@stillhouse/checkpoint';
+import { differentiate, type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
+import { emitCacheBias, emitSegmentBias } from './attention-bias.ts';
+import { type BlockWeights, emitBlock } from './block.ts';
+import { emitRotaryTables } from './rotary.ts';
+
+/** A parameter of one layer: name below `model.layers.N.` and shape in checkpoint layout. */
+export interface BlockParameter {
+  readonly name: string;
+  readonly shape: readonly number[];
+}
+
+const FIRST_LAYER = 'model.layers.0.';
+
+/** The parameters that every layer has, in checkpoint order. */
+export function blockParameters(config: ModelConfig): readonly BlockParameter[] {
+  return describeParameters(config)
+    .filter(({ name }) => name.startsWith(FIRST_LAYER))
+    .map(({ name, shape }) => ({ name: name.slice(FIRST_LAYER.length), shape }));
+}
+
+/** The input that takes a gradient accumulator for the input `name`, and the output that holds the sum. */
+export const gradientName = (name: string) => `gradient.${name}`;
+
+function weightInputs(g: GraphBuilder, config: ModelConfig): BlockWeights {
+  return new Map(blockParameters(config).map(({ name, shape }) => [name, g.floatInput(name, shape)]));
+}
+
+/** Tables that every layer of one batch shares. Inputs: positions, segments [B, T], columns [T] (int64). Outputs: cos, sin, bias. */
+export function batchTablesGraph(config: ModelConfig, float: FloatDtype): GraphBuilder {
+  const g = new GraphBuilder('batch_tables', float);
+  const positions = g.input('positions', 'int64', ['B', 'T']);
+  const segments = g.input('segments', 'int64', ['B', 'T']);
+  const columns = g.input('columns', 'int64', ['T']);
+  const { cos, sin } = emitRotaryTables(g, config, positions);
+  g.output('cos', cos);
+  g.output('sin', sin);
+  g.output('bias', emitSegmentBias(g, segments, columns));
+  return g;
+}
+
+/** As `batchTablesGraph`, for attention over a KV cache. Inputs: positions [B, T], slots [S] (int64). */
+export function cacheTablesGraph(config: ModelConfig, float: FloatDtype): GraphBuilder {
+  const g = new GraphBuilder('cache_tables', float);
+  const positions = g.input('positions', 'int64', ['B', 'T']);
+  const slots = g.input('slots', 'int64', ['S']);
+  const { cos, sin } = emitRotaryTables(g, config, positions);
+  g.output('cos', cos);
+  g.output('sin', sin);
+  g.output('bias', emitCacheBias(g, positions, slots));
+  return g;
+}
+
+/** Token embeddings. Inputs: ids int64 [N], table [V, H]. Output: x [N, H]. */
+export function embeddingGraph(config: ModelConfig, float: FloatDtype): GraphBuilder {
+  const g = new GraphBuilder('embedding', float);
+  const ids = g.input('ids', 'int64', ['N']);
+  const table = g.floatInput('table', [config.vocabSize, config.hiddenSize]);
+  g.output('x', g.gather(table, ids));
+  return g;
+}
+
+/** Gradient of the embeddings, added to `gradient.table` in place. Inputs: ids [N], dx [N, H], gradient.table [V, H]. */
+export function embeddingGradientGraph(config: ModelConfig, float: FloatDtype): GraphBuilder {
+  const g = new GraphBuilder('embedding_gradient', float);
+  const ids = g.input('ids', 'int64', ['N']);
+  const dx = g.floatInput('dx', ['N', config.hiddenSize]);
+  const into = g.floatInput(gradientName('table'), [config.vocabSize, config.hiddenSize]);
+  g.output(`${gradientName('table')}.sum`, g.scatterAddRows(into, g.reshape(ids, ['N', 1]), dx));
+  return g;
+}
+
+interface BlockGraphInputs {
+  readonly x: Value;
+  readonly rotary: { readonly cos: Value; readonly sin: Value };
+}
+
+function blockInputs(g: GraphBuilder, config: ModelConfig): BlockGraphInputs {
+  const tables = ['B', 'T', 1, config.headDim / 2];
+  return {
+    x: g.floatInput('x', ['B*T', config.hiddenSize]),
+    rotary: { cos: g.floatInput('cos', tables), sin: g.floatInput('sin', tables) },
+  };
+}
+
+/** One layer. Inputs: x [B·T, H], cos, sin, bias, the layer's weights. Outputs: y [B·T, H] and, by choice, attention. */
+export function blockGraph(
+  config: ModelConfig,
+  float: FloatDtype,
+  options: { readonly attention?: boolean } = {},
+): GraphBuilder {
+  const g = new GraphBuilder('block', float);
+  const inputs = blockInputs(g, config);
+  const bias = g.floatInput('bias', ['B', 1, 1, 'T', 'T']);
+  const { x, attention } = emitBlock(g, config, { ...inputs, bias, weights: weightInputs(g, config) });
+  g.output('y', x);
+  if (options.attention) g.output('attention', g.reshape(attention, ['B', config.headCount, 'T', 'T']));
+  return g;
+}
+
+/**
+ * One layer backwards, its forward pass recomputed. Inputs: those of `blockGraph`, dy [B·T, H] and for each trained
+ * weight W an accumulator `gradient.W`. Outputs: dx and `gradient.W.sum`, meant to alias the accumulator.
+ */
+export function blockGradientGraph(
+  config: ModelConfig,
+  float: FloatDtype,
+  trained: (name: string) => boolean = () => true,
+): GraphBuilder {
+  const g = new GraphBuilder('block_gradient', float);
+  const inputs = blockInputs(g, config);
+  const bias = g.floatInput('bias', ['B', 1, 1, 'T', 'T']);
+  const weights = weightInputs(g, config);
+  const { x: y } = emitBlock(g, config, { ...inputs, bias, weights });
+  const dy = g.floatInput('dy', ['B*T', config.hiddenSize]);
+  const wanted = [...weights].filter(([name]) => trained(name));
+  const accumulateInto = new Map(wanted.map(([name, value]) => [value, g.floatInput(gradientName(name), value.shape)]));
+  const gradients = differentiate(g, {
+    seeds: [[y, dy]],
+    withRespectTo: [inputs.x, ...wanted.map(([, value]) => value)],
+    accumulateInto,
+  });
+  g.output('dx', gradients.get(inputs.x)!);
+  for (const [name, value] of wanted) g.output(`${gradientName(name)}.sum`, gradients.get(value)!);
+  return g;
+}
+
+/**
+ * One layer over a KV cache, for prefill and for single steps. Inputs: x, cos, sin, bias [B, 1, 1, T, S], keys and
+ * values [B·kvHeads·S, headDim], slotRows int64 [B·kvHeads·T, 1], `slots` int64 [S] (its length gives S), weights.
+ * Outputs: y, keys.written, values.written (meant to alias keys and values).
+ */
+export function cachedBlockGraph(config: ModelConfig, float: FloatDtype): GraphBuilder {
+  const g = new GraphBuilder('cached_block', float);
+  const inputs = blockInputs(g, config);
+  const bias = g.floatInput('bias', ['B', 1, 1, 'T', 'S']);
+  const store = [`${config.kvHeadCount}*B*S`, config.headDim];
+  const cache = {
+    keys: g.floatInput('keys', store),
+    values: g.floatInput('values', store),
+    slotRows: g.input('slotRows', 'int64', [`${config.kvHeadCount}*B*T`, 1]),
+    slots: 'S',
+  };
+  const out = emitBlock(g, config, { ...inputs, bias, cache, weights: weightInputs(g, config) });
+  g.output('y', out.x);
+  g.output('keys.written', out.cache!.keys);
+  g.output('values.written', out.cache!.values);
+  return g;
+}
+
+/** The final norm. Inputs: x [N, H], norm [H]. Output: hidden [N, H], what enters the output matrix. */
+export function finalNormGraph(config: ModelConfig, float: FloatDtype): GraphBuilder {
+  const g = new GraphBuilder('final_norm', float);
+  const x = g.floatInput('x', ['N', config.hiddenSize]);
+  const norm = g.floatInput('norm', [config.hiddenSize]);
+  g.output('hidden', g.rmsNormalization(x, norm, config.rmsNormEpsilon));
+  return g;
+}

@@ -1,0 +1,94 @@
+import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
+import type { LogDistributions } from './divergence.ts';
+
+/** Stands for the log-probability of an entry that is not there; its exponential is exactly zero. */
+export const ABSENT_LOGPROB = -1e4;
+
+/** A score that no softmax sees. Finite, so that a row of nothing else stays finite too. */
+const REMOVED_SCORE = -1e30;
+
+/** What mass outside the top k becomes: one exact entry, one entry tempered from T = 1, or nothing. */
+export type TailKind = 'tail' | 'bucket' | 'renormalise' | 'renormalise-both';
+
+export interface TopKInputs {
+  /** int64 [N, K], distinct in a row; a row with fewer than K entries repeats its first id. */
+  readonly ids: Value;
+  /** [N, K]: at temperature T for `tail`, at 1 otherwise; `ABSENT_LOGPROB` where a row has fewer entries. */
+  readonly logprobs: Value;
+  /** [N]: log-probability of everything outside the top k, at the temperature of `logprobs`; absent when k = V. */
+  readonly tailLogprob?: Value | undefined;
+}
+
+/** Softmax of both sides over the whole vocabulary at temperature T: [N, V]. */
+export function emitFullDistributions(
+  g: GraphBuilder,
+  studentLogits: Value,
+  teacherLogits: Value,
+  temperature: Value,
+): LogDistributions {
+  const inverse = g.reciprocal(temperature);
+  return {
+    teacher: g.logSoftmax(g.mul(teacherLogits, inverse), 1),
+    student: g.logSoftmax(g.mul(studentLogits, inverse), 1),
+  };
+}
+
+/**
+ * Both sides over the teacher's top-k ids and, by `tail`, one more entry for all other ids ([N, K + 1]):
+ * - `tail`: the mass outside at temperature T on both sides, exact; never exceeds the full divergence;
+ * - `bucket`: the mass outside at T = 1 as one entry, then both sides tempered and renormalised over K + 1 entries;
+ * - `renormalise`: the teacher renormalised over S at T, the student with its full normaliser (not a divergence);
+ * - `renormalise-both`: both renormalised over S at T.
+ */
+export function emitTopKDistributions(
+  g: GraphBuilder,
+  studentLogits: Value,
+  topk: TopKInputs,
+  tail: TailKind,
+  temperature: Value,
+): LogDistributions {
+  const inverse = g.reciprocal(temperature);
+  const isPresent = g.less(g.scalar(ABSENT_LOGPROB / 2), topk.logprobs);
+  const atEntries = (logprobs: Value) =>
+    g.where(isPresent, g.gatherElements(logprobs, topk.ids, 1), g.scalar(ABSENT_LOGPROB));
+  switch (tail) {
+    case 'tail':
+      return withTailEntry(g, studentLogits, g.mul(studentLogits, inverse), topk, atEntries);
+    case 'bucket': {
+      const { teacher, student } = withTailEntry(g, studentLogits, studentLogits, topk, atEntries);
+      return { teacher: g.logSoftmax(g.mul(teacher, inverse), 1), student: g.logSoftmax(g.mul(student, inverse), 1) };
+    }
+    case 'renormalise':
+      return {
+        teacher: g.logSoftmax(g.mul(topk.logprobs, inverse), 1),
+        student: atEntries(g.logSoftmax(g.mul(studentLogits, inverse), 1)),
+      };
+    case 'renormalise-both':
+      return {
+        teacher: g.logSoftmax(g.mul(topk.logprobs, inverse), 1),
+        student: g.logSoftmax(g.mul(atEntries(studentLogits), inverse), 1),
+      };
+  }
+}
+
+function withTailEntry(
+  g: GraphBuilder,
+  studentLogits: Value,
+  scores: Value,
+  topk: TopKInputs,
+  atEntries: (logprobs: Value) => Value,
+): LogDistributions {
+  const logNormaliser = g.reduceLogSumExp(scores, [1], true);
+  const entries = g.sub(atEntries(scores), logNormaliser);
+  if (topk.tailLogprob === undefined) return { teacher: topk.logprobs, student: entries };
+  // The student's mass outside is summed over what is left, not taken as 1 - Σ: that difference loses all digits
+  // where the tail is small, and a ratio of two tails is what the gradient needs.
+  const [rows] = studentLogits.shape;
+  const removed = g.expand(g.scalar(REMOVED_SCORE), topk.ids.shape);
+  const outside = g.reduceLogSumExp(g.scatterElements(scores, topk.ids, removed, 1), [1], true);
+  const teacherTail = g.reshape(topk.tailLogprob, [rows!, 1]);
+  return {
+    teacher: g.concat([topk.logprobs, teacherTail], 1),
+    student: g.concat([entries, g.sub(outside, logNormaliser)], 1),
+  };
+}

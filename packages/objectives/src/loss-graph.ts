@@ -1,0 +1,140 @@
+import { differentiate, type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
+import { type Divergence, emitDivergence } from './divergence.ts';
+import { emitFullDistributions, emitTopKDistributions, type TailKind } from './label-distributions.ts';
+import { emitCrossEntropy, emitHiddenLoss, type HiddenLoss } from './token-losses.ts';
+
+/** Which teacher labels the KL term reads. */
+export type SoftLabels =
+  | { readonly kind: 'none' }
+  /** The teacher's whole distribution, from its final hidden state [N, teacherHidden] and output matrix [V, teacherHidden]. */
+  | { readonly kind: 'full'; readonly teacherHidden: number }
+  /** The teacher's k best ids; `isWhole` when k = V and nothing is outside. */
+  | { readonly kind: 'topk'; readonly k: number; readonly tail: TailKind; readonly isWhole: boolean };
+
+export interface HiddenMatch {
+  readonly loss: HiddenLoss;
+  readonly teacherHidden: number;
+  /** Whether a learned linear layer [teacherHidden, H] stands between the two widths. */
+  readonly hasProjection: boolean;
+}
+
+export interface Objective {
+  readonly labels: SoftLabels;
+  readonly divergence: Divergence;
+  readonly hidden?: HiddenMatch;
+}
+
+/** What the student's readout looks like: H, V (rows of the output matrix that take part) and the final norm's epsilon. */
+export interface Readout {
+  readonly hiddenSize: number;
+  readonly vocabSize: number;
+  readonly rmsNormEpsilon: number;
+}
+
+/**
+ * Final norm, output matrix, loss and their gradients for a chunk of N label positions, so that logits [N, V] exist
+ * for one chunk at a time and never leave the graph.
+ *
+ * L = Σ_n weights[n] · (alpha · T² · KL + (1 - alpha) · CE + hiddenWeight · hidden), KL and hidden only where the
+ * objective has them (without soft labels: CE alone). `weights` carries 1 / (number of target tokens of the global batch).
+ *
+ * Inputs: x [N, H] the residual stream after the last layer at the label positions; norm [H]; head [V, H]; labels
+ * int64 [N]; weights [N]; temperature, alpha, hiddenWeight scalars; teacher.* as the labels need; accumulators
+ * gradient.norm, gradient.head, gradient.projection.
+ * Outputs: dx [N, H]; gradient.*.sum (meant to alias the accumulators); sums float[4]: Σ weights · (L's own value,
+ * KL without T², CE, hidden).
+ */
+export function lossGraph(
+  objective: Objective,
+  readout: Readout,
+  float: FloatDtype,
+  trains: { readonly head: boolean } = { head: true },
+): GraphBuilder {
+  const g = new GraphBuilder('loss', float);
+  const { hiddenSize, vocabSize } = readout;
+  const x = g.floatInput('x', ['N', hiddenSize]);
+  const norm = g.floatInput('norm', [hiddenSize]);
+  const head = g.floatInput('head', [vocabSize, hiddenSize]);
+  const weights = g.floatInput('weights', ['N']);
+  const labels = g.input('labels', 'int64', ['N']);
+  const hidden = g.scope('final_norm', () => g.rmsNormalization(x, norm, readout.rmsNormEpsilon));
+  const logits = g.scope('lm_head', () => g.gemm(hidden, head, { transB: true }));
+
+  const trained: [name: string, value: Value][] = trains.head
+    ? [
+        ['norm', norm],
+        ['head', head],
+      ]
+    : [['norm', norm]];
+  const weigh = (perToken: Value) => g.sumAll(g.mul(perToken, weights));
+  const ce = weigh(g.scope('ce', () => emitCrossEntropy(g, logits, labels)));
+  let kl: Value | undefined;
+  let total = ce;
+  if (objective.labels.kind !== 'none') {
+    const temperature = g.floatInput('temperature', []);
+    const alpha = g.floatInput('alpha', []);
+    kl = weigh(g.scope('kl', () => emitSoftLoss(g, objective, logits, vocabSize, temperature)));
+    const squared = g.mul(temperature, temperature);
+    total = g.add(g.mul(g.mul(alpha, squared), kl), g.mul(g.sub(g.scalar(1), alpha), ce));
+  }
+  let hiddenSum: Value | undefined;
+  if (objective.hidden !== undefined) {
+    const { teacherHidden, hasProjection, loss } = objective.hidden;
+    const target = g.floatInput('teacher.final', ['N', teacherHidden]);
+    const projection = hasProjection ? g.floatInput('projection', [teacherHidden, hiddenSize]) : undefined;
+    if (projection !== undefined) trained.push(['projection', projection]);
+    hiddenSum = weigh(g.scope('hidden', () => emitHiddenLoss(g, loss, hidden, target, projection)));
+    total = g.add(total, g.mul(g.floatInput('hiddenWeight', []), hiddenSum));
+  }
+  const accumulateInto = new Map(
+    trained.map(([name, value]) => [value, g.floatInput(`gradient.${name}`, value.shape)]),
+  );
+  const gradients = differentiate(g, {
+    seeds: [[total, g.scalar(1)]],
+    withRespectTo: [x, ...trained.map(([, value]) => value)],
+    accumulateInto,
+  });
+  g.output('dx', gradients.get(x)!);
+  for (const [name, value] of trained) g.output(`gradient.${name}.sum`, gradients.get(value)!);
+  const sums = [total, kl ?? g.scalar(0), ce, hiddenSum ?? g.scalar(0)];
+  g.output(
+    'sums',
+    g.concat(
+      sums.map((sum) => g.reshape(sum, [1])),
+      0,
+    ),
+  );
+  return g;
+}
+
+/** The per-position divergence, [N], of the objective's soft labels; makes the inputs `teacher.*` that it reads. */
+export function emitSoftLoss(
+  g: GraphBuilder,
+  objective: Objective,
+  logits: Value,
+  vocabSize: number,
+  temperature: Value,
+): Value {
+  const { labels, divergence } = objective;
+  switch (labels.kind) {
+    case 'none':
+      throw new Error('an objective without soft labels has no divergence');
+    case 'full': {
+      const teacherFinal = g.floatInput('teacher.hidden', ['N', labels.teacherHidden]);
+      const teacherHead = g.floatInput('teacher.head', [vocabSize, labels.teacherHidden]);
+      const teacherLogits = g.scope('teacher_head', () => g.gemm(teacherFinal, teacherHead, { transB: true }));
+      return emitDivergence(g, divergence, emitFullDistributions(g, logits, teacherLogits, temperature));
+    }
+    case 'topk': {
+      const topk = {
+        ids: g.input('teacher.topk_ids', 'int64', ['N', labels.k]),
+        logprobs: g.floatInput('teacher.topk_logprobs', ['N', labels.k]),
+        tailLogprob:
+          labels.isWhole || labels.tail.startsWith('renormalise')
+            ? undefined
+            : g.floatInput('teacher.tail_logprob', ['N']),
+      };
+      return emitDivergence(g, divergence, emitTopKDistributions(g, logits, topk, labels.tail, temperature));
+    }
+  }
+}
