@@ -1,0 +1,70 @@
+/** What a report says, as plain data: no HTML, no colours. */
+export interface Report {
+  readonly title: string;
+  readonly subtitle?: string;
+  readonly sections: readonly ReportSection[];
+}
+
+export interface ReportSection {
+  readonly heading?: string;
+  readonly blocks: readonly ReportBlock[];
+}
+
+export type ReportBlock = Paragraph | Figures | Table | LineChart | BarChart;
+
+export interface Paragraph {
+  readonly kind: 'paragraph';
+  readonly text: string;
+}
+
+/** A row of headline numbers, already printed with their units. */
+export interface Figures {
+  readonly kind: 'figures';
+  readonly figures: readonly { readonly label: string; readonly value: string; readonly note?: string }[];
+}
+
+export interface Table {
+  readonly kind: 'table';
+  readonly caption?: string;
+  /** Headings; a column whose cells are all numbers (or null) is set to the right. */
+  readonly columns: readonly string[];
+  /** One cell a column. Numbers are printed with up to 4 significant digits, null as a dash, text as it is. */
+  readonly rows: readonly (readonly TableCell[])[];
+}
+
+export type TableCell = string | number | null;
+
+export interface LineChart {
+  readonly kind: 'lines';
+  readonly title?: string;
+  readonly series: readonly LineSeries[];
+  readonly xLabel: string;
+  readonly yLabel: string;
+  /** A logarithmic y axis; points at or below zero are then left out. */
+  readonly logY?: boolean;
+}
+
+export interface LineSeries {
+  readonly name: string;
+  /** Series of one group share a colour and one entry of the legend: the seeds of one kind of run. Default: the name. */
+  readonly group?: string;
+  /** Points [x, y] by rising x. A point that is not finite is left out, and the chart's note says so. */
+  readonly points: readonly (readonly [x: number, y: number])[];
+}
+
+export interface BarChart {
+  readonly kind: 'bars';
+  readonly title?: string;
+  readonly bars: readonly Bar[];
+  readonly valueLabel: string;
+  /** A d3 format of the printed values, such as `.1%`; default `.3~g`. */
+  readonly format?: string;
+}
+
+export interface Bar {
+  readonly name: string;
+  readonly value: number;
+  /** Ends of an interval around the value; both or neither. */
+  readonly low?: number;
+  readonly high?: number;
+}

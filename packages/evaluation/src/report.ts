@@ -1,0 +1,118 @@
+import { type FileDigest, writeFileAtomically } from '@stillhouse/durable-files';
+import { StillhouseError } from '@stillhouse/errors';
+import { assignColours, type RenderedChart, renderBarChart, renderLineChart } from './report-charts.ts';
+import type { Report, ReportBlock, Table, TableCell } from './report-content.ts';
+import { REPORT_STYLE } from './report-style.ts';
+
+/**
+ * Writes a report as one self-contained HTML file: style and charts inline, no script, nothing fetched.
+ * @throws StillhouseError REPORT_TABLE, CHART_EMPTY, and those of writeFileAtomically
+ */
+export async function writeReport(report: Report, path: string): Promise<FileDigest> {
+  return writeFileAtomically(path, await renderReport(report));
+}
+
+/**
+ * The report as HTML text.
+ * @throws StillhouseError REPORT_TABLE where a row has not one cell a column, CHART_EMPTY for a chart without values
+ */
+export async function renderReport(report: Report): Promise<string> {
+  const colours = assignColours(report);
+  const sections: string[] = [];
+  let charts = 0;
+  for (const { heading, blocks } of report.sections) {
+    const parts = heading === undefined ? [] : [`<h2>${escapeHtml(heading)}</h2>`];
+    for (const block of blocks) {
+      if (block.kind === 'lines') {
+        parts.push(printChart(block.title, await renderLineChart(block, colours, `chart-${++charts}`)));
+      } else if (block.kind === 'bars') {
+        parts.push(printChart(block.title, await renderBarChart(block, colours, `chart-${++charts}`)));
+      } else {
+        parts.push(printBlock(block));
+      }
+    }
+    sections.push(`<section>\n${parts.join('\n')}\n</section>`);
+  }
+  const title = escapeHtml(report.title);
+  const subtitle = report.subtitle === undefined ? '' : `<p class="subtitle">${escapeHtml(report.subtitle)}</p>`;
+  return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>${title}</title>
+<style>${REPORT_STYLE}</style>
+</head>
+<body>
+<main>
+<header><h1>${title}</h1>${subtitle}</header>
+${sections.join('\n')}
+</main>
+</body>
+</html>
+`;
+}
+
+function printBlock(block: Exclude<ReportBlock, { kind: 'lines' | 'bars' }>): string {
+  switch (block.kind) {
+    case 'paragraph':
+      return `<p>${escapeHtml(block.text)}</p>`;
+    case 'figures': {
+      const cards = block.figures.map(({ label, value, note }) => {
+        const below = note === undefined ? '' : `<div class="note">${escapeHtml(note)}</div>`;
+        return `<div class="figure"><div class="label">${escapeHtml(label)}</div><div class="value">${escapeHtml(value)}</div>${below}</div>`;
+      });
+      return `<div class="figures">${cards.join('')}</div>`;
+    }
+    case 'table':
+      return printTable(block);
+  }
+}
+
+function printTable({ caption, columns, rows }: Table): string {
+  rows.forEach((row, at) => {
+    if (row.length !== columns.length) {
+      throw new StillhouseError({
+        code: 'REPORT_TABLE',
+        where: `the table "${caption ?? columns.join(', ')}", row ${at + 1}`,
+        problem: 'the row does not fit the columns',
+        expected: `${columns.length} cells`,
+        got: String(row.length),
+      });
+    }
+  });
+  const classes = columns.map((_, at) => {
+    const cells = rows.map((row) => row[at] ?? null);
+    const isNumeric = cells.some((cell) => cell !== null) && cells.every((cell) => typeof cell !== 'string');
+    return isNumeric ? ' class="number"' : '';
+  });
+  const head = columns.map((name, at) => `<th scope="col"${classes[at]}>${escapeHtml(name)}</th>`).join('');
+  const body = rows.map((row) => {
+    const cells = row.map((cell, at) => `<td${classes[at]}>${escapeHtml(printCell(cell))}</td>`);
+    return `<tr>${cells.join('')}</tr>`;
+  });
+  const above = caption === undefined ? '' : `<caption>${escapeHtml(caption)}</caption>`;
+  return `<div class="scroll"><table>${above}<thead><tr>${head}</tr></thead><tbody>${body.join('')}</tbody></table></div>`;
+}
+
+/** Numbers keep 4 significant digits; whole ones keep all of theirs, in groups of three. */
+export function printCell(cell: TableCell): string {
+  if (cell === null) return '\u2013';
+  if (typeof cell === 'string') return cell;
+  if (!Number.isFinite(cell)) return String(cell);
+  if (Number.isInteger(cell)) return cell.toLocaleString('en-US');
+  const size = Math.abs(cell);
+  if (size < 1e-4) return cell.toExponential(2);
+  return cell.toLocaleString('en-US', { maximumSignificantDigits: size >= 1000 ? Math.ceil(Math.log10(size)) : 4 });
+}
+
+function printChart(title: string | undefined, { svg, notes }: RenderedChart): string {
+  const above = title === undefined ? '' : `<h3>${escapeHtml(title)}</h3>`;
+  const below = notes.length === 0 ? '' : `<figcaption>${escapeHtml(notes.join(' '))}</figcaption>`;
+  return `<figure>${above}${svg}${below}</figure>`;
+}
+
+function escapeHtml(text: string): string {
+  return text.replace(/[&<>"']/g, (sign) => `&#${sign.charCodeAt(0)};`);
+}
