@@ -10,7 +10,7 @@ export interface RenderedChart {
 
 /** Longer series are drawn as the means of this many stretches: nobody sees more, and files stay small. */
 const MOST_POINTS = 250;
-const PLOT_WIDTH = 640;
+const CHART_WIDTH = 760;
 const LINE_HEIGHT = 260;
 const BAR_STEP = 34;
 
@@ -65,17 +65,23 @@ export async function renderLineChart(
   const svg = await renderSpec(
     {
       data: { values },
-      width: PLOT_WIDTH,
+      width: CHART_WIDTH,
       height: LINE_HEIGHT,
       mark: { type: 'line', strokeWidth: crowded ? 1.4 : 2, strokeOpacity: crowded ? 0.8 : 1, strokeJoin: 'round' },
       encoding: {
-        x: { field: 'x', type: 'quantitative', title: chart.xLabel, scale: { nice: false }, axis: { grid: false } },
+        x: {
+          field: 'x',
+          type: 'quantitative',
+          title: chart.xLabel,
+          scale: { nice: false },
+          axis: { grid: false, tickCount: 8 },
+        },
         y: {
           field: 'y',
           type: 'quantitative',
           title: chart.yLabel,
           scale: chart.logY === true ? { type: 'log' } : { zero: false },
-          axis: { tickCount: 5, ...(chart.logY === true ? { format: '~g' } : {}) },
+          axis: chart.logY === true ? { values: logTicks(values.map(({ y }) => y)), format: '~g' } : { tickCount: 5 },
         },
         detail: { field: 'series', type: 'nominal' },
         color: {
@@ -101,6 +107,7 @@ export async function renderBarChart(
   if (finite.length === 0) throw emptyChart(chart.title ?? chart.valueLabel);
   const leftOut = chart.bars.length - finite.length;
   const format = chart.format ?? '.3~g';
+  const axisFormat = format.endsWith('%') ? '~%' : '~g';
   const values = finite.map((bar) => ({ ...bar, end: Math.max(bar.high ?? bar.value, bar.value) }));
   const names = finite.map(({ name }) => name);
   const y = {
@@ -115,14 +122,14 @@ export async function renderBarChart(
   const svg = await renderSpec(
     {
       data: { values },
-      width: PLOT_WIDTH,
-      height: { step: BAR_STEP },
+      width: CHART_WIDTH,
+      height: BAR_STEP * finite.length,
       encoding: { y },
       layer: [
         {
           mark: { type: 'bar', height: 16, cornerRadiusEnd: 3 },
           encoding: {
-            x: { ...value, axis: { format, tickCount: 6, domain: false } },
+            x: { ...value, axis: { format: axisFormat, tickCount: 6, domain: false } },
             color: {
               field: 'name',
               type: 'nominal',
@@ -154,6 +161,17 @@ export async function renderBarChart(
     idPrefix,
   );
   return { svg, notes: leftOut === 0 ? [] : [`${leftOut} of ${chart.bars.length} values are left out: not finite.`] };
+}
+
+/** Values at which a log axis is labelled and ruled: 1, 2 and 5 in every decade, or the powers of ten over many. */
+function logTicks(values: readonly number[]): readonly number[] {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const decades = Array.from(
+    { length: Math.ceil(Math.log10(high)) - Math.floor(Math.log10(low)) + 1 },
+    (_, at) => Math.floor(Math.log10(low)) + at,
+  );
+  const leads = decades.length > 4 ? [1] : [1, 2, 5];
+  return decades.flatMap((decade) => leads.map((lead) => Number(`${lead}e${decade}`)));
 }
 
 const groupOf = (series: LineSeries): string => series.group ?? series.name;
@@ -191,6 +209,7 @@ async function renderSpec(spec: object, label: string, idPrefix: string): Promis
     ...spec,
     background: 'transparent',
     padding: 4,
+    autosize: { type: 'fit-x', contains: 'padding' },
     config: {
       font: 'inherit',
       view: { stroke: null },
@@ -218,10 +237,13 @@ async function renderSpec(spec: object, label: string, idPrefix: string): Promis
 /** Fits the SVG to its column, gives its parts names of their own on the page, and its colours the page's variables. */
 function finishSvg(svg: string, label: string, idPrefix: string): string {
   const escaped = label.replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`);
+  // Vega numbers its clip paths through the life of the process: the same report would differ from run to run.
+  const ids = [...svg.matchAll(/\bid="([^"]+)"/g)].map(([, id]) => id);
+  const rename = (id: string) => `${idPrefix}-${ids.indexOf(id) + 1}`;
   return svg
     .replace(/<svg [^>]*?viewBox="([^"]*)"[^>]*>/, `<svg viewBox="$1" role="img" aria-label="${escaped}">`)
-    .replace(/\bid="([^"]+)"/g, `id="${idPrefix}-$1"`)
-    .replace(/url\(#([^)]+)\)/g, `url(#${idPrefix}-$1)`)
+    .replace(/\bid="([^"]+)"/g, (_, id: string) => `id="${rename(id)}"`)
+    .replace(/url\(#([^)]+)\)/g, (_, id: string) => `url(#${rename(id)})`)
     .replaceAll(INK, 'var(--ink)')
     .replaceAll(FAINT, 'var(--line)')
     .replace(/#fe01(\d\d)/g, (_, at: string) => `var(--series-${Number(at) + 1})`);

@@ -14,7 +14,7 @@ p{margin:.7rem 0;max-width:68ch}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:1.1rem 0}
 .figure{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px}
 .figure .label,.figure .note{color:var(--soft);font-size:.82rem;line-height:1.35}
-.figure .value{font-size:1.55rem;font-weight:650;line-height:1.3;font-variant-numeric:tabular-nums}
+.figure .value{font-size:1.35rem;font-weight:650;line-height:1.3;font-variant-numeric:tabular-nums}
 .scroll{overflow-x:auto;margin:1.1rem 0}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 caption{caption-side:top;text-align:left;font-weight:600;padding-bottom:.4rem}

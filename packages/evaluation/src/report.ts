@@ -82,29 +82,39 @@ function printTable({ caption, columns, rows }: Table): string {
       });
     }
   });
-  const classes = columns.map((_, at) => {
-    const cells = rows.map((row) => row[at] ?? null);
-    const isNumeric = cells.some((cell) => cell !== null) && cells.every((cell) => typeof cell !== 'string');
-    return isNumeric ? ' class="number"' : '';
-  });
+  const printed = columns.map((_, at) => printColumn(rows.map((row) => row[at] ?? null)));
+  const classes = printed.map((cells) => (cells.every((cell) => QUANTITY.test(cell)) ? ' class="number"' : ''));
   const head = columns.map((name, at) => `<th scope="col"${classes[at]}>${escapeHtml(name)}</th>`).join('');
-  const body = rows.map((row) => {
-    const cells = row.map((cell, at) => `<td${classes[at]}>${escapeHtml(printCell(cell))}</td>`);
+  const body = rows.map((_, line) => {
+    const cells = printed.map((column, at) => `<td${classes[at]}>${escapeHtml(column[line] ?? '')}</td>`);
     return `<tr>${cells.join('')}</tr>`;
   });
   const above = caption === undefined ? '' : `<caption>${escapeHtml(caption)}</caption>`;
   return `<div class="scroll"><table>${above}<thead><tr>${head}</tr></thead><tbody>${body.join('')}</tbody></table></div>`;
 }
 
-/** Numbers keep 4 significant digits; whole ones keep all of theirs, in groups of three. */
-export function printCell(cell: TableCell): string {
-  if (cell === null) return '\u2013';
-  if (typeof cell === 'string') return cell;
-  if (!Number.isFinite(cell)) return String(cell);
-  if (Number.isInteger(cell)) return cell.toLocaleString('en-US');
-  const size = Math.abs(cell);
-  if (size < 1e-4) return cell.toExponential(2);
-  return cell.toLocaleString('en-US', { maximumSignificantDigits: size >= 1000 ? Math.ceil(Math.log10(size)) : 4 });
+const ABSENT = '\u2013';
+/** A printed number with at most a short unit, or an absent one: such columns are set to the right. */
+const QUANTITY = /^(?:\u2013|[-+\u2212~]?\d[\d.,e+-]*(?: ?[^\s\d]{1,6})?)$/;
+
+/**
+ * Prints a column's cells: text as it is, and its numbers with as many decimals as 4 significant digits need in any of
+ * them, at most 4, so that they line up. Numbers too small for that are written with an exponent.
+ */
+export function printColumn(cells: readonly TableCell[]): readonly string[] {
+  const isTiny = (value: number) => value !== 0 && Math.abs(value) < 1e-4;
+  const decimals = cells.map((cell) => {
+    if (typeof cell !== 'number' || !Number.isFinite(cell) || isTiny(cell)) return 0;
+    return Math.min(4, Number(cell.toPrecision(4)).toString().split('.')[1]?.length ?? 0);
+  });
+  const digits = Math.max(0, ...decimals);
+  return cells.map((cell) => {
+    if (cell === null) return ABSENT;
+    if (typeof cell === 'string') return cell;
+    if (!Number.isFinite(cell)) return String(cell);
+    if (isTiny(cell)) return cell.toExponential(2);
+    return cell.toLocaleString('en-US', { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  });
 }
 
 function printChart(title: string | undefined, { svg, notes }: RenderedChart): string {
