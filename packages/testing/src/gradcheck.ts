@@ -35,7 +35,7 @@ export async function gradientError(engine: Engine, one: GradientCase): Promise<
     ...(one.rules === undefined ? {} : { rules: one.rules }),
   });
   g.output('f', f);
-  inputs.forEach((input, i) => g.output(`dx${i}`, gradients.get(input)!));
+  for (const [i, input] of inputs.entries()) g.output(`dx${i}`, gradients.get(input)!);
   const program = await engine.compile(encodeModel(g), { name: g.name });
 
   const values = one.inputs.map(({ shape, domain }) => {

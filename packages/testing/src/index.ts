@@ -1,4 +1,7 @@
 /** Private: what tests of several packages share. Nothing outside of tests imports it. */
+
+// For tests of packages below `runtime`, which may not import it themselves.
+export { openEngine } from '@stillhouse/runtime';
 export {
   type DifferenceBounds,
   type DifferenceSummary,
@@ -9,5 +12,7 @@ export {
   summarizeDifference,
   type Tolerance,
 } from './closeness.ts';
+export { type GradientCase, gradientError } from './gradcheck.ts';
 export { type NodeOptions, type NodeProcess, type NodeResult, runNode, startNode } from './node-process.ts';
+export { randomNormals, randomUniforms } from './random.ts';
 export { makeTemporaryFolder } from './temporary-folder.ts';
