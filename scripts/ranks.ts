@@ -1,0 +1,53 @@
+/**
+ * Who may import what. The one table that scripts/check-boundaries.ts enforces; ARCHITECTURE.md gives the reasons.
+ * A package imports packages of lower rank only: never a higher one, never one of its own rank.
+ */
+export const ranks: Readonly<Record<string, number>> = {
+  errors: 0,
+  settings: 1,
+  'onnx-graph': 1,
+  'float-formats': 1,
+  'durable-files': 1,
+  runtime: 2,
+  checkpoint: 2,
+  tokenizer: 2,
+  'teacher-cache': 2,
+  decoder: 3,
+  objectives: 3,
+  'teacher-inference': 4,
+  'student-trainer': 4,
+  evaluation: 4,
+  cli: 5,
+};
+
+/** The private package for tests: what it may import at most; any test may import it, nothing else may. */
+export const testPackage = { name: 'testing', importsUpToRank: 2 } as const;
+
+/** Pairs whose separation is a promise of its own, with the reason that the message gives. */
+export const separated: readonly { readonly packages: readonly [string, string]; readonly reason: string }[] = [
+  {
+    packages: ['teacher-inference', 'student-trainer'],
+    reason: 'training never reaches a teacher; what passes between the phases is a teacher cache',
+  },
+];
+
+/** Libraries from npm and the packages that may import them: one owner for each native or format library. */
+export const libraryOwners: Readonly<Record<string, readonly string[]>> = {
+  protobufjs: ['onnx-graph'],
+  'onnxruntime-node': ['runtime'],
+  '@huggingface/tokenizers': ['tokenizer'],
+  '@huggingface/jinja': ['tokenizer'],
+  'apache-arrow': ['teacher-cache'],
+  hyparquet: ['teacher-cache'],
+  'hyparquet-writer': ['teacher-cache'],
+  vega: ['evaluation'],
+  'vega-lite': ['evaluation'],
+  commander: ['cli'],
+  'cli-progress': ['cli'],
+  valibot: ['settings', 'cli'],
+  // Not a format but the loader of TypeScript, needed wherever a thread or a process starts.
+  tsx: ['cli', 'runtime', 'testing'],
+};
+
+/** Libraries that every test may import. The package `testing` lists them for all. */
+export const testLibraries: readonly string[] = ['fast-check'];
