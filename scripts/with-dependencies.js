@@ -1,5 +1,6 @@
 #!/usr/bin/env node
-// Runs a TypeScript script after making sure that node_modules holds what package-lock.json asks for.
+// Runs a TypeScript script after making sure that node_modules holds what package-lock.json asks for; without a
+// script it only makes sure.
 // Plain JavaScript without imports from npm: it must run on a machine that has only Node.js and git.
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -33,10 +34,7 @@ function installIfStale() {
 }
 
 const [script, ...rest] = process.argv.slice(2);
-if (script === undefined) {
-  console.error('usage: node scripts/with-dependencies.js SCRIPT.ts [ARGUMENT ...]');
-  process.exit(2);
-}
 installIfStale();
+if (script === undefined) process.exit(0);
 const run = spawnSync(process.execPath, ['--import', 'tsx', join(root, script), ...rest], { stdio: 'inherit' });
 process.exit(run.status ?? 1);
