@@ -1,0 +1,192 @@
+import { StillhouseError } from '@stillhouse/errors';
+import { type Data, type DataType, makeData, RecordBatch, type Schema, Struct } from 'apache-arrow';
+import { BATCH_TARGET_BYTES, LARGEST_BUFFER_BYTES } from './arrow-file-writer.ts';
+import { METADATA_COLUMNS, shardSchema } from './arrow-schemas.ts';
+import type { CacheDescription, HiddenLayer } from './description.ts';
+import type { HiddenLabels, LabelledRow, TopKLabels } from './labelled-row.ts';
+
+type Numbers = Int8Array | Uint8Array | Uint16Array | Int32Array | Float32Array;
+
+/** The arrays of many rows as one; a single array is handed on as it is. */
+function concatenate<T extends Numbers>(parts: readonly T[]): T {
+  if (parts.length === 1) return parts[0]!;
+  const total = parts.reduce((sum, part) => sum + part.length, 0);
+  const joined = new (parts[0]!.constructor as new (length: number) => T)(total);
+  let offset = 0;
+  for (const part of parts) {
+    joined.set(part as never, offset);
+    offset += part.length;
+  }
+  return joined;
+}
+
+function offsetsOf(lengths: Iterable<number>, count: number): Int32Array {
+  const offsets = new Int32Array(count + 1);
+  let i = 0;
+  for (const length of lengths) {
+    offsets[i + 1] = offsets[i]! + length;
+    i++;
+  }
+  return offsets;
+}
+
+// The library's generics for nested types lose themselves; these few functions are where types meet arrays.
+const primitive = (type: DataType, data: Numbers) =>
+  makeData({ type, length: data.length, nullCount: 0, data } as never);
+
+function list(type: DataType, valueOffsets: Int32Array, child: Data): Data {
+  return makeData({ type, length: valueOffsets.length - 1, nullCount: 0, valueOffsets, child } as never);
+}
+
+const fixedList = (type: DataType, length: number, child: Data): Data =>
+  makeData({ type, length, nullCount: 0, child } as never);
+
+const childType = (type: DataType) => (type.children as { type: DataType }[])[0]!.type;
+
+function texts(type: DataType, values: readonly (string | undefined)[]): Data {
+  const encoded = values.map((value) => Buffer.from(value ?? '', 'utf8'));
+  const nullCount = values.filter((value) => value === undefined).length;
+  const nullBitmap = new Uint8Array(Math.ceil(values.length / 8));
+  for (const [i, value] of values.entries()) if (value !== undefined) nullBitmap[i >> 3]! |= 1 << (i & 7);
+  return makeData({
+    type,
+    length: values.length,
+    nullCount,
+    ...(nullCount === 0 ? {} : { nullBitmap }),
+    valueOffsets: offsetsOf(
+      encoded.map((bytes) => bytes.length),
+      values.length,
+    ),
+    data: new Uint8Array(Buffer.concat(encoded)),
+  } as never);
+}
+
+export function assembleBatch(schema: Schema, columns: readonly Data[]): RecordBatch {
+  const type = new Struct(schema.fields);
+  const length = columns[0]!.length;
+  return new RecordBatch(schema, makeData({ type, length, nullCount: 0, children: [...columns] }) as never);
+}
+
+function encodeRows(schema: Schema, labelled: readonly LabelledRow[]): RecordBatch {
+  const rows = labelled.map(({ row }) => row);
+  const type = (column: number) => schema.fields[column]!.type;
+  const offsets = offsetsOf(
+    rows.map((row) => row.inputIds.length),
+    rows.length,
+  );
+  const masks = rows.map(({ lossMask }) => new Int8Array(lossMask.buffer, lossMask.byteOffset, lossMask.length));
+  return assembleBatch(schema, [
+    texts(
+      type(0),
+      rows.map((row) => row.id),
+    ),
+    list(type(1), offsets, primitive(childType(type(1)), concatenate(rows.map((row) => row.inputIds)))),
+    list(type(2), offsets, primitive(childType(type(2)), concatenate(masks))),
+    ...METADATA_COLUMNS.map((name, i) =>
+      texts(
+        type(3 + i),
+        rows.map((row) => row[name]),
+      ),
+    ),
+  ]);
+}
+
+function encodeTopK(schema: Schema, labelled: readonly LabelledRow[]): RecordBatch {
+  const labels = labelled.map(({ topk }) => topk as TopKLabels);
+  const [idType, idsType, logprobsType, logZType] = schema.fields.map(({ type }) => type) as [
+    DataType,
+    DataType,
+    DataType,
+    DataType,
+  ];
+  const positions = offsetsOf(
+    labels.map(({ counts }) => counts.length),
+    labels.length,
+  );
+  const counts = concatenate(labels.map((one) => one.counts));
+  const entries = offsetsOf(counts, counts.length);
+  const ragged = (type: DataType, values: Numbers) => {
+    const inner = childType(type);
+    return list(type, positions, list(inner, entries, primitive(childType(inner), values)));
+  };
+  const grid = childType(logZType);
+  const logZ = primitive(childType(grid), concatenate(labels.map((one) => one.logZ)));
+  return assembleBatch(schema, [
+    texts(
+      idType,
+      labelled.map(({ row }) => row.id),
+    ),
+    ragged(idsType, concatenate(labels.map((one) => one.ids))),
+    ragged(logprobsType, concatenate(labels.map((one) => one.logprobs))),
+    list(logZType, positions, fixedList(grid, counts.length, logZ)),
+  ]);
+}
+
+function encodeHidden(schema: Schema, labelled: readonly LabelledRow[], layer: HiddenLayer): RecordBatch {
+  const labels = labelled.map(({ hidden }) => hidden?.get(layer) as HiddenLabels);
+  const [idType, valuesType, scaleType] = schema.fields.map(({ type }) => type) as [DataType, DataType, DataType?];
+  const positions = offsetsOf(
+    labelled.map((row) => row.positions.length),
+    labelled.length,
+  );
+  const vector = childType(valuesType);
+  const values = primitive(childType(vector), concatenate(labels.map((one) => one.values as Numbers)));
+  const columns = [
+    texts(
+      idType,
+      labelled.map(({ row }) => row.id),
+    ),
+    list(valuesType, positions, fixedList(vector, positions.at(-1)!, values)),
+  ];
+  if (scaleType !== undefined) {
+    const scales = concatenate(labels.map((one) => one.tokenScale!));
+    columns.push(list(scaleType, positions, primitive(childType(scaleType), scales)));
+  }
+  return assembleBatch(schema, columns);
+}
+
+/** The size of the largest column of a row in a group's file, which is nearly all of it. */
+function largestColumnBytes(row: LabelledRow, group: 'rows' | 'topk' | HiddenLayer): number {
+  if (group === 'rows') return row.row.inputIds.byteLength;
+  if (group === 'topk') return Math.max(row.topk!.ids.byteLength, row.topk!.logZ.byteLength);
+  return row.hidden!.get(group)!.values.byteLength;
+}
+
+/**
+ * The record batches of one group of a shard: rows in order, each batch closed at about 1 MiB, one row at least.
+ * @throws StillhouseError CACHE_ROW_TOO_LARGE
+ */
+export function* encodeShard(
+  rows: readonly LabelledRow[],
+  group: 'rows' | 'topk' | HiddenLayer,
+  description: CacheDescription,
+): Generator<RecordBatch> {
+  const schema = shardSchema(description, group);
+  const encode = (batch: readonly LabelledRow[]) => {
+    if (group === 'rows') return encodeRows(schema, batch);
+    return group === 'topk' ? encodeTopK(schema, batch) : encodeHidden(schema, batch, group);
+  };
+  let batch: LabelledRow[] = [];
+  let batchBytes = 0;
+  for (const row of rows) {
+    const rowBytes = largestColumnBytes(row, group);
+    if (rowBytes > LARGEST_BUFFER_BYTES) {
+      throw new StillhouseError({
+        code: 'CACHE_ROW_TOO_LARGE',
+        where: `row ${row.row.id}`,
+        problem: 'the labels of one row do not fit into an Arrow column',
+        expected: `at most ${LARGEST_BUFFER_BYTES} bytes`,
+        got: String(rowBytes),
+        remedy: 'Cut rows with --max-length or store a smaller hidden dtype',
+      });
+    }
+    if (batch.length > 0 && batchBytes + rowBytes > BATCH_TARGET_BYTES) {
+      yield encode(batch);
+      batch = [];
+      batchBytes = 0;
+    }
+    batch.push(row);
+    batchBytes += rowBytes;
+  }
+  if (batch.length > 0) yield encode(batch);
+}

@@ -1,0 +1,261 @@
+import { stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { StillhouseError } from '@stillhouse/errors';
+import { decodeHidden, decodeRow, decodeText, decodeTopK } from './arrow-decoding.ts';
+import type { ArrowBatch } from './arrow-file-reader.ts';
+import { type CacheDescription, type CacheGroup, type HiddenLayer, hiddenGroup } from './description.ts';
+import { type HiddenLabels, type LabelledRow, labelPositions } from './labelled-row.ts';
+import { type CacheManifest, type ListedFile, type ListedMatrix, listFiles } from './manifest.ts';
+import { readManifest } from './manifest-parser.ts';
+import { type MatrixRows, readChannelRms, streamOutputMatrix, widenMatrixRows } from './output-matrix.ts';
+import { openShardFiles, type ShardFileReader } from './shard-files.ts';
+
+export interface OpenCacheOptions {
+  /** Accept a cache that is still being built, as far as it goes. Default false. */
+  readonly allowIncomplete?: boolean;
+  /** The groups whose files must be here; by default all that the manifest lists. `rows` is always needed. */
+  readonly groups?: readonly CacheGroup[];
+  /** `first-touch` (default) hashes each file before anything is read from it, once per opened cache. */
+  readonly verifyOnRead?: 'first-touch' | 'never';
+  /** How much of the batches that were read last stays in memory. Default 64 MiB. */
+  readonly batchCacheBytes?: number;
+}
+
+/** Which labels to read; what is left out is not touched. By default everything the cache has. */
+export interface LabelSelection {
+  readonly topk?: boolean;
+  readonly hidden?: readonly HiddenLayer[];
+}
+
+/** A cache opened for reading. Calls may overlap. */
+export interface TeacherCache {
+  readonly folder: string;
+  readonly manifest: CacheManifest;
+  readonly description: CacheDescription;
+  /** sha256 over everything the cache says and holds. */
+  readonly digest: string;
+  readonly rowCount: number;
+  readonly rowIds: readonly string[];
+  /** Folder with the teacher's tokenizer files; null if the cache has none. */
+  readonly tokenizerFolder: string | null;
+  /** The place of a row among all. @throws StillhouseError CACHE_ROW_UNKNOWN */
+  indexOf(id: string): number;
+  /**
+   * One row; its arrays are views on shared memory.
+   * @throws StillhouseError CACHE_ROW_UNKNOWN, CACHE_GROUP_ABSENT, CACHE_FILE_DAMAGED, CACHE_FILE_UNREADABLE
+   */
+  readRow(index: number, select?: LabelSelection): Promise<LabelledRow>;
+  /** Rows by their numbers, in the given order or all in theirs; the next is read while one is worked on. */
+  rows(order?: Iterable<number>, select?: LabelSelection): AsyncGenerator<LabelledRow>;
+  /** The RMS of each channel by which int8 states are scaled, [hiddenSize]. */
+  channelRms(layer: HiddenLayer): Promise<Float32Array>;
+  /** The teacher's output matrix, some rows at a time, as it is stored. @throws StillhouseError CACHE_GROUP_ABSENT */
+  streamOutputMatrix(): AsyncGenerator<MatrixRows>;
+  /** The output matrix as float32, [vocabSize, hiddenSize]. */
+  readOutputMatrix(): Promise<Float32Array<ArrayBuffer>>;
+  close(): Promise<void>;
+}
+
+/**
+ * Opens a cache: its manifest is checked, every needed file must be there with its size, ids are read.
+ * @throws StillhouseError CACHE_NOT_FOUND, CACHE_INCOMPLETE, CACHE_MANIFEST_INVALID, CACHE_VERSION_TOO_NEW,
+ *   CACHE_FILE_MISSING, CACHE_FILE_DAMAGED, CACHE_FILE_UNREADABLE
+ */
+export async function openCache(folder: string, options: OpenCacheOptions = {}): Promise<TeacherCache> {
+  const manifest = await readManifest(folder);
+  if (!manifest.complete && options.allowIncomplete !== true) {
+    throw new StillhouseError({
+      code: 'CACHE_INCOMPLETE',
+      where: folder,
+      problem: `only ${manifest.rows.stored} of ${manifest.rows.planned} rows are there`,
+      remedy: 'Run the same `stillhouse cache build` command again, it goes on where it stopped',
+    });
+  }
+  const groups = new Set<CacheGroup>(options.groups ?? [...listFiles(manifest)].map(({ group }) => group));
+  groups.add('rows');
+  for (const { group, file } of listFiles(manifest)) {
+    if (groups.has(group)) await checkSize(folder, file);
+  }
+  const files = openShardFiles(folder, manifest, options);
+  try {
+    return await makeCache(folder, manifest, groups, files);
+  } catch (error) {
+    await files.close();
+    throw error;
+  }
+}
+
+async function checkSize(folder: string, file: ListedFile): Promise<void> {
+  const path = join(folder, file.path);
+  const sizeBytes = await stat(path).then(
+    ({ size }) => size,
+    () => undefined,
+  );
+  if (sizeBytes === file.sizeBytes) return;
+  throw new StillhouseError({
+    code: sizeBytes === undefined ? 'CACHE_FILE_MISSING' : 'CACHE_FILE_DAMAGED',
+    where: path,
+    problem: sizeBytes === undefined ? 'the file is missing' : 'the file does not have its length',
+    expected: `${file.sizeBytes} bytes`,
+    ...(sizeBytes === undefined ? {} : { got: `${sizeBytes} bytes` }),
+    remedy: 'Fetch the file again, or build the cache anew',
+  });
+}
+
+async function makeCache(
+  folder: string,
+  manifest: CacheManifest,
+  groups: ReadonlySet<CacheGroup>,
+  files: ShardFileReader,
+): Promise<TeacherCache> {
+  const { description, shards } = manifest;
+  const rowIds: string[] = [];
+  for (const { files: shardFiles, rowCount } of shards) {
+    const found = await files.withFile(shardFiles.rows, 'rows', async (file) => {
+      for (let i = 0; i + 1 < file.batchStarts.length; i++) {
+        const batch = await file.readBatch(i);
+        for (let row = 0; row < batch.rowCount; row++) rowIds.push(decodeText(batch.columns[0]!, row)!);
+      }
+      return file.batchStarts.at(-1);
+    });
+    if (found !== rowCount) {
+      throw new StillhouseError({
+        code: 'CACHE_FILE_UNREADABLE',
+        where: join(folder, shardFiles.rows.path),
+        problem: 'the file has another number of rows than the manifest says',
+        expected: String(rowCount),
+        got: String(found),
+      });
+    }
+  }
+  const places = new Map(rowIds.map((id, index) => [id, index]));
+  const { topk, hidden } = description.labels;
+  const everything: LabelSelection = {
+    topk: topk !== null && groups.has('topk'),
+    hidden: (hidden?.layers ?? []).filter((layer) => groups.has(hiddenGroup(layer))),
+  };
+
+  const requireGroup = (group: CacheGroup, exists: boolean) => {
+    if (exists && groups.has(group)) return;
+    throw new StillhouseError({
+      code: 'CACHE_GROUP_ABSENT',
+      where: folder,
+      problem: `${group} is not in this cache${exists ? ' as it was opened' : ''}`,
+      got: `the groups ${[...groups].sort().join(', ')}`,
+      remedy: exists ? 'Open the cache with that group' : 'Build a cache with that label, or train on another',
+    });
+  };
+  const unknownRow = (name: string) =>
+    new StillhouseError({ code: 'CACHE_ROW_UNKNOWN', where: folder, problem: `there is no row ${name}` });
+
+  const readRow = async (index: number, select: LabelSelection = everything): Promise<LabelledRow> => {
+    const shard = shards[Math.floor(index / description.rowsPerShard)];
+    if (!Number.isInteger(index) || index < 0 || index >= rowIds.length || shard === undefined) {
+      throw unknownRow(`number ${index}, they go from 0 to ${rowIds.length - 1}`);
+    }
+    if (select.topk === true) requireGroup('topk', topk !== null);
+    for (const layer of select.hidden ?? []) {
+      requireGroup(hiddenGroup(layer), hidden?.layers.includes(layer) ?? false);
+    }
+    const place = index - shard.firstRow;
+    const read = async <T>(group: 'rows' | 'topk' | HiddenLayer, decode: (batch: ArrowBatch, place: number) => T) => {
+      const file = shard.files[group === 'rows' || group === 'topk' ? group : hiddenGroup(group)]!;
+      const found = await files.readAt(file, group, place);
+      try {
+        return decode(found.batch, found.place);
+      } catch (cause) {
+        throw new StillhouseError({
+          code: 'CACHE_FILE_UNREADABLE',
+          where: join(folder, file.path),
+          problem: `row ${place} of the shard cannot be read (${(cause as Error).message})`,
+          remedy: 'Run `stillhouse cache verify` on the cache',
+          cause,
+        });
+      }
+    };
+    const row = await read('rows', decodeRow);
+    const positions = labelPositions(row.lossMask, description.positions);
+    const requireSame = (group: string, id: string, count: number) => {
+      if (id === row.id && count === positions.length) return;
+      throw new StillhouseError({
+        code: 'CACHE_FILE_UNREADABLE',
+        where: join(folder, shard.files[group as 'rows']!.path),
+        problem: `${group} does not belong to the rows`,
+        expected: `row ${row.id} with ${positions.length} positions`,
+        got: `row ${id} with ${count}`,
+        remedy: 'Run `stillhouse cache verify` on the cache',
+      });
+    };
+    let labelled: LabelledRow = { row, positions };
+    if (select.topk === true) {
+      const grid = topk!.temperatures.length;
+      const [id, labels] = await read('topk', (batch, at) => decodeTopK(batch, at, grid));
+      requireSame('topk', id, labels.counts.length);
+      labelled = { ...labelled, topk: labels };
+    }
+    if (select.hidden !== undefined && select.hidden.length > 0) {
+      const states = new Map<HiddenLayer, HiddenLabels>();
+      for (const layer of select.hidden) {
+        const shape = { layer, dtype: hidden!.dtype, width: description.teacher!.hiddenSize };
+        const [id, labels] = await read(layer, (batch, at) => decodeHidden(batch, at, shape));
+        requireSame(hiddenGroup(layer), id, labels.values.length / shape.width);
+        states.set(layer, labels);
+      }
+      labelled = { ...labelled, hidden: states };
+    }
+    return labelled;
+  };
+
+  async function* rows(order?: Iterable<number>, select?: LabelSelection): AsyncGenerator<LabelledRow> {
+    let next: Promise<LabelledRow> | undefined;
+    for (const index of order ?? rowIds.keys()) {
+      const current = next;
+      next = readRow(index, select);
+      next.catch(() => {});
+      if (current !== undefined) yield await current;
+    }
+    if (next !== undefined) yield await next;
+  }
+
+  async function* stream(): AsyncGenerator<MatrixRows> {
+    requireGroup('head', manifest.outputMatrix !== null);
+    const matrix = manifest.outputMatrix as ListedMatrix;
+    await files.verify(matrix);
+    yield* streamOutputMatrix(join(folder, matrix.path), matrix);
+  }
+
+  return {
+    folder,
+    manifest,
+    description,
+    digest: manifest.digest,
+    rowCount: rowIds.length,
+    rowIds,
+    tokenizerFolder: manifest.tokenizer.length > 0 && groups.has('tokenizer') ? join(folder, 'tokenizer') : null,
+    indexOf: (id) => {
+      const index = places.get(id);
+      if (index === undefined) throw unknownRow(JSON.stringify(id));
+      return index;
+    },
+    readRow,
+    rows,
+    channelRms: async (layer) => {
+      const file = manifest.channelRms.find((one) => one.layer === layer);
+      requireGroup(hiddenGroup(layer), file !== undefined);
+      await files.verify(file!);
+      return readChannelRms(join(folder, file!.path), description.teacher!.hiddenSize);
+    },
+    streamOutputMatrix: stream,
+    readOutputMatrix: async () => {
+      requireGroup('head', manifest.outputMatrix !== null);
+      const { rows: height, columns, dtype } = manifest.outputMatrix!;
+      const whole = new Float32Array(height * columns);
+      for await (const part of stream()) {
+        const start = part.firstRow * columns;
+        widenMatrixRows(dtype, part, whole.subarray(start, start + part.rowCount * columns));
+      }
+      return whole;
+    },
+    close: files.close,
+  };
+}

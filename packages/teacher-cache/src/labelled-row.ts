@@ -1,0 +1,66 @@
+import type { HiddenDtype, HiddenLayer, LabelPositions } from './description.ts';
+
+/** One sequence of L tokens, without labels. */
+export interface CachedRow {
+  /** Unique within a cache; rows are addressed by it, whatever their order. Not empty. */
+  readonly id: string;
+  /** [L] token ids. */
+  readonly inputIds: Int32Array;
+  /** [L] 1 where the token is to be predicted, 0 elsewhere; the first is 0. */
+  readonly lossMask: Uint8Array;
+  readonly task?: string;
+  readonly split?: string;
+  /** Where the row came from. */
+  readonly source?: string;
+  /** The verified answer. */
+  readonly answer?: string;
+}
+
+/** The teacher's most probable ids at P label positions, ragged: position i has `counts[i]` entries. */
+export interface TopKLabels {
+  /** [P] entries at each position, at least 1. */
+  readonly counts: Int32Array;
+  /** [sum of counts] token ids, by descending probability within a position. */
+  readonly ids: Int32Array;
+  /** [sum of counts] natural logarithms of the probabilities at T = 1, over the whole vocabulary. */
+  readonly logprobs: Float32Array;
+  /** [P, temperatures] log of the sum over the vocabulary of exp(logprob / T); 0 at T = 1. */
+  readonly logZ: Float32Array;
+}
+
+/** Hidden states of one layer at P label positions. */
+export interface HiddenLabels {
+  readonly layer: HiddenLayer;
+  readonly dtype: HiddenDtype;
+  /** D, the teacher's hidden size. */
+  readonly width: number;
+  /** [P, D]; for float16 the bits of the numbers. */
+  readonly values: Int8Array | Uint16Array | Float32Array;
+  /** [P] for int8 only: value = int8 * tokenScale[position] * channelRms[channel]. */
+  readonly tokenScale?: Float32Array;
+}
+
+/** A row with its labels; arrays that come from a cache are views on shared memory, not to be written to. */
+export interface LabelledRow {
+  readonly row: CachedRow;
+  /** [P] the positions that have labels, ascending; position p predicts token p + 1. */
+  readonly positions: Int32Array;
+  readonly topk?: TopKLabels;
+  readonly hidden?: ReadonlyMap<HiddenLayer, HiddenLabels>;
+}
+
+/**
+ * The positions of a row at which labels are stored: those whose next token's mask is 1 (`response`) or all L-1
+ * (`all`). They follow from the mask, so a cache never stores them.
+ * @returns [P] ascending
+ */
+export function labelPositions(lossMask: Uint8Array, policy: LabelPositions): Int32Array {
+  const last = Math.max(0, lossMask.length - 1);
+  if (policy === 'all') return Int32Array.from({ length: last }, (_, position) => position);
+  const positions = new Int32Array(last);
+  let count = 0;
+  for (let position = 0; position < last; position++) {
+    if (lossMask[position + 1] === 1) positions[count++] = position;
+  }
+  return positions.slice(0, count);
+}

@@ -1,0 +1,107 @@
+import { createHash } from 'node:crypto';
+import { canonicalJson, type JsonValue } from './canonical-json.ts';
+import {
+  type CacheDescription,
+  type CacheGroup,
+  type HiddenLayer,
+  hiddenGroup,
+  type ShardGroup,
+  shardGroups,
+} from './description.ts';
+
+export const MANIFEST_NAME = 'manifest.json';
+export const FORMAT_NAME = 'stillhouse-teacher-cache';
+/** Readers of version n read 1 to n; a change that an old reader would misread raises it. */
+export const FORMAT_VERSION = 1;
+
+export interface ListedFile {
+  /** Relative to the cache, with `/`. */
+  readonly path: string;
+  readonly sizeBytes: number;
+  readonly sha256: string;
+}
+
+export type MatrixDtype = 'bfloat16' | 'float16' | 'float32';
+
+export interface ListedMatrix extends ListedFile {
+  readonly dtype: MatrixDtype;
+  readonly rows: number;
+  readonly columns: number;
+}
+
+export type ShardFiles = { readonly rows: ListedFile } & { readonly [group in ShardGroup]?: ListedFile };
+
+export interface ListedShard {
+  readonly firstRow: number;
+  readonly rowCount: number;
+  /** Tokens and label positions of its rows. */
+  readonly tokenCount: number;
+  readonly positionCount: number;
+  /** One file for each of {@link shardGroups}. */
+  readonly files: ShardFiles;
+}
+
+export interface CacheManifest {
+  readonly format: string;
+  readonly version: number;
+  /** sha256 of the canonical JSON of all other keys. */
+  readonly digest: string;
+  readonly complete: boolean;
+  readonly rows: { readonly planned: number; readonly stored: number };
+  readonly description: CacheDescription;
+  readonly tokenizer: readonly ListedFile[];
+  readonly outputMatrix: ListedMatrix | null;
+  readonly channelRms: readonly (ListedFile & { readonly layer: HiddenLayer })[];
+  readonly shards: readonly ListedShard[];
+}
+
+export const OUTPUT_MATRIX_PATH = 'head/output_matrix.arrow';
+export const channelRmsPath = (layer: HiddenLayer) => `scales/${hiddenGroup(layer)}.channel_rms.arrow`;
+export const shardPath = (index: number, group: ShardGroup) =>
+  `shards/${String(index).padStart(5, '0')}.${group}.arrow`;
+export const tokenizerPath = (name: string) => `tokenizer/${name}`;
+
+/** sha256, in hexadecimal, over everything a manifest says; students' reports name it. */
+export function digestManifest(manifest: object): string {
+  const { digest: _, ...rest } = manifest as { digest?: unknown };
+  return createHash('sha256')
+    .update(canonicalJson(rest as JsonValue))
+    .digest('hex');
+}
+
+/** The text of a manifest file; equal manifests have equal bytes. */
+export function serialiseManifest(manifest: Omit<CacheManifest, 'digest' | 'format' | 'version'>): string {
+  const { complete, rows, description, tokenizer, outputMatrix, channelRms, shards } = manifest;
+  const groups = shardGroups(description);
+  const fixed = {
+    format: FORMAT_NAME,
+    version: FORMAT_VERSION,
+    complete,
+    rows: { planned: rows.planned, stored: rows.stored },
+    description,
+    tokenizer: [...tokenizer].sort((a, b) => (a.path < b.path ? -1 : 1)),
+    outputMatrix,
+    channelRms: groups.flatMap((group) => channelRms.filter(({ layer }) => hiddenGroup(layer) === group)),
+    shards: shards.map((shard) => ({
+      firstRow: shard.firstRow,
+      rowCount: shard.rowCount,
+      tokenCount: shard.tokenCount,
+      positionCount: shard.positionCount,
+      files: Object.fromEntries(groups.map((group) => [group, shard.files[group]])),
+    })),
+  };
+  const { format, version, ...rest } = fixed;
+  return `${JSON.stringify({ format, version, digest: digestManifest(fixed), ...rest }, null, 1)}\n`;
+}
+
+/** Every file a manifest lists, with the group it belongs to. */
+export function* listFiles(
+  manifest: CacheManifest,
+): Generator<{ readonly group: CacheGroup; readonly file: ListedFile }> {
+  for (const file of manifest.tokenizer) yield { group: 'tokenizer', file };
+  if (manifest.outputMatrix !== null) yield { group: 'head', file: manifest.outputMatrix };
+  for (const file of manifest.channelRms) yield { group: hiddenGroup(file.layer), file };
+  for (const shard of manifest.shards) {
+    for (const group of shardGroups(manifest.description)) yield { group, file: shard.files[group]! };
+  }
+}

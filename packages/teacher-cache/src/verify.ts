@@ -1,0 +1,238 @@
+import { readdir, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { hashFile } from '@stillhouse/durable-files';
+import { isStillhouseError } from '@stillhouse/errors';
+import { decodeHidden, decodeRow, decodeTopK } from './arrow-decoding.ts';
+import { type ArrowBatch, type ArrowFile, openArrowFile } from './arrow-file-reader.ts';
+import { shardSchema } from './arrow-schemas.ts';
+import { LOCK_NAME } from './builder-lock.ts';
+import { type HiddenLayer, hiddenGroup } from './description.ts';
+import { type CachedRow, labelPositions } from './labelled-row.ts';
+import { type CacheManifest, type ListedFile, type ListedShard, listFiles, MANIFEST_NAME } from './manifest.ts';
+import { readManifest } from './manifest-parser.ts';
+import { readChannelRms, streamOutputMatrix } from './output-matrix.ts';
+import { checkHidden, checkRow, checkTopK } from './row-checks.ts';
+
+export interface VerifyProblem {
+  /** Relative to the cache. */
+  readonly file: string;
+  readonly problem: string;
+}
+
+export interface VerifyReport {
+  /** No problem was found. An incomplete cache can be without problems as far as it goes. */
+  readonly ok: boolean;
+  /** False too if the manifest cannot be read. */
+  readonly complete: boolean;
+  readonly digest: string | null;
+  readonly filesChecked: number;
+  readonly bytesChecked: number;
+  readonly rowsChecked: number;
+  readonly positionsChecked: number;
+  readonly problems: readonly VerifyProblem[];
+}
+
+/** More would bury the other files. */
+const PROBLEMS_PER_FILE = 5;
+
+/**
+ * Hashes every file of a cache and checks every invariant of the format. It collects what is wrong, each with the
+ * file at fault, and never throws on damage.
+ */
+export async function verifyCache(folder: string): Promise<VerifyReport> {
+  const findings = collectFindings();
+  const tally = { filesChecked: 0, bytesChecked: 0, rowsChecked: 0, positionsChecked: 0 };
+  let manifest: CacheManifest;
+  try {
+    manifest = await readManifest(folder);
+  } catch (error) {
+    findings.add(MANIFEST_NAME, explain(error));
+    return { ok: false, complete: false, digest: null, ...tally, problems: findings.list() };
+  }
+  const sound = new Set<string>();
+  for (const { file } of listFiles(manifest)) {
+    const problem = await checkContent(join(folder, file.path), file);
+    tally.filesChecked++;
+    if (problem === undefined) {
+      sound.add(file.path);
+      tally.bytesChecked += file.sizeBytes;
+    } else {
+      findings.add(file.path, problem);
+    }
+  }
+  await checkStrayFiles(folder, manifest, findings);
+  await checkMatrices(folder, manifest, sound, findings);
+  const rowIds = new Map<string, string>();
+  for (const shard of manifest.shards) {
+    if (!sound.has(shard.files.rows.path)) continue;
+    const counts = await checkShard(folder, manifest, shard, sound, rowIds, findings);
+    tally.rowsChecked += counts.rows;
+    tally.positionsChecked += counts.positions;
+  }
+  const problems = findings.list();
+  return { ok: problems.length === 0, complete: manifest.complete, digest: manifest.digest, ...tally, problems };
+}
+
+const explain = (error: unknown) =>
+  isStillhouseError(error)
+    ? [
+        error.report.problem,
+        error.report.expected && `expected ${error.report.expected}`,
+        error.report.got && `got ${error.report.got}`,
+      ]
+        .filter((part) => part !== undefined)
+        .join(', ')
+    : String(error);
+
+function collectFindings() {
+  const found = new Map<string, string[]>();
+  return {
+    add: (file: string, problem: string) => {
+      const list = found.get(file) ?? [];
+      found.set(file, list);
+      list.push(problem);
+    },
+    list: (): VerifyProblem[] =>
+      [...found].flatMap(([file, problems]) => {
+        const rest = problems.length - PROBLEMS_PER_FILE;
+        const shown = problems.slice(0, PROBLEMS_PER_FILE);
+        return (rest > 0 ? [...shown, `and ${rest} more`] : shown).map((problem) => ({ file, problem }));
+      }),
+  };
+}
+type Findings = ReturnType<typeof collectFindings>;
+
+async function checkContent(path: string, file: ListedFile): Promise<string | undefined> {
+  try {
+    const { size } = await stat(path);
+    if (size !== file.sizeBytes) return `the file has ${size} bytes, expected ${file.sizeBytes}`;
+    const { sha256 } = await hashFile(path);
+    return sha256 === file.sha256 ? undefined : `the content has sha256 ${sha256}, expected ${file.sha256}`;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return 'the file is missing';
+    return `the file cannot be read (${(error as Error).message})`;
+  }
+}
+
+/** What a killed build may leave behind is no fault of a cache that is not complete. */
+async function checkStrayFiles(folder: string, manifest: CacheManifest, findings: Findings): Promise<void> {
+  const listed = new Set([...listFiles(manifest)].map(({ file }) => file.path));
+  for (const entry of await readdir(folder, { recursive: true, withFileTypes: true })) {
+    if (entry.isDirectory()) continue;
+    const place = entry.parentPath.slice(folder.replace(/\/+$/, '').length + 1);
+    const path = place === '' ? entry.name : `${place.replaceAll('\\', '/')}/${entry.name}`;
+    const isLeftover = !manifest.complete && (path.endsWith('.partial') || path.startsWith('shards/'));
+    if (listed.has(path) || path === MANIFEST_NAME || path === LOCK_NAME || isLeftover) continue;
+    findings.add(path, 'the file does not belong to the cache');
+  }
+}
+
+async function checkMatrices(
+  folder: string,
+  manifest: CacheManifest,
+  sound: ReadonlySet<string>,
+  findings: Findings,
+): Promise<void> {
+  for (const { path } of manifest.channelRms) {
+    if (!sound.has(path)) continue;
+    await readChannelRms(join(folder, path), manifest.description.teacher!.hiddenSize).catch((error: unknown) =>
+      findings.add(path, explain(error)),
+    );
+  }
+  const matrix = manifest.outputMatrix;
+  if (matrix === null || !sound.has(matrix.path)) return;
+  const exponent = { bfloat16: 0x7f80, float16: 0x7c00, float32: 0 }[matrix.dtype];
+  try {
+    for await (const { firstRow, values } of streamOutputMatrix(join(folder, matrix.path), matrix)) {
+      const bad =
+        values instanceof Float32Array
+          ? values.findIndex((value) => !Number.isFinite(value))
+          : values.findIndex((bits) => (bits & exponent) === exponent);
+      if (bad >= 0) findings.add(matrix.path, `row ${firstRow + Math.floor(bad / matrix.columns)} is not finite`);
+    }
+  } catch (error) {
+    findings.add(matrix.path, explain(error));
+  }
+}
+
+/** Calls `visit` for every Arrow row of a file; damage becomes a finding. */
+async function visitRows(
+  file: ListedFile,
+  open: () => Promise<ArrowFile>,
+  rowCount: number,
+  findings: Findings,
+  visit: (batch: ArrowBatch, place: number, row: number) => void,
+): Promise<void> {
+  let arrow: ArrowFile | undefined;
+  try {
+    arrow = await open();
+    const found = arrow.batchStarts.at(-1)!;
+    if (found !== rowCount) findings.add(file.path, `there are ${found} rows, the manifest says ${rowCount}`);
+    for (let i = 0; i + 1 < arrow.batchStarts.length; i++) {
+      const batch = await arrow.readBatch(i);
+      for (let place = 0; place < batch.rowCount; place++) visit(batch, place, batch.firstRow + place);
+    }
+  } catch (error) {
+    findings.add(file.path, explain(error));
+  } finally {
+    await arrow?.close();
+  }
+}
+
+async function checkShard(
+  folder: string,
+  manifest: CacheManifest,
+  shard: ListedShard,
+  sound: ReadonlySet<string>,
+  rowIds: Map<string, string>,
+  findings: Findings,
+): Promise<{ readonly rows: number; readonly positions: number }> {
+  const { description } = manifest;
+  const { topk, hidden } = description.labels;
+  const visitGroup = (group: 'rows' | 'topk' | HiddenLayer, visit: Parameters<typeof visitRows>[4]) => {
+    const file = shard.files[group === 'rows' || group === 'topk' ? group : hiddenGroup(group)]!;
+    const path = join(folder, file.path);
+    const open = () => openArrowFile(path, shardSchema(description, group));
+    return sound.has(file.path) ? visitRows(file, open, shard.rowCount, findings, visit) : Promise.resolve();
+  };
+  const rows: { readonly id: string; readonly positions: number }[] = [];
+  let tokens = 0;
+  await visitGroup('rows', (batch, place) => {
+    const row: CachedRow = decodeRow(batch, place);
+    for (const problem of checkRow(row, description)) findings.add(shard.files.rows.path, `row ${row.id}: ${problem}`);
+    const former = rowIds.get(row.id);
+    if (former !== undefined) findings.add(shard.files.rows.path, `row id ${row.id} is in ${former} too`);
+    rowIds.set(row.id, shard.files.rows.path);
+    tokens += row.inputIds.length;
+    rows.push({ id: row.id, positions: labelPositions(row.lossMask, description.positions).length });
+  });
+  const positions = rows.reduce((sum, row) => sum + row.positions, 0);
+  if (tokens !== shard.tokenCount || positions !== shard.positionCount) {
+    const said = `${shard.tokenCount} tokens and ${shard.positionCount} positions`;
+    findings.add(
+      shard.files.rows.path,
+      `there are ${tokens} tokens and ${positions} positions, the manifest says ${said}`,
+    );
+  }
+  const report = (path: string, index: number, id: string, problems: Iterable<string>) => {
+    const row = rows[index];
+    if (row?.id !== id) findings.add(path, `row ${index} is ${id}, in the rows it is ${row?.id ?? 'missing'}`);
+    else for (const problem of problems) findings.add(path, `row ${id}: ${problem}`);
+  };
+  if (topk !== null) {
+    const { path } = shard.files.topk!;
+    await visitGroup('topk', (batch, place, index) => {
+      const [id, labels] = decodeTopK(batch, place, topk.temperatures.length);
+      report(path, index, id, checkTopK(labels, rows[index]?.positions ?? 0, description));
+    });
+  }
+  for (const layer of hidden?.layers ?? []) {
+    const { path } = shard.files[hiddenGroup(layer)]!;
+    const shape = { layer, dtype: hidden!.dtype, width: description.teacher!.hiddenSize };
+    await visitGroup(layer, (batch, place, index) => {
+      const [id, labels] = decodeHidden(batch, place, shape);
+      report(path, index, id, checkHidden(labels, rows[index]?.positions ?? 0, description));
+    });
+  }
+  return { rows: rows.length, positions };
+}
