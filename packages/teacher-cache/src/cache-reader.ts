@@ -36,6 +36,8 @@ export interface TeacherCache {
   readonly digest: string;
   readonly rowCount: number;
   readonly rowIds: readonly string[];
+  /** The labels that a row brings when none are asked for: all that the cache has in the groups it was opened with. */
+  readonly openLabels: LabelSelection;
   /** Folder with the teacher's tokenizer files; null if the cache has none. */
   readonly tokenizerFolder: string | null;
   /** The place of a row among all. @throws StillhouseError CACHE_ROW_UNKNOWN */
@@ -231,6 +233,7 @@ async function makeCache(
     digest: manifest.digest,
     rowCount: rowIds.length,
     rowIds,
+    openLabels: everything,
     tokenizerFolder: manifest.tokenizer.length > 0 && groups.has('tokenizer') ? join(folder, 'tokenizer') : null,
     indexOf: (id) => {
       const index = places.get(id);

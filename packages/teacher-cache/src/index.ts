@@ -37,4 +37,5 @@ export {
 } from './manifest.ts';
 export { readManifest } from './manifest-parser.ts';
 export { type MatrixRows, type OutputMatrixSource, widenMatrixRows } from './output-matrix.ts';
+export { exportParquet, type ParquetExport } from './parquet-export.ts';
 export { type VerifyProblem, type VerifyReport, verifyCache } from './verify.ts';

@@ -1,0 +1,154 @@
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { dequantiseHidden, exportParquet, openCache, verifyCache } from './index.ts';
+import { buildRandomCache, fixedChannelRms, type RandomCacheShape, randomRow } from './testing/random-cache.ts';
+import { inFolder } from './testing/scratch-folder.ts';
+
+const python = process.env.STILLHOUSE_PYTHON;
+const skip = python ? false : 'set STILLHOUSE_PYTHON to a python with pyarrow, polars and duckdb';
+const runPython = (script: string, ...args: string[]) =>
+  execFileSync(python!, [fileURLToPath(new URL(`./testing/${script}`, import.meta.url)), ...args], {
+    encoding: 'utf8',
+    maxBuffer: 1 << 28,
+  });
+
+/** Cuts flat values into lists of the given lengths. */
+function cut(values: ArrayLike<number>, lengths: readonly number[]): number[][] {
+  let start = 0;
+  return lengths.map((length) => {
+    start += length;
+    return Array.from(values).slice(start - length, start);
+  });
+}
+
+test('pyarrow, polars and DuckDB read a cache and its Parquet export, value for value', { skip }, () =>
+  inFolder(async (folder) => {
+    const shape: RandomCacheShape = {
+      seed: 5,
+      rows: 9,
+      rowsPerShard: 4,
+      maxTokens: 14,
+      vocabSize: 30,
+      hiddenSize: 6,
+      k: 5,
+    };
+    const description = await buildRandomCache(join(folder, 'cache'), shape);
+    const cache = await openCache(join(folder, 'cache'));
+    await exportParquet(cache, join(folder, 'out'));
+    await cache.close();
+    const got = JSON.parse(runPython('read_cache.py', join(folder, 'cache'), join(folder, 'out')));
+    assert.deepEqual(got.types, {
+      rows: {
+        row_id: 'string',
+        input_ids: 'list<item: int32 not null>',
+        loss_mask: 'list<item: int8 not null>',
+        task: 'string',
+        split: 'string',
+        source: 'string',
+        answer: 'string',
+      },
+      topk: {
+        row_id: 'string',
+        ids: 'list<item: list<item: int32 not null> not null>',
+        logprobs: 'list<item: list<item: float not null> not null>',
+        log_z: 'list<item: fixed_size_list<item: float not null>[3] not null>',
+      },
+      'hidden-final': {
+        row_id: 'string',
+        values: 'list<item: fixed_size_list<item: int8 not null>[6] not null>',
+        token_scale: 'list<item: float not null>',
+      },
+      'hidden-2': {
+        row_id: 'string',
+        values: 'list<item: fixed_size_list<item: int8 not null>[6] not null>',
+        token_scale: 'list<item: float not null>',
+      },
+    });
+    assert.deepEqual(got.parquetTypes, {
+      row_id: 'string',
+      input_ids: 'list<element: int32 not null>',
+      loss_mask: 'list<element: int8 not null>',
+      topk_ids: 'list<element: list<element: int32 not null> not null>',
+      topk_logprobs: 'list<element: list<element: float not null> not null>',
+      log_z: 'list<element: list<element: float not null> not null>',
+      hidden_final: 'list<element: list<element: float not null> not null>',
+      hidden_2: 'list<element: list<element: float not null> not null>',
+    });
+    assert.equal(got.duckdbTypes.loss_mask, 'TINYINT[]');
+    assert.equal(got.duckdbTypes.hidden_2, 'FLOAT[][]');
+    assert.equal(got.metadata['stillhouse.temperatures'], '[1,2,4]');
+    assert.equal(got.rows.length, 9);
+    for (const [index, row] of got.rows.entries()) {
+      const want = randomRow(shape, index, description);
+      const { counts, ids, logprobs, logZ } = want.topk!;
+      assert.equal(row.row_id, want.row.id);
+      assert.deepEqual(row.input_ids, [...want.row.inputIds]);
+      assert.deepEqual(row.loss_mask, [...want.row.lossMask]);
+      for (const name of ['task', 'split', 'source', 'answer'] as const) {
+        assert.equal(row[name], want.row[name] ?? null);
+      }
+      const stored = {
+        topk_ids: cut(ids, [...counts]),
+        topk_logprobs: cut(logprobs, [...counts]),
+        log_z: cut(logZ, Array(counts.length).fill(3)),
+        hidden_final: cut(
+          dequantiseHidden(want.hidden!.get('final')!, fixedChannelRms(6)),
+          Array(counts.length).fill(6),
+        ),
+        hidden_2: cut(dequantiseHidden(want.hidden!.get(2)!, fixedChannelRms(6)), Array(counts.length).fill(6)),
+      };
+      assert.deepEqual(row.ids, stored.topk_ids);
+      assert.deepEqual(row.logprobs, stored.topk_logprobs);
+      assert.deepEqual(row.log_z, stored.log_z);
+      assert.deepEqual(row['hidden-final'], stored.hidden_final);
+      assert.deepEqual(row['hidden-2'], stored.hidden_2);
+      const places = new Map([...want.positions].map((position, place) => [position, place]));
+      const parquet = got.parquet[index];
+      assert.equal(parquet.row_id, want.row.id);
+      assert.deepEqual(parquet.loss_mask, [...want.row.lossMask]);
+      for (const [name, lists] of Object.entries(stored)) {
+        const spread = Array.from({ length: want.row.inputIds.length - 1 }, (_, position) =>
+          places.has(position) ? lists[places.get(position)!] : [],
+        );
+        assert.deepEqual(parquet[name], spread, name);
+      }
+    }
+    assert.equal(got.weightCount, 30 * 6);
+    const bits = new Uint32Array(Float32Array.from(got.weights).buffer);
+    assert.ok(bits.every((word, i) => word === i << 16));
+  }),
+);
+
+test('a cache that pyarrow wrote is read and verified', { skip }, () =>
+  inFolder(async (folder) => {
+    await mkdir(folder);
+    runPython('write_cache.py', folder);
+    assert.deepEqual((await verifyCache(folder)).problems, []);
+    const cache = await openCache(folder);
+    assert.deepEqual(cache.rowIds, ['a', 'b']);
+    assert.equal(cache.description.teacher?.name, "Jürgen's teacher");
+    const { row, positions, topk, hidden } = await cache.readRow(cache.indexOf('a'));
+    assert.deepEqual(row, {
+      id: 'a',
+      inputIds: Int32Array.of(5, 6, 7),
+      lossMask: Uint8Array.of(0, 0, 1),
+      task: 'math',
+      answer: '7',
+    });
+    assert.deepEqual(positions, Int32Array.of(1));
+    assert.deepEqual(topk, {
+      counts: Int32Array.of(2),
+      ids: Int32Array.of(3, 1),
+      logprobs: Float32Array.of(-0.5, -1.5),
+      logZ: Float32Array.of(0, 1.1),
+    });
+    const states = dequantiseHidden(hidden!.get('final')!, await cache.channelRms('final'));
+    assert.deepEqual(states, Float32Array.of(0.5, -2, 31.75));
+    assert.deepEqual((await cache.readOutputMatrix()).slice(3, 6), Float32Array.of(1, 1, -1));
+    await cache.close();
+  }),
+);
