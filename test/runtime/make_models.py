@@ -58,3 +58,8 @@ save("gather", [node("Gather", ["table", "ids"], ["rows"], axis=0)],
      [("table", F32, ["V", "D"]), ("ids", I64, ["N"])], [("rows", F32, ["N", "D"])])
 save("split", [node("Add", ["x", "x"], ["double"]), node("Neg", ["x"], ["negative"])],
      [("x", F32, ["N"])], [("double", F32, ["N"]), ("negative", F32, ["N"])])
+save("nonzero", [node("NonZero", ["x"], ["places"])], [("x", F32, ["N"])], [("places", I64, [1, "count"])])
+save("cast-bfloat16", [node("Cast", ["x"], ["y"], to=TensorProto.BFLOAT16)],
+     [("x", F32, ["N"])], [("y", TensorProto.BFLOAT16, ["N"])])
+save("cast-int16", [node("Cast", ["x"], ["y"], to=TensorProto.INT16)],
+     [("x", F32, ["N"])], [("y", TensorProto.INT16, ["N"])])

@@ -1,4 +1,4 @@
-import { StillhouseError } from '@stillhouse/errors';
+import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import { checkBindings, checkPorts, type Program } from './program.ts';
 import type { WorkerCall } from './protocol.ts';
 import {
@@ -47,13 +47,16 @@ export interface Engine {
   /** Why this device, in words for a log. */
   readonly deviceReason: string;
   /**
-   * Makes a program of a serialised ONNX model (copied).
+   * Makes a program of a serialised ONNX model (copied). `enableMemoryArena` overrides the engine's choice.
    * @throws PROGRAM_INVALID with ONNX Runtime's words, PROGRAM_DTYPE_UNSUPPORTED
    */
-  compile(model: Uint8Array, options: { readonly name: string }): Promise<Program>;
+  compile(
+    model: Uint8Array,
+    options: { readonly name: string; readonly enableMemoryArena?: boolean },
+  ): Promise<Program>;
   /**
    * A tensor with this data, copied; with `transfer` the whole ArrayBuffer under `data` is handed over uncopied and
-   * can no longer be used here.
+   * can no longer be used here. (Shared memory is always copied.)
    * @throws TENSOR_DATA_MISMATCH, TENSOR_DTYPE_UNSUPPORTED, TENSOR_SHAPE_INVALID
    */
   upload(
@@ -184,11 +187,13 @@ export function createEngine(link: WorkerLink, device: Engine['device'], deviceR
   const engine: Engine = {
     device,
     deviceReason,
-    async compile(model, { name }) {
+    async compile(model, { name, enableMemoryArena }) {
       checkOpen('compile');
       const number = nextProgram++;
-      const copy = model.slice();
-      const ports = await link.request({ kind: 'compile', program: number, name, model: copy }, [copy.buffer]);
+      const copy = new Uint8Array(model); // Not slice(), with which a Buffer would alias.
+      const ports = await link.request({ kind: 'compile', program: number, name, model: copy, enableMemoryArena }, [
+        copy.buffer,
+      ]);
       const program: Program = {
         name,
         inputNames: ports.inputs.map((port) => port.name),
@@ -216,7 +221,13 @@ export function createEngine(link: WorkerLink, device: Engine['device'], deviceR
       const moved = transfer && data.buffer instanceof ArrayBuffer ? data : copyData(data, dtype);
       const tensor = hold(dtype, shape, sizeBytes);
       const { handle } = tensor;
-      link.send({ kind: 'upload', handle, dtype, shape: tensor.shape, data: moved }, [moved.buffer as ArrayBuffer]);
+      try {
+        link.send({ kind: 'upload', handle, dtype, shape: tensor.shape, data: moved }, [moved.buffer as ArrayBuffer]);
+      } catch (error) {
+        allocations.delete(handle);
+        allocatedBytes -= sizeBytes;
+        throw error;
+      }
       return tensor;
     },
     allocate(dtype, shape) {
@@ -294,7 +305,13 @@ export function createEngine(link: WorkerLink, device: Engine['device'], deviceR
       return { allocatedBytes, ...use };
     },
     close() {
-      closing ??= link.request({ kind: 'close' }).then(() => link.terminate());
+      closing ??= link
+        .request({ kind: 'close' })
+        .catch((error) => {
+          // A lost worker has nothing left to close, and whoever waited for it was told.
+          if (!isStillhouseError(error, 'RUNTIME_WORKER_LOST')) throw error;
+        })
+        .then(() => link.terminate());
       return closing;
     },
   };

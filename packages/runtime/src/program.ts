@@ -21,13 +21,17 @@ export interface Program {
 export function checkPorts(name: string, ports: readonly Port[]): void {
   for (const port of ports) {
     if (isTensorDtype(port.dtype)) continue;
-    throw new StillhouseError({
-      code: 'PROGRAM_DTYPE_UNSUPPORTED',
-      where: `program ${name}, ${port.name}`,
-      problem: `values of type ${port.dtype} cannot pass between JavaScript and the device`,
-      remedy: 'Cast inside the graph',
-    });
+    throw new StillhouseError(describeUnsupportedDtype(`program ${name}, ${port.name}`, port.dtype));
   }
+}
+
+export function describeUnsupportedDtype(where: string, what: string) {
+  return {
+    code: 'PROGRAM_DTYPE_UNSUPPORTED',
+    where,
+    problem: `an input or output has a type that cannot pass between JavaScript and the device (${what})`,
+    remedy: 'Cast inside the graph',
+  };
 }
 
 /**

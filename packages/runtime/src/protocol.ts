@@ -54,7 +54,13 @@ export type WorkerCommand =
 
 export type WorkerRequest =
   | { readonly kind: 'open'; readonly options: WorkerOptions }
-  | { readonly kind: 'compile'; readonly program: number; readonly name: string; readonly model: Uint8Array }
+  | {
+      readonly kind: 'compile';
+      readonly program: number;
+      readonly name: string;
+      readonly model: Uint8Array;
+      readonly enableMemoryArena: boolean | undefined;
+    }
   | { readonly kind: 'run'; readonly calls: readonly WorkerCall[] }
   | { readonly kind: 'download'; readonly tensors: readonly number[] }
   | { readonly kind: 'memory' }
@@ -84,3 +90,6 @@ export interface WorkerFailure {
 export type FromWorker =
   | { readonly id: number; readonly answer: WorkerAnswers[keyof WorkerAnswers] }
   | { readonly id: number; readonly failure: WorkerFailure };
+
+/** Shared with the worker: whether it is inside ONNX Runtime, and whether it must not enter it again. */
+export const SHARED_STATE = { busy: 0, stop: 1, length: 2 } as const;

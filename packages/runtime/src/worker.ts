@@ -6,9 +6,10 @@
  */
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import { parentPort } from 'node:worker_threads';
+import { parentPort, workerData } from 'node:worker_threads';
 import { env, InferenceSession, Tensor } from 'onnxruntime-node';
 import { PROBE_MODEL } from './probe-model.ts';
+import { describeUnsupportedDtype } from './program.ts';
 import type {
   FromWorker,
   Port,
@@ -20,11 +21,13 @@ import type {
   WorkerOptions,
   WorkerRequest,
 } from './protocol.ts';
+import { SHARED_STATE } from './protocol.ts';
 import { createSessionOptions } from './session-options.ts';
 import { countElements, TENSOR_ARRAYS, type TensorData, type TensorDtype } from './tensor.ts';
 
 if (parentPort === null) throw new Error('worker.ts runs in a worker thread only');
 const port = parentPort;
+const state = workerData as Int32Array;
 
 interface HeldTensor {
   readonly dtype: TensorDtype;
@@ -55,7 +58,21 @@ let commandFailure: WorkerFailure | undefined;
 const COLLECT_AFTER_BYTES = 256 * 2 ** 20;
 let freedBytes = 0;
 setFlagsFromString('--expose-gc');
-const collectGarbage = runInNewContext('gc') as () => void;
+const collectGarbage = runInNewContext('gc') as (options?: { type: 'minor' }) => void;
+
+/** Every stay inside ONNX Runtime: a thread that is ended there takes the whole process with it (SIGABRT). */
+async function enterNative<Result>(work: () => Promise<Result>): Promise<Result> {
+  Atomics.store(state, SHARED_STATE.busy, 1);
+  try {
+    if (Atomics.load(state, SHARED_STATE.stop) === 1) {
+      throw new Failure({ code: 'RUNTIME_WORKER_LOST', where: 'runtime', problem: 'the engine was ended' });
+    }
+    return await work();
+  } finally {
+    Atomics.store(state, SHARED_STATE.busy, 0);
+    Atomics.notify(state, SHARED_STATE.busy);
+  }
+}
 
 function holdTensor(handle: number, dtype: TensorDtype, shape: readonly number[], data: TensorData): void {
   const tensor = new Tensor(dtype, data as Float32Array, [...shape]) as Tensor;
@@ -80,6 +97,10 @@ function copyTensor(from: number, to: number): void {
 
 function releaseMemory(handles: readonly number[], sizeBytes: number): void {
   for (const handle of handles) tensors.delete(handle);
+  countFreed(sizeBytes);
+}
+
+function countFreed(sizeBytes: number): void {
   freedBytes += sizeBytes;
   if (freedBytes >= COLLECT_AFTER_BYTES) takeMemoryBack();
 }
@@ -87,6 +108,8 @@ function releaseMemory(handles: readonly number[], sizeBytes: number): void {
 function takeMemoryBack(): void {
   if (freedBytes === 0) return;
   collectGarbage();
+  // V8 frees array memory in the background after a collection; the next collection waits for that.
+  collectGarbage({ type: 'minor' });
   freedBytes = 0;
 }
 
@@ -112,7 +135,8 @@ async function executeCommand(command: WorkerCommand): Promise<void> {
       return holdTensor(command.handle, dtype, command.shape, part);
     }
     case 'write':
-      return (getTensor(command.tensor).data as Float32Array).set(command.data as Float32Array);
+      (getTensor(command.tensor).data as Float32Array).set(command.data as Float32Array);
+      return countFreed(command.data.byteLength);
     case 'fill':
       return fillTensor(command.tensor, command.value);
     case 'copy':
@@ -138,8 +162,11 @@ async function executeCall(call: WorkerCall, position: string): Promise<void> {
   const bind = (names: readonly string[], handles: readonly number[]) =>
     Object.fromEntries(names.map((port, index) => [port, getTensor(handles[index]!).tensor]));
   try {
-    await session.run(bind(session.inputNames, call.inputs), bind(session.outputNames, call.outputs));
+    const inputs = bind(session.inputNames, call.inputs);
+    const outputs = bind(session.outputNames, call.outputs);
+    await enterNative(() => session.run(inputs, outputs));
   } catch (error) {
+    if (error instanceof Failure) throw error;
     throw new Failure({
       code: 'RUNTIME_FAILED',
       where: `program ${name} (${position})`,
@@ -155,11 +182,13 @@ async function openDevice(wanted: WorkerOptions): Promise<null> {
     // Without this the session would be made, and run, on the CPU.
     const strict = createSessionOptions(wanted, { 'session.disable_cpu_ep_fallback': '1' });
     try {
-      const session = await InferenceSession.create(PROBE_MODEL, strict);
-      const one = () => new Tensor('float32', new Float32Array([3]), [1, 1]);
-      const { c } = await session.run({ a: one(), b: one() });
-      if (c?.data[0] !== 9) throw new Error(`3 times 3 came out as ${c?.data[0]}`);
-      await session.release();
+      await enterNative(async () => {
+        const session = await InferenceSession.create(PROBE_MODEL, strict);
+        const three = () => new Tensor('float32', new Float32Array([3]), [1, 1]);
+        const { c } = await session.run({ a: three(), b: three() });
+        if (c?.data[0] !== 9) throw new Error(`3 times 3 came out as ${c?.data[0]}`);
+        await session.release();
+      });
     } catch (error) {
       throw new Failure({
         code: 'DEVICE_UNAVAILABLE',
@@ -171,19 +200,27 @@ async function openDevice(wanted: WorkerOptions): Promise<null> {
   return null;
 }
 
-async function compileProgram(number: number, name: string, model: Uint8Array): Promise<WorkerAnswers['compile']> {
+async function compileProgram(request: Extract<WorkerRequest, { kind: 'compile' }>): Promise<WorkerAnswers['compile']> {
+  const { name, model } = request;
   if (options === undefined) throw new Error('compile before open');
   let session: InferenceSession;
   try {
-    session = await InferenceSession.create(model, createSessionOptions(options));
+    const enableMemoryArena = request.enableMemoryArena ?? options.enableMemoryArena;
+    const settings = createSessionOptions({ ...options, enableMemoryArena });
+    session = await enterNative(() => InferenceSession.create(model, settings));
   } catch (error) {
+    if (error instanceof Failure) throw error;
+    if (/^Unsupported data type/.test(describe(error))) {
+      // The binding's words for an input or output of, say, bfloat16.
+      throw new Failure(describeUnsupportedDtype(`program ${name}`, describe(error)));
+    }
     throw new Failure({
       code: 'PROGRAM_INVALID',
       where: `program ${name}`,
       problem: `ONNX Runtime does not accept the model: ${describe(error)}`,
     });
   }
-  programs.set(number, { name, session });
+  programs.set(request.program, { name, session });
   return {
     inputs: session.inputMetadata.map(describePort),
     outputs: session.outputMetadata.map(describePort),
@@ -201,7 +238,7 @@ async function answerRequest(request: WorkerRequest): Promise<WorkerAnswers[keyo
     case 'open':
       return openDevice(request.options);
     case 'compile':
-      return compileProgram(request.program, request.name, request.model);
+      return compileProgram(request);
     case 'run': {
       const count = request.calls.length;
       for (const [index, call] of request.calls.entries()) await executeCall(call, `call ${index + 1} of ${count}`);
