@@ -1,6 +1,9 @@
 import type { InferenceSession } from 'onnxruntime-node';
 import type { WorkerOptions } from './protocol.ts';
 
+/** This fusion turns x · sigmoid(x) in float64 graphs into an operator that has a float32 kernel only. */
+const FIXED_CONFIGURATION = { 'optimization.disable_specified_optimizers': 'QuickGeluFusion' };
+
 /**
  * How every session is set up. Measured on 2 shared cores, ONNX Runtime 1.30:
  * - Threads that spin while they wait cost a factor of 1.3 (large products) to 3 (small ones) when anything else wants
@@ -23,7 +26,7 @@ export function createSessionOptions(
     enableCpuMemArena: options.enableMemoryArena,
     enableMemPattern: false,
     logSeverityLevel: 4,
-    extra: nest({ 'session.intra_op.allow_spinning': '0', ...configuration }),
+    extra: nest({ 'session.intra_op.allow_spinning': '0', ...FIXED_CONFIGURATION, ...configuration }),
   };
 }
 
