@@ -2,6 +2,18 @@
 export { emitCacheBias, emitSegmentBias } from './attention-bias.ts';
 export { type BlockInputs, type BlockOutputs, type BlockWeights, emitBlock, type KeyValueCache } from './block.ts';
 export {
+  type BatchTensors,
+  blockCall,
+  compileForwardPrograms,
+  compileGraph,
+  embeddingCall,
+  type ForwardPrograms,
+  freeBatch,
+  type LayerTensors,
+  tablesCall,
+  uploadBatch,
+} from './forward-pass.ts';
+export {
   type BlockParameter,
   batchTablesGraph,
   blockGradientGraph,
@@ -12,6 +24,9 @@ export {
   embeddingGradientGraph,
   embeddingGraph,
   finalNormGraph,
+  gatherRowsGraph,
   gradientName,
+  scatterRowsGraph,
 } from './model-graphs.ts';
 export { emitRotary, emitRotaryTables, inverseFrequencies, type RotaryTables } from './rotary.ts';
+export { flatIndex, type Placement, packSequences, padSequences, type TokenBatch } from './token-batch.ts';

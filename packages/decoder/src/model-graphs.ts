@@ -127,7 +127,7 @@ export function blockGradientGraph(
 
 /**
  * One layer over a KV cache, for prefill and for single steps. Inputs: x, cos, sin, bias [B, 1, 1, T, S], keys and
- * values [B·kvHeads·S, headDim], slotRows int64 [B·kvHeads·T, 1], `slots` int64 [S] (its length gives S), weights.
+ * values [B·kvHeads·S, headDim], slotRows int64 [B·kvHeads·T, 1], weights.
  * Outputs: y, keys.written, values.written (meant to alias keys and values).
  */
 export function cachedBlockGraph(config: ModelConfig, float: FloatDtype): GraphBuilder {
@@ -154,5 +154,24 @@ export function finalNormGraph(config: ModelConfig, float: FloatDtype): GraphBui
   const x = g.floatInput('x', ['N', config.hiddenSize]);
   const norm = g.floatInput('norm', [config.hiddenSize]);
   g.output('hidden', g.rmsNormalization(x, norm, config.rmsNormEpsilon));
+  return g;
+}
+
+/** Rows of the residual stream by index. Inputs: x [N, H], indices int64 [M]. Output: rows [M, H]. */
+export function gatherRowsGraph(hiddenSize: number, float: FloatDtype): GraphBuilder {
+  const g = new GraphBuilder('gather_rows', float);
+  const x = g.floatInput('x', ['N', hiddenSize]);
+  const indices = g.input('indices', 'int64', ['M']);
+  g.output('rows', g.gather(x, indices));
+  return g;
+}
+
+/** The reverse of `gatherRowsGraph`: adds rows [M, H] to x [N, H] at `indices` int64 [M]. Output: x.sum, meant to alias x. */
+export function scatterRowsGraph(hiddenSize: number, float: FloatDtype): GraphBuilder {
+  const g = new GraphBuilder('scatter_rows', float);
+  const x = g.floatInput('x', ['N', hiddenSize]);
+  const indices = g.input('indices', 'int64', ['M']);
+  const rows = g.floatInput('rows', ['M', hiddenSize]);
+  g.output('x.sum', g.scatterAddRows(x, g.reshape(indices, ['M', 1]), rows));
   return g;
 }

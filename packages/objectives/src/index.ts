@@ -1,6 +1,15 @@
 /** Distillation losses as graph fragments, and the arrays of labels that they read. */
 export { type Divergence, emitDivergence, type LogDistributions } from './divergence.ts';
 export {
+  collectLabels,
+  countTargets,
+  type FloatArray,
+  type LabelArray,
+  type LabelArrays,
+  type LabelOptions,
+  sliceLabel,
+} from './label-arrays.ts';
+export {
   ABSENT_LOGPROB,
   emitFullDistributions,
   emitTopKDistributions,
