@@ -1,0 +1,13 @@
+/** Phase 2: trains students from a teacher cache. Never sees a teacher. */
+export { type AdamWSettings, createAdamW } from './adamw.ts';
+export { type DataPosition, shuffledOrder, splitRows, takeStepRows } from './data-order.ts';
+export { INIT_SETTINGS, type InitSettings, initStudent, type NewStudent } from './init-student.ts';
+export { learningRateAt } from './learning-rate.ts';
+export { METRICS_FILE, type StepMetrics } from './metrics.ts';
+export { createMicroBatchRunner, type LossSums, type MicroBatch } from './micro-batch.ts';
+export { resolveObjective } from './objective-from-settings.ts';
+export { type Parameter, type ParameterStore, PROJECTION_NAME } from './parameters.ts';
+export { RECIPE_FILE } from './recipe.ts';
+export { createStudent, type StepResult, type Student, type StudentOptions } from './student.ts';
+export { type TrainingEvents, type TrainingPlan, type TrainingResult, trainStudent } from './training-run.ts';
+export { TRAINING_SETTINGS, type TrainingSettings } from './training-settings.ts';

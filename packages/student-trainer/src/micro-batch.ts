@@ -1,0 +1,232 @@
+import {
+  type BatchTensors,
+  blockCall,
+  embeddingCall,
+  flatIndex,
+  freeBatch,
+  packSequences,
+  type TokenBatch,
+  tablesCall,
+  uploadBatch,
+} from '@stillhouse/decoder';
+import { type LabelArrays, type Objective, sliceLabel } from '@stillhouse/objectives';
+import type { FloatDtype } from '@stillhouse/onnx-graph';
+import type { Call, DeviceTensor, Engine } from '@stillhouse/runtime';
+import { type FloatData, type ParameterStore, PROJECTION_NAME } from './parameters.ts';
+import type { StepPrograms } from './step-programs.ts';
+
+/** Σ over label positions of weight · value, in nats: the loss that is differentiated, KL (without T²), CE, hidden. */
+export interface LossSums {
+  readonly loss: number;
+  readonly kl: number;
+  readonly ce: number;
+  readonly hidden: number;
+}
+
+export const ZERO_SUMS: LossSums = { loss: 0, kl: 0, ce: 0, hidden: 0 };
+
+export function addSums(a: LossSums, b: LossSums): LossSums {
+  return { loss: a.loss + b.loss, kl: a.kl + b.kl, ce: a.ce + b.ce, hidden: a.hidden + b.hidden };
+}
+
+/** Rows of ids with the labels of their target positions; `labels.rows` counts these sequences. */
+export interface MicroBatch {
+  readonly sequences: readonly Int32Array[];
+  readonly labels: LabelArrays;
+}
+
+export interface LossScalars {
+  readonly temperature: number;
+  readonly alpha: number;
+  readonly hiddenWeight: number;
+}
+
+/** What the loss reads besides the batch, on the device for the whole run. */
+export interface LossSetting {
+  readonly objective: Objective;
+  readonly scalars: LossScalars;
+  /** Rows of the output matrix that take part. */
+  readonly vocabSize: number;
+  /** The teacher's output matrix [vocabSize, teacher width], for `full` labels. */
+  readonly teacherHead?: DeviceTensor;
+  /** Label positions whose logits exist at a time. */
+  readonly chunkPositions: number;
+}
+
+export interface MicroBatchRunner {
+  /**
+   * Forward, loss and backward of one micro-batch; gradients are added to the parameters' accumulators.
+   * @param denominator target tokens of the whole global batch: every micro-batch divides by the same number
+   */
+  accumulate(batch: MicroBatch, denominator: number): Promise<LossSums>;
+}
+
+const LOSS_TERMS = 4;
+
+/** Runs micro-batches of one student under one objective. */
+export function createMicroBatchRunner(
+  engine: Engine,
+  programs: StepPrograms,
+  store: ParameterStore,
+  setting: LossSetting,
+  float: FloatDtype,
+): MicroBatchRunner {
+  const { forward } = programs;
+  const { config } = forward;
+  const { objective, vocabSize } = setting;
+  const scalar = (value: number) => {
+    const tensor = engine.allocate(float, []);
+    engine.fill(tensor, value);
+    return tensor;
+  };
+  const cut = (tensor: DeviceTensor) => engine.view(tensor, { offset: 0, shape: [vocabSize, config.hiddenSize] });
+  const norm = store.get('model.norm.weight');
+  const head = cut(store.outputMatrix.weight);
+  const headGradient = cut(store.outputMatrix.gradient);
+  const projection = objective.hidden?.hasProjection ? store.get(PROJECTION_NAME) : undefined;
+  const fixedInputs: Record<string, DeviceTensor> = {
+    norm: norm.weight,
+    head,
+    'gradient.norm': norm.gradient,
+    'gradient.head': headGradient,
+    ...(objective.labels.kind === 'none'
+      ? {}
+      : { temperature: scalar(setting.scalars.temperature), alpha: scalar(setting.scalars.alpha) }),
+    ...(objective.hidden === undefined ? {} : { hiddenWeight: scalar(setting.scalars.hiddenWeight) }),
+    ...(projection === undefined ? {} : { projection: projection.weight, 'gradient.projection': projection.gradient }),
+    ...(setting.teacherHead === undefined ? {} : { 'teacher.head': setting.teacherHead }),
+  };
+  const fixedOutputs: Record<string, DeviceTensor> = {
+    'gradient.norm.sum': norm.gradient,
+    'gradient.head.sum': headGradient,
+    ...(projection === undefined ? {} : { 'gradient.projection.sum': projection.gradient }),
+  };
+
+  /** Everything the batch needs on the device for as long as it runs. */
+  const open: DeviceTensor[] = [];
+  const hold = (tensor: DeviceTensor) => {
+    open.push(tensor);
+    return tensor;
+  };
+
+  function lossCalls(
+    batch: TokenBatch,
+    labels: LabelArrays,
+    denominator: number,
+    x: DeviceTensor,
+    dx: DeviceTensor,
+    sums: DeviceTensor,
+  ): readonly Call[] {
+    const byPlacement = batch.placements;
+    const flat = BigInt64Array.from(labels.positions, (position, n) =>
+      BigInt(flatIndex(batch, byPlacement[labels.rows[n]!]!, position)),
+    );
+    const weight = 1 / denominator;
+    const calls: Call[] = [];
+    for (let from = 0, chunk = 0; from < labels.count; from += setting.chunkPositions, chunk++) {
+      const to = Math.min(labels.count, from + setting.chunkPositions);
+      const size = to - from;
+      const indices = hold(engine.upload(flat.slice(from, to), 'int64', [size]));
+      const rows = hold(engine.allocate(float, [size, config.hiddenSize]));
+      const dRows = hold(engine.allocate(float, [size, config.hiddenSize]));
+      const weights = hold(engine.allocate(float, [size]));
+      engine.fill(weights, weight);
+      const teacher = [...labels.teacher].map(([name, array]) => {
+        const part = sliceLabel(array, from, to);
+        return [name, hold(engine.upload(part.data as FloatData, part.dtype, part.shape))] as const;
+      });
+      calls.push(
+        { kind: 'run', program: forward.gatherRows, inputs: { x, indices }, outputs: { rows } },
+        {
+          kind: 'run',
+          program: programs.loss,
+          inputs: {
+            x: rows,
+            labels: hold(engine.upload(labels.labels.slice(from, to), 'int64', [size])),
+            weights,
+            ...fixedInputs,
+            ...Object.fromEntries(teacher),
+          },
+          outputs: {
+            dx: dRows,
+            sums: engine.view(sums, { offset: chunk * LOSS_TERMS, shape: [LOSS_TERMS] }),
+            ...fixedOutputs,
+          },
+        },
+        {
+          kind: 'run',
+          program: programs.scatterRows,
+          inputs: { x: dx, indices, rows: dRows },
+          outputs: { 'x.sum': dx },
+        },
+      );
+    }
+    return calls;
+  }
+
+  function backwardCalls(
+    tensors: BatchTensors,
+    states: readonly DeviceTensor[],
+    dy: DeviceTensor,
+    dx: DeviceTensor,
+  ): readonly Call[] {
+    const { cos, sin, bias, ids } = tensors;
+    const calls: Call[] = [];
+    let [upstream, downstream] = [dy, dx];
+    for (let layer = config.layerCount - 1; layer >= 0; layer--) {
+      const { inputs, outputs } = store.layerGradients[layer]!;
+      calls.push({
+        kind: 'run',
+        program: programs.blockGradient,
+        inputs: { x: states[layer]!, dy: upstream, cos, sin, bias, ...store.layerWeights[layer]!, ...inputs },
+        outputs: { dx: downstream, ...outputs },
+      });
+      [upstream, downstream] = [downstream, upstream];
+    }
+    const table = store.embedding.gradient;
+    calls.push({
+      kind: 'run',
+      program: programs.embeddingGradient,
+      inputs: { ids, dx: upstream, 'gradient.table': table },
+      outputs: { 'gradient.table.sum': table },
+    });
+    return calls;
+  }
+
+  return {
+    async accumulate({ sequences, labels }, denominator) {
+      if (labels.count === 0) return ZERO_SUMS;
+      const batch = packSequences(sequences);
+      const tensors = uploadBatch(engine, forward, batch);
+      try {
+        const state = () => hold(engine.allocate(float, [tensors.tokens, config.hiddenSize]));
+        const states = Array.from({ length: config.layerCount + 1 }, state);
+        const [dLast, dOther] = [state(), state()];
+        const chunks = Math.ceil(labels.count / setting.chunkPositions);
+        const sums = hold(engine.allocate(float, [chunks, LOSS_TERMS]));
+        await engine.run([
+          tablesCall(forward, tensors),
+          embeddingCall(forward, tensors, store.embedding.weight, states[0]!),
+          ...store.layerWeights.map((weights, layer) =>
+            blockCall(forward, tensors, weights, states[layer]!, states[layer + 1]!),
+          ),
+          ...lossCalls(batch, labels, denominator, states[config.layerCount]!, dLast, sums),
+          ...backwardCalls(tensors, states, dLast, dOther),
+        ]);
+        return readSums((await engine.download(sums)) as FloatData);
+      } finally {
+        freeBatch(engine, tensors);
+        for (const tensor of open.splice(0)) engine.free(tensor);
+      }
+    },
+  };
+}
+
+function readSums(values: FloatData): LossSums {
+  const sums = [0, 0, 0, 0];
+  values.forEach((value: number, i: number) => {
+    sums[i % LOSS_TERMS]! += value;
+  });
+  const [loss, kl, ce, hidden] = sums;
+  return { loss: loss!, kl: kl!, ce: ce!, hidden: hidden! };
+}

@@ -1,0 +1,128 @@
+import type { ModelConfig } from '@stillhouse/checkpoint';
+import { StillhouseError } from '@stillhouse/errors';
+import type { Objective, SoftLabels } from '@stillhouse/objectives';
+import type { CacheDescription } from '@stillhouse/teacher-cache';
+import type { TrainingSettings } from './training-settings.ts';
+
+export interface ResolvedObjective {
+  readonly objective: Objective;
+  /** Rows of the student's output matrix that take part: all of them, or the ids that both sides really have. */
+  readonly vocabSize: number;
+}
+
+function refuse(
+  code: string,
+  where: string,
+  problem: string,
+  more: { expected?: string; got?: string; remedy: string },
+): never {
+  throw new StillhouseError({ code, where, problem, ...more });
+}
+
+/**
+ * What the settings ask for, held against what the cache has and what the student is.
+ * @throws StillhouseError LABELS_NOT_IN_CACHE, TEMPERATURE_NOT_IN_GRID, HIDDEN_NOT_IN_CACHE, PROJECTION_NEEDED, VOCABULARY_MISMATCH
+ */
+export function resolveObjective(
+  settings: TrainingSettings,
+  cache: CacheDescription,
+  student: ModelConfig,
+  where: string,
+): ResolvedObjective {
+  const vocabSize = sharedVocabulary(cache, student, where);
+  const labels = resolveLabels(settings, cache, vocabSize, where);
+  const divergence = { kind: 'forward-kl' } as const;
+  if (settings.hiddenWeight === 0) return { objective: { labels, divergence }, vocabSize };
+  if (!cache.labels.hidden?.layers.includes('final') || cache.teacher === null) {
+    refuse('HIDDEN_NOT_IN_CACHE', '--hidden-weight', `the cache ${where} holds no final hidden states`, {
+      remedy: 'Build the cache with --labels hidden, or leave --hidden-weight at 0',
+    });
+  }
+  const teacherHidden = cache.teacher.hiddenSize;
+  const sameWidth = teacherHidden === student.hiddenSize;
+  if (settings.projection === 'none' && !sameWidth) {
+    refuse(
+      'PROJECTION_NEEDED',
+      '--projection none',
+      'hidden states of different widths cannot be compared without a projection',
+      {
+        expected: `a teacher of width ${student.hiddenSize}`,
+        got: String(teacherHidden),
+        remedy: 'Use --projection auto',
+      },
+    );
+  }
+  const hasProjection = settings.projection === 'linear' || (settings.projection === 'auto' && !sameWidth);
+  return {
+    objective: { labels, divergence, hidden: { loss: settings.hiddenLoss, teacherHidden, hasProjection } },
+    vocabSize,
+  };
+}
+
+function sharedVocabulary(cache: CacheDescription, student: ModelConfig, where: string): number {
+  const real = cache.tokenizer?.realVocabSize;
+  const teacherRows = cache.teacher?.vocabSize;
+  const needed = real ?? teacherRows ?? 0;
+  if (student.vocabSize < needed) {
+    refuse('VOCABULARY_MISMATCH', where, 'the cache has ids that the student does not know', {
+      expected: `a student of at least ${needed} ids`,
+      got: String(student.vocabSize),
+      remedy: 'Use a student with the same tokenizer as the teacher',
+    });
+  }
+  if (teacherRows === undefined || teacherRows === student.vocabSize) return student.vocabSize;
+  // Rows beyond the tokenizer's ids are padding of either side: both are cut to the ids that exist.
+  if (real === undefined) {
+    refuse(
+      'VOCABULARY_MISMATCH',
+      where,
+      'the vocabularies differ in size and the cache does not say which ids are real',
+      {
+        expected: String(teacherRows),
+        got: String(student.vocabSize),
+        remedy: 'Build the cache with --tokenizer DIR',
+      },
+    );
+  }
+  return real;
+}
+
+function resolveLabels(
+  settings: TrainingSettings,
+  cache: CacheDescription,
+  vocabSize: number,
+  where: string,
+): SoftLabels {
+  const { topk, hidden, head } = cache.labels;
+  const hasFull = head && hidden?.layers.includes('final') === true;
+  const has = [...(hasFull ? ['full'] : []), ...(topk === null ? [] : ['topk']), 'none'];
+  const kind = settings.labels ?? has.find((one) => one !== 'none');
+  if (kind === undefined || !has.includes(kind)) {
+    refuse(
+      'LABELS_NOT_IN_CACHE',
+      kind === undefined ? '--labels' : `--labels ${kind}`,
+      `the cache ${where} holds no such labels`,
+      {
+        expected: has.join(' or '),
+        got: kind ?? 'nothing asked for and no soft labels to take',
+        remedy: 'Choose labels that the cache has, or build one that has them',
+      },
+    );
+  }
+  if (kind === 'none') return { kind: 'none' };
+  if (kind === 'full') return { kind: 'full', teacherHidden: cache.teacher!.hiddenSize };
+  const { temperature, tail } = settings;
+  if (tail === 'tail' && !topk!.temperatures.includes(temperature)) {
+    refuse(
+      'TEMPERATURE_NOT_IN_GRID',
+      `--temperature ${temperature}`,
+      `the cache ${where} knows the exact tail at other temperatures only`,
+      {
+        expected: `one of ${topk!.temperatures.join(', ')}`,
+        got: String(temperature),
+        remedy: `Use --tail bucket, or build the cache with --temperatures ${[...topk!.temperatures, temperature].sort((a, b) => a - b).join(',')}`,
+      },
+    );
+  }
+  return { kind: 'topk', k: topk!.k, tail, isWhole: topk!.k === cache.teacher!.vocabSize && topk!.k === vocabSize };
+}

@@ -1,0 +1,61 @@
+import { collectLabels, countTargets, type LabelOptions } from '@stillhouse/objectives';
+import type { LabelledRow, TeacherCache } from '@stillhouse/teacher-cache';
+import { type DataPosition, splitRows, takeStepRows } from './data-order.ts';
+import type { MicroBatch } from './micro-batch.ts';
+
+/** The rows that a run trains on, known by their length before any label is read. */
+export interface TrainingRows {
+  /** Index of each row in the cache. */
+  readonly indices: readonly number[];
+  /** Tokens of each row. */
+  readonly lengths: Int32Array;
+}
+
+/** All that one optimiser step consumes. */
+export interface StepData {
+  readonly microBatches: readonly MicroBatch[];
+  readonly rowIds: readonly string[];
+  readonly tokens: number;
+  /** Target tokens of the whole step: the one denominator of its losses. */
+  readonly targets: number;
+  readonly next: DataPosition;
+}
+
+export interface StepDataOptions {
+  readonly labels: LabelOptions;
+  readonly seed: number;
+  readonly batchTokens: number;
+  readonly accumulate: number;
+}
+
+/** Reads the rows of the step that begins at `position`, with exactly the labels that the objective needs. */
+export async function loadStepData(
+  cache: TeacherCache,
+  rows: TrainingRows,
+  position: DataPosition,
+  options: StepDataOptions,
+): Promise<StepData> {
+  const { rows: taken, next } = takeStepRows(rows.lengths, options.seed, position, options.batchTokens);
+  const { objective } = options.labels;
+  const needs = {
+    topk: objective.labels.kind === 'topk',
+    hidden: objective.labels.kind === 'full' || objective.hidden !== undefined ? (['final'] as const) : [],
+  };
+  const microBatches: MicroBatch[] = [];
+  const rowIds: string[] = [];
+  let targets = 0;
+  for (const group of splitRows(taken, rows.lengths, options.accumulate)) {
+    const labelled: LabelledRow[] = [];
+    for (const row of group) labelled.push(await cache.readRow(rows.indices[row]!, needs));
+    for (const { row } of labelled) {
+      rowIds.push(row.id);
+      targets += countTargets(row.lossMask);
+    }
+    microBatches.push({
+      sequences: labelled.map(({ row }) => row.inputIds),
+      labels: collectLabels(labelled, options.labels),
+    });
+  }
+  const tokens = taken.reduce((sum, row) => sum + rows.lengths[row]!, 0);
+  return { microBatches, rowIds, tokens, targets, next };
+}

@@ -1,0 +1,74 @@
+import type { ModelConfig } from '@stillhouse/checkpoint';
+import type { Objective } from '@stillhouse/objectives';
+import type { FloatDtype } from '@stillhouse/onnx-graph';
+import type { DeviceTensor, Engine } from '@stillhouse/runtime';
+import { type AdamWSettings, createAdamW } from './adamw.ts';
+import {
+  addSums,
+  createMicroBatchRunner,
+  type LossScalars,
+  type LossSums,
+  type MicroBatch,
+  ZERO_SUMS,
+} from './micro-batch.ts';
+import { createParameterStore, type FloatData, type ParameterStore } from './parameters.ts';
+import { compileStepPrograms } from './step-programs.ts';
+
+export interface StudentOptions {
+  readonly config: ModelConfig;
+  readonly float: FloatDtype;
+  readonly read: (name: string) => Promise<FloatData>;
+  readonly objective: Objective;
+  readonly scalars: LossScalars;
+  readonly adamw: AdamWSettings;
+  readonly vocabSize: number;
+  readonly teacherHead?: DeviceTensor;
+  readonly chunkPositions: number;
+}
+
+export interface StepResult {
+  readonly sums: LossSums;
+  /** Global gradient norm before clipping. */
+  readonly gradientNorm: number;
+}
+
+/** A student on a device that takes optimiser steps. */
+export interface Student {
+  readonly parameters: ParameterStore;
+  /** Zeroes the gradients, then adds those of every micro-batch. Losses are averaged over `targets`. */
+  computeGradients(microBatches: readonly MicroBatch[], targets: number): Promise<StepResult>;
+  /** Applies the gradients that stand in the accumulators; `step` counts from 1. */
+  update(step: number, learningRate: number, gradientNorm: number): Promise<void>;
+}
+
+/** Compiles the step programs and puts the student's parameters on the device. */
+export async function createStudent(engine: Engine, options: StudentOptions): Promise<Student> {
+  const { config, float, objective, vocabSize, scalars, chunkPositions, teacherHead, read } = options;
+  const projection = objective.hidden?.hasProjection ? { teacherHidden: objective.hidden.teacherHidden } : undefined;
+  const programs = await compileStepPrograms(engine, config, objective, vocabSize, float);
+  const parameters = await createParameterStore(engine, {
+    config,
+    float,
+    read,
+    ...(projection === undefined ? {} : { projection }),
+  });
+  const adamw = await createAdamW(engine, parameters.all, options.adamw, float);
+  const setting = {
+    objective,
+    scalars,
+    vocabSize,
+    chunkPositions,
+    ...(teacherHead === undefined ? {} : { teacherHead }),
+  };
+  const runner = createMicroBatchRunner(engine, programs, parameters, setting, float);
+  return {
+    parameters,
+    async computeGradients(microBatches, targets) {
+      await engine.run(parameters.all.map(({ gradient }) => ({ kind: 'fill', tensor: gradient, value: 0 })));
+      let sums = ZERO_SUMS;
+      for (const batch of microBatches) sums = addSums(sums, await runner.accumulate(batch, targets));
+      return { sums, gradientNorm: await adamw.gradientNorm() };
+    },
+    update: (step, learningRate, gradientNorm) => adamw.update(step, learningRate, gradientNorm),
+  };
+}

@@ -1,0 +1,55 @@
+import { boolean, choice, integer, number, type SettingsOf, text } from '@stillhouse/settings';
+
+/** Every setting of a training run: recipe keys and, in kebab case, flags of `stillhouse train`. */
+export const TRAINING_SETTINGS = {
+  cache: text('the teacher cache to learn from', undefined),
+  student: text('model folder to start from', undefined),
+  out: text('folder for the trained student, metrics and checkpoints', undefined),
+  labels: choice(
+    'teacher labels of the KL term; left out: full where the cache can, else topk',
+    ['full', 'topk', 'none'],
+    undefined,
+  ),
+  tail: choice('what topk labels do with the mass outside the top k', ['tail', 'bucket', 'renormalise'], 'tail'),
+  temperature: number('softmax temperature T of the KL term', 2, { above: 0 }),
+  alpha: number('share of T² KL; 1 - alpha is the share of cross-entropy', 0.7, { min: 0, max: 1 }),
+  hiddenWeight: number('weight of the hidden-state term; 0 leaves it out', 0, { min: 0 }),
+  hiddenLoss: choice('distance of final hidden states', ['mse', 'cosine'], 'mse'),
+  projection: choice(
+    'learned layer between the widths: auto uses one where they differ',
+    ['auto', 'linear', 'none'],
+    'auto',
+  ),
+  lr: number('peak learning rate', 5e-5, { above: 0 }),
+  warmupSteps: integer('steps of linear warm-up', 0, { min: 0 }),
+  finalLrRatio: number('learning rate at the last step as a share of the peak (cosine)', 0.1, { min: 0, max: 1 }),
+  weightDecay: number('decoupled weight decay, on matrices only', 0.1, { min: 0 }),
+  beta1: number('decay of the mean gradient', 0.9, { min: 0, max: 0.9999999 }),
+  beta2: number('decay of the mean squared gradient', 0.95, { min: 0, max: 0.9999999 }),
+  epsilon: number('added to the root of the mean square', 1e-8, { above: 0 }),
+  clip: number('largest global gradient norm', 1, { above: 0 }),
+  steps: integer('optimiser steps; left out: one pass over the rows', undefined, { min: 1 }),
+  batchTokens: integer('tokens of a step: rows are taken until they hold so many', 4096, { min: 1 }),
+  accumulate: integer('micro-batches that a step is split into; saves memory, changes nothing else', 1, { min: 1 }),
+  chunkPositions: integer('label positions whose logits are in memory at a time', 128, { min: 1 }),
+  seed: integer('seed of the data order and of a new projection', 0, { min: 0, max: 0xffffffff }),
+  split: text('train only on rows of this split; left out: all rows', undefined),
+  checkpointEvery: integer('steps between checkpoints', 200, { min: 1 }),
+  keepCheckpoints: integer('newest checkpoints kept', 2, { min: 1 }),
+  saveDtype: choice('dtype of the final weights', ['float32', 'bfloat16', 'float16'], 'float32'),
+  device: choice('where to compute', ['auto', 'cpu', 'cuda', 'webgpu'], 'auto'),
+  threads: integer('CPU threads; left out: all', undefined, { min: 1 }),
+  resume: boolean('go on from the newest checkpoint in --out'),
+} as const;
+
+export type TrainingSettings = SettingsOf<typeof TRAINING_SETTINGS>;
+
+/** Settings that may differ between a run and its continuation without changing a single number. */
+export const SETTINGS_FREE_ON_RESUME: readonly (keyof TrainingSettings)[] = [
+  'resume',
+  'out',
+  'checkpointEvery',
+  'keepCheckpoints',
+  'threads',
+  'saveDtype',
+];
