@@ -1,21 +1,15 @@
-import { readFile, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { StillhouseError } from '@stillhouse/errors';
+import { configValueInvalid, type Fields, type JsonObject, readFields, readJsonObject } from './json-fields.ts';
+import { parseRope, type RopeConfig } from './rotary-config.ts';
 
 export type Architecture = 'qwen2' | 'llama';
 
-/** Llama 3's rescaling of rotary frequencies. */
-export interface Llama3RopeScaling {
-  readonly kind: 'llama3';
-  readonly factor: number;
-  readonly lowFrequencyFactor: number;
-  readonly highFrequencyFactor: number;
-  readonly originalMaxPositions: number;
-}
-
-/** A decoder's shape, read from a Hugging Face config.json. */
+/** A decoder's shape as its `config.json` gives it, under the field's names, with every default filled in. */
 export interface ModelConfig {
   readonly architecture: Architecture;
+  /** Rows of the embedding; may be more than the tokenizer has ids. */
   readonly vocabSize: number;
   readonly hiddenSize: number;
   readonly intermediateSize: number;
@@ -24,201 +18,187 @@ export interface ModelConfig {
   readonly kvHeadCount: number;
   readonly headDim: number;
   readonly rmsNormEpsilon: number;
-  readonly rope: { readonly theta: number; readonly scaling?: Llama3RopeScaling };
+  readonly rope: RopeConfig;
+  /** The output matrix is the embedding. */
   readonly tieWordEmbeddings: boolean;
-  /** Whether the query, key and value projections have biases. */
+  /** Biases of q, k and v. */
   readonly attentionBias: boolean;
   readonly attentionOutputBias: boolean;
+  /** Biases of gate, up and down. */
   readonly mlpBias: boolean;
-  /** Longest sequence the model was made for. */
   readonly maxPositions: number;
   readonly bosTokenId?: number;
-  /** Ids that end a text; from config.json and, when read from a folder, generation_config.json. */
+  /** Any of them ends a generation; none if empty. */
   readonly eosTokenIds: readonly number[];
   readonly padTokenId?: number;
-  /** config.json as it stands. */
-  readonly raw: Readonly<Record<string, unknown>>;
+  /** `config.json` as it stands. */
+  readonly raw: JsonObject;
 }
 
-const ARCHITECTURES: Readonly<Record<string, Architecture>> = { Qwen2ForCausalLM: 'qwen2', LlamaForCausalLM: 'llama' };
+const CLASS_NAMES: Readonly<Record<Architecture, string>> = { qwen2: 'Qwen2ForCausalLM', llama: 'LlamaForCausalLM' };
 
-type Json = Readonly<Record<string, unknown>>;
+export const CONFIG_FILE = 'config.json';
+export const GENERATION_CONFIG_FILE = 'generation_config.json';
 
-function unsupported(where: string, what: string, expected: string, got: unknown): never {
-  throw new StillhouseError({
-    code: 'ARCHITECTURE_UNSUPPORTED',
-    where,
-    problem: `${what} is not supported`,
-    expected,
-    got: JSON.stringify(got) ?? 'nothing',
-    remedy: 'Use a Qwen2 or Llama model',
-  });
-}
-
-/**
- * Checks a parsed config.json. Anything that would compute differently and is not supported is refused.
- * @param where named in errors: the file
- * @throws StillhouseError ARCHITECTURE_UNSUPPORTED, MODEL_CONFIG_INVALID
- */
-export function parseModelConfig(json: Json, where: string): ModelConfig {
-  const architecture = findArchitecture(json, where);
-  const number = (key: string, fallback?: number): number => {
-    const value = json[key] ?? fallback;
-    if (typeof value === 'number' && Number.isFinite(value) && value > 0) return value;
-    throw new StillhouseError({
-      code: 'MODEL_CONFIG_INVALID',
-      where,
-      problem: `${key} is not a number above 0`,
-      got: JSON.stringify(json[key]) ?? 'nothing',
-      remedy: 'Fetch config.json again',
-    });
-  };
-  const integer = (key: string, fallback?: number): number => {
-    const value = number(key, fallback);
-    if (Number.isSafeInteger(value)) return value;
-    throw new StillhouseError({
-      code: 'MODEL_CONFIG_INVALID',
-      where,
-      problem: `${key} is not a whole number`,
-      got: String(value),
-      remedy: 'Fetch config.json again',
-    });
-  };
-  refuseWhatComputesOtherwise(json, where);
-  const hiddenSize = integer('hidden_size');
-  const headCount = integer('num_attention_heads');
-  const kvHeadCount = integer('num_key_value_heads', headCount);
-  const headDim = integer('head_dim', hiddenSize / headCount);
-  if (headCount % kvHeadCount !== 0 || headDim % 2 !== 0) {
-    throw new StillhouseError({
-      code: 'MODEL_CONFIG_INVALID',
-      where,
-      problem: 'heads do not divide',
-      expected: 'query heads in equal groups per KV head and an even head width',
-      got: `${headCount} heads, ${kvHeadCount} KV heads, width ${headDim}`,
-      remedy: 'Fetch config.json again',
-    });
-  }
-  const optionalId = (key: string) => (typeof json[key] === 'number' ? (json[key] as number) : undefined);
-  const bosTokenId = optionalId('bos_token_id');
-  const padTokenId = optionalId('pad_token_id');
-  return {
-    architecture,
-    vocabSize: integer('vocab_size'),
-    hiddenSize,
-    intermediateSize: integer('intermediate_size'),
-    layerCount: integer('num_hidden_layers'),
-    headCount,
-    kvHeadCount,
-    headDim,
-    rmsNormEpsilon: number('rms_norm_eps', 1e-6),
-    rope: readRope(json, where),
-    tieWordEmbeddings: json.tie_word_embeddings === true,
-    attentionBias: architecture === 'qwen2' || json.attention_bias === true,
-    attentionOutputBias: architecture === 'llama' && json.attention_bias === true,
-    mlpBias: architecture === 'llama' && json.mlp_bias === true,
-    maxPositions: integer('max_position_embeddings'),
-    ...(bosTokenId === undefined ? {} : { bosTokenId }),
-    eosTokenIds: idList(json.eos_token_id),
-    ...(padTokenId === undefined ? {} : { padTokenId }),
-    raw: json,
-  };
-}
-
-function findArchitecture(json: Json, where: string): Architecture {
-  const named = Array.isArray(json.architectures) ? (json.architectures as unknown[]).map(String) : [];
-  const byName = named.map((name) => ARCHITECTURES[name]).find((one) => one !== undefined);
-  const byType =
-    named.length === 0 && (json.model_type === 'qwen2' || json.model_type === 'llama') ? json.model_type : undefined;
-  return (
-    byName ??
-    byType ??
-    unsupported(
-      where,
-      'the architecture',
-      Object.keys(ARCHITECTURES).join(' or '),
-      named.length === 0 ? json.model_type : named.join(', '),
-    )
-  );
-}
-
-function refuseWhatComputesOtherwise(json: Json, where: string): void {
-  const activation = json.hidden_act ?? 'silu';
-  if (activation !== 'silu') unsupported(where, 'the activation', 'silu', activation);
-  if (json.use_sliding_window === true && typeof json.sliding_window === 'number')
-    unsupported(where, 'sliding-window attention', 'use_sliding_window false', true);
-  if (json.quantization_config !== undefined && json.quantization_config !== null)
-    unsupported(where, 'a quantised checkpoint', 'bfloat16, float16 or float32 weights', json.quantization_config);
-}
-
-function readRope(json: Json, where: string): ModelConfig['rope'] {
-  // transformers 5 writes rope_parameters; before that rope_theta and rope_scaling stood apart.
-  const parameters = (json.rope_parameters ?? json.rope_scaling ?? {}) as Json;
-  const theta = Number(parameters.rope_theta ?? json.rope_theta ?? 10000);
-  const kind = parameters.rope_type ?? parameters.type ?? 'default';
-  if (kind === 'default') return { theta };
-  if (kind !== 'llama3') unsupported(where, 'the rotary embedding', 'rope type default or llama3', kind);
-  return {
-    theta,
-    scaling: {
-      kind: 'llama3',
-      factor: Number(parameters.factor),
-      lowFrequencyFactor: Number(parameters.low_freq_factor),
-      highFrequencyFactor: Number(parameters.high_freq_factor),
-      originalMaxPositions: Number(parameters.original_max_position_embeddings),
-    },
-  };
-}
-
-function idList(value: unknown): readonly number[] {
-  return (Array.isArray(value) ? value : [value]).filter((id): id is number => typeof id === 'number');
-}
-
-async function readJson(file: string): Promise<Json | undefined> {
-  const text = await readFile(file, 'utf8').catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return undefined;
-    throw error;
-  });
-  if (text === undefined) return undefined;
-  try {
-    return JSON.parse(text) as Json;
-  } catch (cause) {
-    throw new StillhouseError({
-      code: 'MODEL_CONFIG_INVALID',
-      where: file,
-      problem: 'the file is not JSON',
-      remedy: 'Fetch it again',
-      cause,
-    });
-  }
-}
-
-/**
- * Reads config.json of a Hugging Face folder, and the end-of-text ids that generation_config.json adds.
- * @throws StillhouseError MODEL_FOLDER_MISSING, NOT_A_MODEL_FOLDER, ARCHITECTURE_UNSUPPORTED, MODEL_CONFIG_INVALID
- */
-export async function readModelConfig(folder: string): Promise<ModelConfig> {
-  const info = await stat(folder).catch(() => undefined);
-  if (info === undefined) {
+/** @throws StillhouseError MODEL_FOLDER_MISSING, NOT_A_MODEL_FOLDER */
+export async function requireModelFolder(folder: string): Promise<void> {
+  const remedy = 'Give a folder in Hugging Face form (config.json, model.safetensors, tokenizer files)';
+  if ((await stat(folder).catch(() => undefined)) === undefined) {
     throw new StillhouseError({
       code: 'MODEL_FOLDER_MISSING',
       where: folder,
       problem: 'there is no such folder',
-      remedy: 'Give the folder of a Hugging Face model',
+      remedy,
     });
   }
-  const file = join(folder, 'config.json');
-  const json = info.isDirectory() ? await readJson(file) : undefined;
-  if (json === undefined) {
+  if ((await stat(join(folder, CONFIG_FILE)).catch(() => undefined)) === undefined) {
     throw new StillhouseError({
       code: 'NOT_A_MODEL_FOLDER',
       where: folder,
-      problem: 'this is not a model folder',
-      expected: 'a folder with config.json and model.safetensors',
-      remedy: 'Give the folder of a Hugging Face model',
+      problem: 'this is not a model folder: it has no config.json',
+      remedy,
     });
   }
-  const config = parseModelConfig(json, file);
-  const generation = await readJson(join(folder, 'generation_config.json'));
-  return { ...config, eosTokenIds: [...new Set([...config.eosTokenIds, ...idList(generation?.eos_token_id)])] };
+}
+
+/**
+ * Reads `config.json` of a Hugging Face folder. `generation_config.json`, where there is one, adds ids that end a
+ * text and names the other special ids where config.json does not.
+ * @throws StillhouseError MODEL_FOLDER_MISSING, NOT_A_MODEL_FOLDER, CONFIG_NOT_JSON, and those of {@link parseModelConfig}
+ */
+export async function readModelConfig(folder: string): Promise<ModelConfig> {
+  await requireModelFolder(folder);
+  const file = join(folder, CONFIG_FILE);
+  const config = parseModelConfig((await readJsonObject(file, 'CONFIG_NOT_JSON')) ?? {}, file);
+  const generationFile = join(folder, GENERATION_CONFIG_FILE);
+  const generation = await readJsonObject(generationFile, 'CONFIG_NOT_JSON');
+  if (generation === undefined) return config;
+  const ids = parseTokenIds(generation, config.vocabSize, generationFile);
+  return { ...ids, ...config, eosTokenIds: [...new Set([...config.eosTokenIds, ...ids.eosTokenIds])] };
+}
+
+/**
+ * Understands a `config.json`. What it asks for and this engine does not do is refused, never ignored; dropout is
+ * the exception: it has no part in inference and training here goes without.
+ * @param where names the file in errors
+ * @throws StillhouseError ARCHITECTURE_NOT_SUPPORTED, ACTIVATION_NOT_SUPPORTED, SLIDING_WINDOW_NOT_SUPPORTED,
+ *   QUANTIZED_WEIGHTS_NOT_SUPPORTED, ROPE_NOT_SUPPORTED, CONFIG_VALUE_INVALID
+ */
+export function parseModelConfig(json: JsonObject, where: string): ModelConfig {
+  const fields = readFields(json, where);
+  const architecture = parseArchitecture(json, where);
+  refuseVariants(json, fields, where);
+  const hiddenSize = fields.count('hidden_size');
+  const headCount = fields.count('num_attention_heads');
+  const vocabSize = fields.count('vocab_size');
+  // Qwen2 has these fixed in its code and ignores such keys; Llama's key means q, k, v and o.
+  const llamaAttentionBias = architecture === 'llama' && fields.flag('attention_bias', false);
+  return {
+    architecture,
+    vocabSize,
+    hiddenSize,
+    intermediateSize: fields.count('intermediate_size'),
+    layerCount: fields.count('num_hidden_layers'),
+    headCount,
+    kvHeadCount: parseKvHeadCount(fields, headCount, where),
+    headDim: parseHeadDim(fields, hiddenSize, headCount, where),
+    rmsNormEpsilon: fields.positive('rms_norm_eps', 1e-6),
+    rope: parseRope(json, where),
+    tieWordEmbeddings: fields.flag('tie_word_embeddings', false),
+    attentionBias: architecture === 'qwen2' || llamaAttentionBias,
+    attentionOutputBias: llamaAttentionBias,
+    mlpBias: architecture === 'llama' && fields.flag('mlp_bias', false),
+    maxPositions: fields.count('max_position_embeddings'),
+    ...parseTokenIds(json, vocabSize, where),
+    raw: json,
+  };
+}
+
+function parseArchitecture(json: JsonObject, where: string): Architecture {
+  const named = Array.isArray(json.architectures) ? json.architectures : [];
+  for (const [architecture, className] of Object.entries(CLASS_NAMES) as [Architecture, string][]) {
+    // transformers goes by model_type; the class tells a language model from a classifier.
+    if (json.model_type === architecture && (named.length === 0 || named.includes(className))) return architecture;
+  }
+  throw new StillhouseError({
+    code: 'ARCHITECTURE_NOT_SUPPORTED',
+    where,
+    problem: 'models of this architecture are not supported',
+    expected: Object.entries(CLASS_NAMES)
+      .map(([type, className]) => `${className} (model_type ${type})`)
+      .join(' or '),
+    got: `${named.join(', ') || 'no class'} (model_type ${json.model_type ?? 'missing'})`,
+  });
+}
+
+function refuseVariants(json: JsonObject, fields: Fields, where: string): void {
+  const activation = fields.text('hidden_act', 'silu');
+  if (activation !== 'silu') {
+    throw new StillhouseError({
+      code: 'ACTIVATION_NOT_SUPPORTED',
+      where,
+      problem: 'hidden_act is not supported',
+      expected: 'silu',
+      got: activation,
+    });
+  }
+  const layerTypes = Array.isArray(json.layer_types) ? json.layer_types : [];
+  const otherLayer = layerTypes.find((type) => type !== 'full_attention');
+  if (otherLayer !== undefined || (fields.flag('use_sliding_window', false) && fields.has('sliding_window'))) {
+    throw new StillhouseError({
+      code: 'SLIDING_WINDOW_NOT_SUPPORTED',
+      where,
+      problem: 'the model limits attention to a window, which is not supported',
+      expected: 'full attention in every layer',
+      got: otherLayer === undefined ? `sliding_window ${json.sliding_window}` : `a layer with ${otherLayer}`,
+    });
+  }
+  if (fields.has('quantization_config')) {
+    throw new StillhouseError({
+      code: 'QUANTIZED_WEIGHTS_NOT_SUPPORTED',
+      where,
+      problem: 'the weights are quantized, which is not supported',
+      expected: 'float32, bfloat16 or float16 weights',
+      got: `quantization_config ${JSON.stringify(json.quantization_config)}`,
+      remedy: 'Use the original model',
+    });
+  }
+}
+
+function parseKvHeadCount(fields: Fields, headCount: number, where: string): number {
+  const kvHeadCount = fields.count('num_key_value_heads', headCount);
+  if (headCount % kvHeadCount === 0) return kvHeadCount;
+  throw configValueInvalid(where, 'num_key_value_heads', `a divisor of ${headCount} heads`, kvHeadCount);
+}
+
+function parseHeadDim(fields: Fields, hiddenSize: number, headCount: number, where: string): number {
+  if (!fields.has('head_dim') && hiddenSize % headCount !== 0) {
+    throw configValueInvalid(where, 'hidden_size', `a multiple of ${headCount} heads`, hiddenSize);
+  }
+  const headDim = fields.count('head_dim', hiddenSize / headCount);
+  if (headDim % 2 === 0) return headDim;
+  throw configValueInvalid(where, 'head_dim', 'an even number (rotary embedding turns pairs)', headDim);
+}
+
+type TokenIds = Pick<ModelConfig, 'bosTokenId' | 'eosTokenIds' | 'padTokenId'>;
+
+function parseTokenIds(json: JsonObject, vocabSize: number, where: string): TokenIds {
+  const list = (key: string): readonly number[] => {
+    const value = json[key] ?? [];
+    const ids: readonly unknown[] = Array.isArray(value) ? value : [value];
+    for (const id of ids) {
+      if (!Number.isSafeInteger(id) || (id as number) < 0 || (id as number) >= vocabSize) {
+        throw configValueInvalid(where, key, `ids from 0 to ${vocabSize - 1}`, json[key]);
+      }
+    }
+    return ids as readonly number[];
+  };
+  const [bosTokenId] = list('bos_token_id');
+  // Early Llama configs write "no padding token" as -1.
+  const [padTokenId] = json.pad_token_id === -1 ? [] : list('pad_token_id');
+  return {
+    ...(bosTokenId === undefined ? {} : { bosTokenId }),
+    ...(padTokenId === undefined ? {} : { padTokenId }),
+    eosTokenIds: list('eos_token_id'),
+  };
 }

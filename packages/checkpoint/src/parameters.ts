@@ -1,4 +1,9 @@
 import type { ModelConfig } from './model-config.ts';
+import { countElements } from './stored-dtype.ts';
+
+export const EMBEDDING_NAME = 'model.embed_tokens.weight';
+/** Absent from a checkpoint whose output matrix is tied to the embedding. */
+export const OUTPUT_MATRIX_NAME = 'lm_head.weight';
 
 /** A tensor that a model of some configuration has, in checkpoint layout: linear weights are [out, in]. */
 export interface ParameterSpec {
@@ -10,10 +15,10 @@ export interface ParameterSpec {
 export function describeParameters(config: ModelConfig): readonly ParameterSpec[] {
   const { hiddenSize, vocabSize } = config;
   return [
-    { name: 'model.embed_tokens.weight', shape: [vocabSize, hiddenSize] },
+    { name: EMBEDDING_NAME, shape: [vocabSize, hiddenSize] },
     ...Array.from({ length: config.layerCount }, (_, layer) => describeLayer(config, `model.layers.${layer}.`)).flat(),
     { name: 'model.norm.weight', shape: [hiddenSize] },
-    ...(config.tieWordEmbeddings ? [] : [{ name: 'lm_head.weight', shape: [vocabSize, hiddenSize] }]),
+    ...(config.tieWordEmbeddings ? [] : [{ name: OUTPUT_MATRIX_NAME, shape: [vocabSize, hiddenSize] }]),
   ];
 }
 
@@ -37,9 +42,7 @@ function describeLayer(config: ModelConfig, prefix: string): readonly ParameterS
   ];
 }
 
+/** Numbers a model of this configuration holds; a tied output matrix counts once. */
 export function countParameters(config: ModelConfig): number {
-  return describeParameters(config).reduce(
-    (sum, { shape }) => sum + shape.reduce((product, dim) => product * dim, 1),
-    0,
-  );
+  return describeParameters(config).reduce((sum, { shape }) => sum + countElements(shape), 0);
 }

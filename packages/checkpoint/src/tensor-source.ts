@@ -5,7 +5,7 @@ import { LENGTH_FIELD_BYTES, parseHeader, parseHeaderLength, type TensorInfo } f
 import { countElements, elementBytes, formatTensorType, isStoredFloat, type StoredFloatDtype } from './stored-dtype.ts';
 
 /** What {@link TensorSource.readInt} gives: the typed array natural for the stored dtype. */
-export type IntegerArray =
+export type TensorArray =
   | Uint8Array<ArrayBuffer>
   | Int8Array<ArrayBuffer>
   | Uint16Array<ArrayBuffer>
@@ -30,7 +30,7 @@ export interface TensorSource {
   /** Any float dtype as float64; exact. */
   readFloat64(name: string): Promise<Float64Array<ArrayBuffer>>;
   /** Integers and booleans (0 or 1) as stored. */
-  readInt(name: string): Promise<IntegerArray>;
+  readInt(name: string): Promise<TensorArray>;
   /** Calls `visit` with the tensor's stored bytes in order, in pieces that are valid until it returns. */
   readPieces(name: string, visit: (piece: Uint8Array<ArrayBuffer>) => void): Promise<void>;
   close(): Promise<void>;
@@ -185,7 +185,7 @@ function widenPiece(piece: Uint8Array<ArrayBuffer>, dtype: StoredFloatDtype): Fl
   return (dtype === 'bfloat16' ? widenBfloat16 : widenFloat16)(new Uint16Array(buffer, byteOffset, length));
 }
 
-function viewIntegers(info: TensorInfo, buffer: ArrayBuffer): IntegerArray {
+function viewIntegers(info: TensorInfo, buffer: ArrayBuffer): TensorArray {
   switch (info.dtype) {
     case 'bool':
     case 'uint8':

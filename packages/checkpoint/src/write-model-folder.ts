@@ -2,7 +2,7 @@ import { copyFile, mkdir, readdir, realpath, rename, rm } from 'node:fs/promises
 import { join } from 'node:path';
 import { explainWriteFailure, stageDirectory, syncDirectory, writeFileAtomically } from '@stillhouse/durable-files';
 import type { ParameterSpec } from './parameters.ts';
-import { countElements, SAFETENSORS_DTYPES } from './tensor-info.ts';
+import { countElements, elementBytes } from './stored-dtype.ts';
 import { writeSafetensors } from './write-safetensors.ts';
 
 export interface ModelToWrite {
@@ -59,7 +59,7 @@ async function writeWeights(
   folder: string,
   { parameters, dtype, read, shardSizeBytes = 5e9 }: ModelToWrite,
 ): Promise<void> {
-  const sizeOf = ({ shape }: ParameterSpec) => countElements(shape) * SAFETENSORS_DTYPES[dtype].sizeBytes;
+  const sizeOf = ({ shape }: ParameterSpec) => countElements(shape) * elementBytes(dtype);
   const shards: ParameterSpec[][] = [];
   let filled = Number.POSITIVE_INFINITY;
   for (const parameter of parameters) {

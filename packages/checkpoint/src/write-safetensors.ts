@@ -1,6 +1,6 @@
 import { type FileDigest, stageFile } from '@stillhouse/durable-files';
 import { narrowToBfloat16, narrowToFloat16 } from '@stillhouse/float-formats';
-import { countElements, SAFETENSORS_DTYPES, type StoredDtype } from './tensor-info.ts';
+import { codeOfDtype, countElements, elementBytes, type StoredDtype } from './stored-dtype.ts';
 
 export interface TensorToWrite {
   readonly name: string;
@@ -25,10 +25,9 @@ export async function writeSafetensors(
   const header: Record<string, unknown> = { __metadata__: metadata };
   let end = 0;
   for (const { name, dtype, shape } of tensors) {
-    const { tag, sizeBytes } = SAFETENSORS_DTYPES[dtype];
     const begin = end;
-    end += countElements(shape) * sizeBytes;
-    header[name] = { dtype: tag, shape, data_offsets: [begin, end] };
+    end += countElements(shape) * elementBytes(dtype);
+    header[name] = { dtype: codeOfDtype(dtype), shape, data_offsets: [begin, end] };
   }
   const json = Buffer.from(JSON.stringify(header), 'utf8');
   const padded = Buffer.alloc(Math.ceil(json.length / ALIGNMENT) * ALIGNMENT, ' ');
@@ -50,7 +49,7 @@ function encode({ name, dtype, shape }: TensorToWrite, data: Uint8Array | Float3
   const bytesOf = (array: Uint16Array | Float32Array | Float64Array | Uint8Array) =>
     new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
   const bytes = data instanceof Float32Array ? bytesOf(narrow(dtype, data)) : data;
-  const needed = countElements(shape) * SAFETENSORS_DTYPES[dtype].sizeBytes;
+  const needed = countElements(shape) * elementBytes(dtype);
   if (bytes.length !== needed)
     throw new Error(`tensor ${name}: ${bytes.length} bytes for ${dtype}[${shape.join(', ')}], which has ${needed}`);
   return bytes;
