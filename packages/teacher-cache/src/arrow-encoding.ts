@@ -153,7 +153,7 @@ function largestColumnBytes(row: LabelledRow, group: 'rows' | 'topk' | HiddenLay
 }
 
 /**
- * The record batches of one group of a shard: rows in order, each batch closed at about 1 MiB, one row at least.
+ * The record batches of one group of a shard: rows in order, each batch closed at about 512 KiB, one row at least.
  * @throws StillhouseError CACHE_ROW_TOO_LARGE
  */
 export function* encodeShard(

@@ -1,13 +1,7 @@
 import { type FileHandle, open } from 'node:fs/promises';
 import { StillhouseError } from '@stillhouse/errors';
-import {
-  AsyncRecordBatchFileReader,
-  type Data,
-  Message,
-  type RecordBatch,
-  RecordBatchReader,
-  type Schema,
-} from 'apache-arrow';
+import { AsyncRecordBatchFileReader, type Data, Message, RecordBatchReader, type Schema } from 'apache-arrow';
+import { VectorLoader } from 'apache-arrow/visitor/vectorloader';
 
 /** An Arrow IPC file of which single batches are read; never the whole. */
 export interface ArrowFile {
@@ -57,6 +51,13 @@ function holdsNull(data: Data): boolean {
   return data.nullCount > 0 || data.children.some(holdsNull);
 }
 
+/** Where a record batch stands in the file: its header, which the body follows. */
+interface BatchBlock {
+  readonly offset: number;
+  readonly metaDataLength: number;
+  readonly bodyLength: number;
+}
+
 /**
  * Opens an Arrow file and indexes its batches by their headers.
  * @param schema the columns that must be there; others are ignored
@@ -65,24 +66,33 @@ function holdsNull(data: Data): boolean {
 export async function openArrowFile(path: string, schema: Schema): Promise<ArrowFile> {
   const handle = await open(path, 'r');
   try {
+    // The library's own reader would take four reads a batch and clear each buffer first, so it reads the footer only.
     const reader: RecordBatchReader = await RecordBatchReader.from(handle as never);
     if (!(reader instanceof AsyncRecordBatchFileReader)) throw new Error('its magic bytes are missing');
     await reader.open({ autoDestroy: false });
     const columns = locateColumns(path, reader.schema, schema);
-    const batchStarts = await indexBatches(handle, reader);
-    let last: Promise<unknown> = Promise.resolve();
+    const blocks = await listBlocks(handle, reader);
+    const counts = await Promise.all(blocks.map((block, i) => readRowCount(handle, block, i)));
+    const batchStarts = [0];
+    for (const count of counts) batchStarts.push(batchStarts.at(-1)! + count);
     return {
       batchStarts,
-      // The library's reader seeks, so one batch is read at a time.
-      readBatch: (index) => {
-        const reading = last.then(() => readBatch(path, reader, index, schema, columns, batchStarts));
-        last = reading.catch(() => {});
-        return reading;
+      readBatch: async (index) => {
+        try {
+          const bytes = await readBytes(handle, blocks[index]!);
+          const data = loadColumns(bytes, blocks[index]!, reader.schema);
+          const wanted = columns.map((column) => data[column]!);
+          for (const [i, column] of wanted.entries()) {
+            const { name, nullable } = schema.fields[i]!;
+            if (!nullable && holdsNull(column)) throw new Error(`column ${name} has nulls`);
+          }
+          const rowCount = counts[index]!;
+          return { firstRow: batchStarts[index]!, rowCount, columns: wanted, sizeBytes: bytes.length };
+        } catch (cause) {
+          throw explainDamage(path, cause);
+        }
       },
-      close: async () => {
-        await last;
-        await handle.close();
-      },
+      close: () => handle.close(),
     };
   } catch (cause) {
     await handle.close();
@@ -90,49 +100,48 @@ export async function openArrowFile(path: string, schema: Schema): Promise<Arrow
   }
 }
 
-async function indexBatches(handle: FileHandle, reader: AsyncRecordBatchFileReader): Promise<readonly number[]> {
+async function listBlocks(handle: FileHandle, reader: AsyncRecordBatchFileReader): Promise<readonly BatchBlock[]> {
   const { size } = await handle.stat();
-  const starts = [0];
-  for (let i = 0; i < reader.numRecordBatches; i++) {
+  return Array.from({ length: reader.numRecordBatches }, (_, i) => {
     const block = reader.footer?.getRecordBatch(i);
     if (!block || block.metaDataLength < 8 || block.offset + block.metaDataLength + block.bodyLength > size) {
       throw new Error(`batch ${i} leads out of the file`);
     }
-    const header = Buffer.alloc(block.metaDataLength);
-    await handle.read(header, 0, header.length, block.offset);
-    // Four bytes mark a message, four give its length; both are before the message.
-    const message = Message.decode(new Uint8Array(header.buffer, header.byteOffset + 8, header.length - 8));
-    if (!message.isRecordBatch()) throw new Error(`batch ${i} is something else`);
-    const { length, compression } = message.header();
-    if (compression !== null) throw new Error('it is compressed, which the format does not allow');
-    starts.push(starts[i]! + length);
-  }
-  return starts;
+    return block;
+  });
 }
 
-async function readBatch(
-  path: string,
-  reader: AsyncRecordBatchFileReader,
-  index: number,
-  schema: Schema,
-  columns: readonly number[],
-  batchStarts: readonly number[],
-): Promise<ArrowBatch> {
-  try {
-    const batch: RecordBatch | null = await reader.readRecordBatch(index);
-    if (batch === null) throw new Error(`batch ${index} is not there`);
-    const wanted = columns.map((column) => batch.data.children[column]!);
-    for (const [i, data] of wanted.entries()) {
-      const { name, nullable } = schema.fields[i]!;
-      if (!nullable && holdsNull(data)) throw new Error(`column ${name} has nulls`);
-    }
-    return {
-      firstRow: batchStarts[index]!,
-      rowCount: batch.numRows,
-      columns: wanted,
-      sizeBytes: batch.data.byteLength,
-    };
-  } catch (cause) {
-    throw explainDamage(path, cause);
+/** Four bytes mark a message, four give its length; both stand before it. */
+const decodeHeader = (bytes: Uint8Array, { metaDataLength }: BatchBlock) =>
+  Message.decode(bytes.subarray(8, metaDataLength));
+
+async function readRowCount(handle: FileHandle, block: BatchBlock, index: number): Promise<number> {
+  const message = decodeHeader(await readBytes(handle, { ...block, bodyLength: 0 }), block);
+  if (!message.isRecordBatch()) throw new Error(`batch ${index} is something else`);
+  const { length, compression } = message.header();
+  if (compression !== null) throw new Error('it is compressed, which the format does not allow');
+  return length;
+}
+
+async function readBytes(handle: FileHandle, { offset, metaDataLength, bodyLength }: BatchBlock): Promise<Uint8Array> {
+  // Memory of its own, not cleared first: columns are views on it and outlive this call.
+  const { buffer } = Buffer.allocUnsafeSlow(metaDataLength + bodyLength);
+  const bytes = new Uint8Array(buffer);
+  for (let done = 0; done < bytes.length; ) {
+    const { bytesRead } = await handle.read(bytes, done, bytes.length - done, offset + done);
+    if (bytesRead === 0) throw new Error('it ends too early');
+    done += bytesRead;
   }
+  return bytes;
+}
+
+function loadColumns(bytes: Uint8Array, block: BatchBlock, schema: Schema): readonly Data[] {
+  const message = decodeHeader(bytes, block);
+  if (!message.isRecordBatch()) throw new Error('a batch is something else');
+  const { nodes, buffers } = message.header();
+  const body = bytes.subarray(block.metaDataLength);
+  for (const { offset, length } of buffers) {
+    if (offset < 0 || length < 0 || offset + length > body.length) throw new Error('a column leads out of its batch');
+  }
+  return new VectorLoader(body, nodes, buffers, new Map(), schema.metadataVersion).visitMany(schema.fields);
 }

@@ -2,7 +2,7 @@ import { type FileDigest, stageFile } from '@stillhouse/durable-files';
 import { type RecordBatch, RecordBatchFileWriter } from 'apache-arrow';
 
 /** A batch is closed once it holds so much: small enough for random access, large enough to stream. */
-export const BATCH_TARGET_BYTES = 1 << 20;
+export const BATCH_TARGET_BYTES = 1 << 19;
 /** apache-arrow corrupts column buffers of 2 GiB and more without a word, so none is let near. */
 export const LARGEST_BUFFER_BYTES = 2 ** 31 - 2 ** 16;
 const QUEUED_BYTES = 8 << 20;

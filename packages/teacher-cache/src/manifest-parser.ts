@@ -244,7 +244,11 @@ function readDescription(reader: Reader, value: unknown, where: string): CacheDe
     return normaliseDescription(description as CacheDescription);
   } catch (error) {
     if (!isStillhouseError(error)) throw error;
-    throw new StillhouseError({ ...error.report, code: 'CACHE_MANIFEST_INVALID', where: `${where}, description` });
+    throw new StillhouseError({
+      ...error.report,
+      code: 'CACHE_MANIFEST_INVALID',
+      where: `${where}, ${error.report.where}`,
+    });
   }
 }
 

@@ -155,6 +155,7 @@ test('labels that cannot be are refused before anything is written', async () =>
     [/topk: .*logprob of id \d+ is -Infinity/, withTopK({ logprobs: replaceFirst(topk!.logprobs, -Infinity) })],
     [/topk: .*id 20 is outside the vocabulary/, withTopK({ ids: replaceFirst(topk!.ids, 20) })],
     [/topk: .*not by descending probability/, withTopK({ logprobs: swapped })],
+    [/topk: .*id \d+ occurs twice/, withTopK({ ids: topk!.ids.map(() => 7) })],
     [/topk: .*entries, allowed are 1 to 6/, withTopK({ counts: replaceFirst(topk!.counts, 7) })],
     [/topk: .*log_z at T=1 is 0.5/, withTopK({ logZ: replaceFirst(topk!.logZ, 0.5) })],
     [/topk: .*probabilities add up to/, withTopK({ logprobs: topk!.logprobs.map(() => -0.1), counts: topk!.counts })],

@@ -48,11 +48,13 @@ export function* checkTopK(labels: TopKLabels, positions: number, description: C
   if (logZ.length !== positions * temperatures.length) {
     return yield `log_z has ${logZ.length} numbers, expected ${positions} x ${temperatures.length}`;
   }
+  // The position, counted from 1, at which an id was seen last.
+  const seen = new Int32Array(description.teacher.vocabSize);
   let start = 0;
   for (let position = 0; position < positions; position++) {
     const end = start + counts[position]!;
     const problem =
-      checkEntries(ids, logprobs, start, end, description.teacher.vocabSize) ??
+      checkEntries(ids, logprobs, start, end, seen, position + 1) ??
       checkLogZ(labels, position, start, end, temperatures, description.teacher.vocabSize);
     if (problem !== undefined) return yield `position ${position}: ${problem}`;
     start = end;
@@ -64,17 +66,19 @@ function checkEntries(
   logprobs: Float32Array,
   start: number,
   end: number,
-  vocabSize: number,
+  seen: Int32Array,
+  mark: number,
 ): string | undefined {
   for (let i = start; i < end; i++) {
     const id = ids[i]!;
     const logprob = logprobs[i]!;
-    if (id < 0 || id >= vocabSize) return `id ${id} is outside the vocabulary of ${vocabSize}`;
+    if (id < 0 || id >= seen.length) return `id ${id} is outside the vocabulary of ${seen.length}`;
+    if (seen[id] === mark) return `id ${id} occurs twice`;
+    seen[id] = mark;
     if (!Number.isFinite(logprob)) return `the logprob of id ${id} is ${logprob}`;
     if (logprob > TOLERANCE) return `the logprob of id ${id} is ${logprob}, above 0`;
     if (i > start && logprob > logprobs[i - 1]!) return 'the entries are not by descending probability';
   }
-  if (new Set(ids.subarray(start, end)).size !== end - start) return 'an id occurs twice';
   return undefined;
 }
 
@@ -95,8 +99,8 @@ function checkLogZ(
     const value = logZ[position * temperatures.length + index]!;
     if (!Number.isFinite(value)) return `log_z at T=${temperature} is ${value}`;
     if (temperature === 1 && Math.abs(value) > TOLERANCE) return `log_z at T=1 is ${value}, it must be 0`;
-    let sum = 0;
-    for (let i = start; i < end; i++) sum += Math.exp(logprobs[i]! / temperature);
+    let sum = temperature === 1 ? mass : 0;
+    if (temperature !== 1) for (let i = start; i < end; i++) sum += Math.exp(logprobs[i]! / temperature);
     const least = Math.log(sum);
     const most = Math.log(sum + tailSize * Math.exp(logprobs[end - 1]! / temperature));
     const slack = TOLERANCE * Math.max(1, Math.abs(value));

@@ -1,5 +1,5 @@
 import { readdir, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { join, relative } from 'node:path';
 import { hashFile } from '@stillhouse/durable-files';
 import { isStillhouseError } from '@stillhouse/errors';
 import { decodeHidden, decodeRow, decodeTopK } from './arrow-decoding.ts';
@@ -119,8 +119,7 @@ async function checkStrayFiles(folder: string, manifest: CacheManifest, findings
   const listed = new Set([...listFiles(manifest)].map(({ file }) => file.path));
   for (const entry of await readdir(folder, { recursive: true, withFileTypes: true })) {
     if (entry.isDirectory()) continue;
-    const place = entry.parentPath.slice(folder.replace(/\/+$/, '').length + 1);
-    const path = place === '' ? entry.name : `${place.replaceAll('\\', '/')}/${entry.name}`;
+    const path = relative(folder, join(entry.parentPath, entry.name)).replaceAll('\\', '/');
     const isLeftover = !manifest.complete && (path.endsWith('.partial') || path.startsWith('shards/'));
     if (listed.has(path) || path === MANIFEST_NAME || path === LOCK_NAME || isLeftover) continue;
     findings.add(path, 'the file does not belong to the cache');
