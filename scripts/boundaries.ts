@@ -82,7 +82,12 @@ function readSources(folder: string): SourceFile[] {
     .map((path) => join(folder, path))
     .filter((path) => !/[\\/](?:node_modules|golden|fixtures)[\\/]/.test(path))
     .sort()
-    .map((path) => ({ path, isTest: path.endsWith('.test.ts'), ...scanImports(readFileSync(path, 'utf8')) }));
+    .map((path) => ({ path, isTest: isTestPath(path), ...scanImports(readFileSync(path, 'utf8')) }));
+}
+
+/** Tests, and in a folder `src/testing` what several tests of one package share. */
+function isTestPath(path: string): boolean {
+  return path.endsWith('.test.ts') || /[\\/]src[\\/]testing[\\/]/.test(path);
 }
 
 function checkTable(packages: readonly Package[]): Violation[] {
@@ -141,8 +146,8 @@ function checkRelative(root: string, one: Package, file: SourceFile, found: Impo
   if (!existsSync(target)) {
     return [violate(where, 'path', `${specifier} does not exist; relative imports name the file, with its .ts`)];
   }
-  if (!file.isTest && target.endsWith('.test.ts')) {
-    return [violate(where, 'test-only', `${specifier} is a test; only tests may import it`)];
+  if (!file.isTest && isTestPath(target)) {
+    return [violate(where, 'test-only', `${specifier} is for tests; only tests may import it`)];
   }
   return [];
 }
@@ -159,7 +164,7 @@ function checkWorkspaceImport(where: string, one: Package, file: SourceFile, spe
     );
   }
   if (target === testPackage.name) {
-    if (!file.isTest) violations.push(violate(where, 'test-only', `${specifier} is for *.test.ts files only`));
+    if (!file.isTest) violations.push(violate(where, 'test-only', `${specifier} is for tests only`));
     return violations;
   }
   const rank = ranks[target];
@@ -184,7 +189,7 @@ function checkLibraryImport(where: string, one: Package, file: SourceFile, speci
   const library = libraryOf(specifier);
   if (testLibraries.includes(library)) {
     if (file.isTest || one.name === testPackage.name) return [];
-    return [violate(where, 'test-only', `${library} is for *.test.ts files only`)];
+    return [violate(where, 'test-only', `${library} is for tests only`)];
   }
   const owners = libraryOwners[library];
   if (owners === undefined) {
