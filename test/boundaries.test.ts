@@ -190,6 +190,15 @@ const cases: readonly { readonly name: string; readonly rule: Rule; readonly pla
       says: /x\.test\.ts is for tests/,
     },
     {
+      name: "a source importing what a package's tests share",
+      rule: 'test-only',
+      planted: {
+        [decoder]: use('./testing/x.ts'),
+        'packages/decoder/src/testing/x.ts': use('@stillhouse/testing') + use('fast-check'),
+      },
+      says: /^packages\/decoder\/src\/index\.ts:1: test-only: \.\/testing\/x\.ts is for tests/,
+    },
+    {
       name: 'a library of another package',
       rule: 'owner',
       planted: {
