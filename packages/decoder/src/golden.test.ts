@@ -101,8 +101,8 @@ async function forward(model: Model, batch: TokenBatch, float: FloatDtype) {
 async function readRows(name: string) {
   const inputs = await openSafetensors(`${GOLDEN}${name}/inputs.safetensors`);
   const [rows, length] = inputs.tensors.get('input_ids')!.shape as [number, number];
-  const ids = Array.from((await inputs.read('input_ids')) as unknown as ArrayLike<bigint>, Number);
-  const mask = Array.from((await inputs.read('attention_mask')) as unknown as ArrayLike<bigint>, Number);
+  const ids = Array.from((await inputs.readInt('input_ids')) as unknown as ArrayLike<bigint>, Number);
+  const mask = Array.from((await inputs.readInt('attention_mask')) as unknown as ArrayLike<bigint>, Number);
   const sequences = Array.from({ length: rows }, (_, row) =>
     Int32Array.from(ids.slice(row * length, (row + 1) * length).filter((_, t) => mask[row * length + t] === 1)),
   );
@@ -201,13 +201,10 @@ test('a layer backwards equals the gradient of the whole graph, and accumulates'
   const once = await engine.downloadMany(names.map((name) => accumulators[gradientName(name)]!));
   await engine.run([{ ...call, outputs: { dx: dx2, ...outputs } }]);
   const twice = await engine.downloadMany(names.map((name) => accumulators[gradientName(name)]!));
-  names.forEach((name, i) =>
-    expectClose(
-      twice[i] as Float64Array,
-      (once[i] as Float64Array).map((value) => 2 * value),
-      { absolute: 1e-10, where: name },
-    ),
-  );
+  for (const [i, name] of names.entries()) {
+    const doubled = (once[i] as Float64Array).map((value) => 2 * value);
+    expectClose(twice[i] as Float64Array, doubled, { absolute: 1e-10, where: name });
+  }
   // Central differences along random directions, through the forward program alone.
   const y = engine.allocate('float64', shape);
   const value = async (input: DeviceTensor, used: Record<string, DeviceTensor>) => {

@@ -1,8 +1,7 @@
 import { after, test } from 'node:test';
 import { openSafetensors } from '@stillhouse/checkpoint';
 import { differentiate, encodeModel, type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
-import { openEngine } from '@stillhouse/runtime';
-import { expectClose } from '@stillhouse/testing';
+import { expectClose, openEngine } from '@stillhouse/testing';
 import {
   type Divergence,
   emitCrossEntropy,

@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { openEngine } from '@stillhouse/runtime';
-import { type GradientCase, gradientError } from '@stillhouse/testing';
+import { type GradientCase, gradientError, openEngine } from '@stillhouse/testing';
 import { GRADIENT_RULES, type GraphBuilder, type OperatorName, type Value } from './index.ts';
 
 const engine = await openEngine({ threads: 1 });
