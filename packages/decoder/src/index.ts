@@ -14,6 +14,14 @@ export {
   uploadBatch,
 } from './forward-pass.ts';
 export {
+  createGenerator,
+  type GeneratedSequence,
+  type GenerateOptions,
+  type Generator,
+  type GeneratorOptions,
+  greedyHeadGraph,
+} from './generation.ts';
+export {
   type BlockParameter,
   batchTablesGraph,
   blockGradientGraph,
@@ -28,5 +36,6 @@ export {
   gradientName,
   scatterRowsGraph,
 } from './model-graphs.ts';
+export { type DecoderOnDevice, type DecoderSource, loadDecoder, residualStreamCalls } from './model-on-device.ts';
 export { emitRotary, emitRotaryTables, inverseFrequencies, type RotaryTables } from './rotary.ts';
 export { flatIndex, type Placement, packSequences, padSequences, type TokenBatch } from './token-batch.ts';

@@ -1,0 +1,195 @@
+import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
+import { after, test } from 'node:test';
+import { openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
+import { isStillhouseError } from '@stillhouse/errors';
+import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
+import { openEngine } from '@stillhouse/runtime';
+import { expectClose } from '@stillhouse/testing';
+import {
+  compileForwardPrograms,
+  compileGraph,
+  createGenerator,
+  type DecoderOnDevice,
+  freeBatch,
+  greedyHeadGraph,
+  loadDecoder,
+  packSequences,
+  padSequences,
+  residualStreamCalls,
+  uploadBatch,
+} from './index.ts';
+
+const engine = await openEngine({ threads: 1 });
+after(() => engine.close());
+
+const GOLDEN = new URL('../../../test/golden/', import.meta.url).pathname;
+const MODELS = ['qwen2-tiny', 'qwen2-tiny-untied', 'llama-tiny', 'llama3-rope-tiny'];
+
+/** The argmax of a whole forward pass over ids, again for every new token: no cache. */
+async function continueByFullPasses(model: DecoderOnDevice, prompt: Int32Array, count: number): Promise<number[]> {
+  const programs = await compileForwardPrograms(engine, model.config, model.float);
+  const head = await compileGraph(engine, greedyHeadGraph(model.config, model.float));
+  const ids = [...prompt];
+  for (let i = 0; i < count; i++) {
+    const batch = uploadBatch(engine, programs, padSequences([Int32Array.from(ids)]));
+    const shape = [batch.tokens, model.config.hiddenSize];
+    const [a, b, next] = [
+      engine.allocate(model.float, shape),
+      engine.allocate(model.float, shape),
+      engine.allocate('int64', [batch.tokens]),
+    ];
+    const { calls, x } = residualStreamCalls(programs, model, batch, [a, b]);
+    const inputs = { x, norm: model.norm, head: model.head };
+    await engine.run([...calls, { kind: 'run', program: head, inputs, outputs: { next } }]);
+    ids.push(Number((await engine.download(next)).at(-1)));
+    freeBatch(engine, batch);
+    for (const tensor of [a, b, next]) engine.free(tensor);
+  }
+  return ids.slice(prompt.length);
+}
+
+/** Prompts of different lengths out of a golden's ids. */
+async function readPrompts(name: string): Promise<readonly Int32Array[]> {
+  const inputs = await openSafetensors(`${GOLDEN}${name}/inputs.safetensors`);
+  const length = inputs.tensors.get('input_ids')!.shape[1]!;
+  const ids = Int32Array.from((await inputs.readInt('input_ids')) as unknown as ArrayLike<bigint>, Number);
+  await inputs.close();
+  const row = (index: number, count: number) => ids.slice(index * length, index * length + count);
+  return [row(0, 7), row(1, 12), row(0, 1), row(1, 3), row(0, length)];
+}
+
+/** The 256 ids that the trained model continues its BOS token with. */
+async function readStory(): Promise<number[]> {
+  const golden = JSON.parse(await readFile(`${GOLDEN}stories260k/golden.json`, 'utf8'));
+  return (golden as { readonly greedy_ids: number[] }).greedy_ids;
+}
+
+const generated = (results: readonly { readonly ids: Int32Array }[]) => results.map(({ ids }) => [...ids]);
+
+for (const name of MODELS) {
+  for (const float of ['float32', 'float64'] satisfies FloatDtype[]) {
+    test(`${name}: the KV cache generates what whole forward passes do, ${float}`, async () => {
+      const model = await loadDecoder(engine, `${GOLDEN}${name}`, float);
+      const prompts = await readPrompts(name);
+      const maxNewTokens = 10;
+      const expected = await Promise.all(prompts.map((prompt) => continueByFullPasses(model, prompt, maxNewTokens)));
+      // Few slots at a time and few prompt columns at a time, so that the cache grows and prompts come in pieces.
+      for (const options of [{}, { slotStep: 3, prefillTokens: 8 }, { maxSequences: 2, slotStep: 1 }]) {
+        const generator = await createGenerator(engine, model, options);
+        const results = await generator.generateGreedy(prompts, { maxNewTokens, stopIds: [] });
+        assert.deepEqual(generated(results), expected, JSON.stringify(options));
+        assert.ok(results.every(({ finishedBy }) => finishedBy === 'length'));
+        generator.close();
+      }
+      model.free();
+    });
+  }
+}
+
+test('the trained model tells its golden story', async () => {
+  const model = await loadDecoder(engine, `${GOLDEN}stories260k`);
+  const generator = await createGenerator(engine, model);
+  const [story] = await generator.generateGreedy([Int32Array.of(1)], {
+    maxNewTokens: 256,
+    stopIds: model.config.eosTokenIds,
+  });
+  assert.deepEqual([...story!.ids], await readStory());
+  assert.equal(story!.finishedBy, 'length');
+});
+
+test('sequences that stop leave the batch; the others go on unchanged', async () => {
+  const model = await loadDecoder(engine, `${GOLDEN}stories260k`);
+  const story = await readStory();
+  const prompts = [1, 30, 6, 14, 22].map((count) => Int32Array.from([1, ...story.slice(0, count)]));
+  const generator = await createGenerator(engine, model, { slotStep: 4 });
+  const free = generated(await generator.generateGreedy(prompts, { maxNewTokens: 20, stopIds: [] }));
+  // What the story says at two places; other prompts come to it sooner or later or never.
+  const stopIds = [story[18]!, story[39]!];
+  const expected = free.map((ids) => {
+    const end = ids.findIndex((id) => stopIds.includes(id));
+    return end < 0 ? { ids, finishedBy: 'length' } : { ids: ids.slice(0, end), finishedBy: 'stop' };
+  });
+  assert.ok(new Set(expected.map(({ ids }) => ids.length)).size > 2, 'the case must end sequences at several times');
+  const told: number[][] = prompts.map(() => []);
+  const onToken = (sequence: number, id: number) => void told[sequence]!.push(id);
+  const before = (await engine.memory()).allocatedBytes;
+  const results = await generator.generateGreedy(prompts, { maxNewTokens: 20, stopIds, onToken });
+  assert.equal((await engine.memory()).allocatedBytes, before, 'generation must give its memory back');
+  assert.deepEqual(
+    results.map(({ ids, finishedBy }) => ({ ids: [...ids], finishedBy })),
+    expected,
+  );
+  assert.deepEqual(told, generated(results));
+});
+
+test('a full context ends a sequence', async () => {
+  const loaded = await loadDecoder(engine, `${GOLDEN}qwen2-tiny`);
+  const model = { ...loaded, config: { ...loaded.config, maxPositions: 10 } };
+  const generator = await createGenerator(engine, model);
+  const [result] = await generator.generateGreedy([Int32Array.of(5, 6, 7)], { maxNewTokens: 99, stopIds: [] });
+  assert.equal(result!.ids.length, 7);
+  assert.equal(result!.finishedBy, 'length');
+});
+
+test('prompts that cannot be continued are refused', async () => {
+  const model = await loadDecoder(engine, `${GOLDEN}qwen2-tiny`);
+  const generator = await createGenerator(engine, model);
+  const refused = (prompt: Int32Array, code: string) =>
+    assert.rejects(
+      generator.generateGreedy([Int32Array.of(1), prompt], { maxNewTokens: 1, stopIds: [] }),
+      (error) => isStillhouseError(error, code) && error.report.where === 'prompt 1',
+    );
+  await refused(new Int32Array(0), 'PROMPT_EMPTY');
+  await refused(Int32Array.of(3, model.config.vocabSize), 'PROMPT_ID_UNKNOWN');
+  await refused(Int32Array.of(-1), 'PROMPT_ID_UNKNOWN');
+  await refused(new Int32Array(model.config.maxPositions), 'PROMPT_LONGER_THAN_CONTEXT');
+});
+
+test('packed rows give the residual stream of each row alone', async () => {
+  const model = await loadDecoder(engine, `${GOLDEN}llama-tiny`, 'float64');
+  const config = await readModelConfig(`${GOLDEN}llama-tiny`);
+  const programs = await compileForwardPrograms(engine, config, 'float64');
+  const g = new GraphBuilder('copy', 'float64');
+  g.output('y', g.floatInput('x', ['N', config.hiddenSize]));
+  const copy = await compileGraph(engine, g);
+  const states = async (sequences: readonly Int32Array[]) => {
+    const batch = packSequences(sequences);
+    const tensors = uploadBatch(engine, programs, batch);
+    const allocate = () => engine.allocate('float64', [tensors.tokens, config.hiddenSize]);
+    const { calls, x } = residualStreamCalls(programs, model, tensors, [allocate(), allocate()]);
+    const y = allocate();
+    await engine.run([...calls, { kind: 'run', program: copy, inputs: { x }, outputs: { y } }]);
+    const data = (await engine.download(y)) as Float64Array;
+    return batch.placements.map(({ row, column, length }) => {
+      const start = (row * batch.length + column) * config.hiddenSize;
+      return data.slice(start, start + length * config.hiddenSize);
+    });
+  };
+  const sequences = [Int32Array.of(1, 2, 3, 4, 5, 6, 7), Int32Array.of(9, 8, 7), Int32Array.of(4, 4, 4)];
+  const together = await states(sequences);
+  for (const [i, sequence] of sequences.entries()) {
+    const [alone] = await states([sequence]);
+    expectClose(together[i]!, alone!, { absolute: 1e-11, where: `sequence ${i}` });
+  }
+});
+
+test('weights that are not finite are refused, and nothing stays on the device', async () => {
+  const folder = `${GOLDEN}qwen2-tiny`;
+  const config = await readModelConfig(folder);
+  const source = await openSafetensors(`${folder}/model.safetensors`);
+  const broken = {
+    ...source,
+    readFloat32: async (name: string) => {
+      const data = await source.readFloat32(name);
+      if (name === 'model.norm.weight') data[3] = Number.NaN;
+      return data;
+    },
+  };
+  const before = (await engine.memory()).allocatedBytes;
+  await assert.rejects(loadDecoder(engine, { config, source: broken }), (error) =>
+    isStillhouseError(error, 'WEIGHT_NOT_FINITE'),
+  );
+  assert.equal((await engine.memory()).allocatedBytes, before);
+  await source.close();
+});
