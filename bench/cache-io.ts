@@ -16,6 +16,7 @@ import {
   type LabelledRow,
   openCache,
   openCacheWriter,
+  readManifest,
   verifyCache,
 } from '@stillhouse/teacher-cache';
 
@@ -106,7 +107,7 @@ try {
   };
   // Once to learn the size and to warm up, then again to measure.
   await write();
-  const sizeBytes = describeSize((await openCache(cachePath)).manifest).totalBytes;
+  const sizeBytes = describeSize(await readManifest(cachePath)).totalBytes;
   await rm(cachePath, { recursive: true });
   const blob = Buffer.alloc(1 << 20, 7);
   const plainPath = join(folder, 'plain');

@@ -1,4 +1,4 @@
-import { open, readFile, rename, rm } from 'node:fs/promises';
+import { open, readdir, readFile, rename, rm } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -59,6 +59,9 @@ export async function lockForBuilding(folder: string): Promise<() => Promise<voi
         await handle.writeFile(JSON.stringify(own));
       } finally {
         await handle.close();
+      }
+      for (const name of await readdir(folder)) {
+        if (name.startsWith(`${LOCK_NAME}-`)) await rm(join(folder, name), { force: true });
       }
       return () => rm(path, { force: true });
     } catch (cause) {

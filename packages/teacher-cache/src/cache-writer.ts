@@ -171,13 +171,12 @@ async function loadState(folder: string, asked: CacheDescription, totalRows: num
   return manifest;
 }
 
-/** Files of a shard that a kill kept out of the manifest; only names that the writer itself gives are touched. */
+/** Files that a kill kept out of the manifest, in the folders that only the writer fills. */
 async function removeLeftovers(folder: string, manifest: CacheManifest): Promise<void> {
   const listed = new Set([...listFiles(manifest)].map(({ file }) => file.path));
   for (const place of ['shards', 'scales', 'head', 'tokenizer']) {
     for (const name of await readdir(join(folder, place)).catch(() => [])) {
-      const isOurs = name.endsWith('.partial') || (place !== 'tokenizer' && name.endsWith('.arrow'));
-      if (isOurs && !listed.has(`${place}/${name}`)) await rm(join(folder, place, name), { force: true });
+      if (!listed.has(`${place}/${name}`)) await rm(join(folder, place, name), { force: true });
     }
   }
 }

@@ -2,124 +2,111 @@ import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { explainWriteFailure, publishDirectory, stageDirectory, stageFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import type { SchemaElement } from 'hyparquet';
-import { ByteWriter, ParquetWriter } from 'hyparquet-writer';
+import type { ColumnChunk, SchemaElement } from 'hyparquet';
+import { ByteWriter, ParquetWriter, type Writer } from 'hyparquet-writer';
 import type { TeacherCache } from './cache-reader.ts';
 import type { CacheDescription, HiddenLayer } from './description.ts';
 import { dequantiseHidden } from './hidden-quantisation.ts';
 import type { LabelledRow } from './labelled-row.ts';
+import {
+  listOf,
+  listValue,
+  nestedListValue,
+  type ParquetColumn,
+  textValue,
+  writeColumnChunk,
+} from './parquet-columns.ts';
 
-/** A row group is closed once it holds so many numbers; the library needs some 40 bytes for each while it encodes. */
-const ROW_GROUP_VALUES = 4_000_000;
-/** Beyond this the library's arrays outgrow what V8 allows. */
-const LARGEST_ROW_VALUES = 100_000_000;
-
-type NestedNumbers = readonly number[] | readonly (readonly number[])[];
-
-interface ExportColumn {
-  readonly name: string;
-  readonly schema: readonly SchemaElement[];
-  readonly read: (row: LabelledRow) => string | NestedNumbers;
-  /** Floats hardly compress and are costly to try. */
-  readonly codec: 'SNAPPY' | 'UNCOMPRESSED';
-}
-
-/** The three levels that Parquet gives a list: the column, its repeated entry, the element. */
-function listOf(name: string, element: readonly SchemaElement[]): readonly SchemaElement[] {
-  return [
-    { name, repetition_type: 'REQUIRED', converted_type: 'LIST', num_children: 1 },
-    { name: 'list', repetition_type: 'REPEATED', num_children: 1 },
-    ...element,
-  ];
-}
+/** A row group is closed once its columns take so much. */
+const ROW_GROUP_BYTES = 64 << 20;
+/** The size of a page, which a row cannot leave, is a signed 32-bit number. */
+const LARGEST_ROW_BYTES = 2 ** 31 - 2 ** 24;
 
 const int32: SchemaElement = { name: 'element', type: 'INT32', repetition_type: 'REQUIRED' };
 const int8: SchemaElement = { ...int32, converted_type: 'INT_8' };
 const float32: SchemaElement = { name: 'element', type: 'FLOAT', repetition_type: 'REQUIRED' };
 
-/** L-1 lists, one a label position; empty where nothing is stored. `lengths[i]` numbers belong to `positions[i]`. */
-function spread(
-  tokenCount: number,
-  positions: Int32Array,
-  lengths: (place: number) => number,
-  values: Int32Array | Float32Array,
-): readonly (readonly number[])[] {
-  const lists: (readonly number[])[] = Array.from({ length: Math.max(0, tokenCount - 1) }, () => []);
-  let start = 0;
-  for (const [place, position] of positions.entries()) {
-    const end = start + lengths(place);
-    lists[position] = Array.from(values.subarray(start, end));
-    start = end;
-  }
-  return lists;
-}
-
+/** The columns of an export; labels that a row does not bring are empty at all its positions. */
 function exportColumns(
   description: CacheDescription,
   scales: ReadonlyMap<HiddenLayer, Float32Array>,
-): readonly ExportColumn[] {
-  const nothing = new Float32Array(0);
+): readonly ParquetColumn[] {
   const grid = description.labels.topk?.temperatures.length ?? 0;
-  const perPosition = (
-    { row, positions }: LabelledRow,
-    values: Int32Array | Float32Array | undefined,
-    lengths: (place: number) => number,
-  ) => spread(row.inputIds.length, values === undefined ? new Int32Array(0) : positions, lengths, values ?? nothing);
-  const nested = (name: string, element: SchemaElement, read: ExportColumn['read']): ExportColumn => ({
+  const nothing = new Int32Array(0);
+  const nested = (
+    name: string,
+    element: SchemaElement,
+    read: (row: LabelledRow) => Int32Array | Float32Array | undefined,
+    lengths: (row: LabelledRow, place: number) => number,
+  ): ParquetColumn => ({
     name,
     schema: listOf(name, listOf('element', [element])),
-    read,
-    codec: element === int32 ? 'SNAPPY' : 'UNCOMPRESSED',
+    depth: 2,
+    read: (row) => {
+      const values = read(row);
+      const entries = row.row.inputIds.length - 1;
+      return values === undefined
+        ? nestedListValue(entries, nothing, () => 0, nothing)
+        : nestedListValue(entries, row.positions, (place) => lengths(row, place), values);
+    },
   });
+  const list = (name: string, element: SchemaElement, read: (row: LabelledRow) => Int32Array): ParquetColumn => ({
+    name,
+    schema: listOf(name, [element]),
+    depth: 1,
+    read: (row) => listValue(read(row)),
+  });
+  const count = (row: LabelledRow, place: number) => row.topk!.counts[place]!;
   return [
     {
       name: 'row_id',
       schema: [{ name: 'row_id', type: 'BYTE_ARRAY', converted_type: 'UTF8', repetition_type: 'REQUIRED' }],
-      read: ({ row }) => row.id,
-      codec: 'SNAPPY',
+      depth: 0,
+      read: ({ row }) => textValue(row.id),
     },
-    {
-      name: 'input_ids',
-      schema: listOf('input_ids', [int32]),
-      read: ({ row }) => Array.from(row.inputIds),
-      codec: 'SNAPPY',
-    },
-    {
-      name: 'loss_mask',
-      schema: listOf('loss_mask', [int8]),
-      read: ({ row }) => Array.from(row.lossMask),
-      codec: 'SNAPPY',
-    },
-    nested('topk_ids', int32, (row) => perPosition(row, row.topk?.ids, (place) => row.topk!.counts[place]!)),
-    nested('topk_logprobs', float32, (row) =>
-      perPosition(row, row.topk?.logprobs, (place) => row.topk!.counts[place]!),
+    list('input_ids', int32, ({ row }) => row.inputIds),
+    list('loss_mask', int8, ({ row }) => Int32Array.from(row.lossMask)),
+    nested('topk_ids', int32, ({ topk }) => topk?.ids, count),
+    nested('topk_logprobs', float32, ({ topk }) => topk?.logprobs, count),
+    nested(
+      'log_z',
+      float32,
+      ({ topk }) => topk?.logZ,
+      () => grid,
     ),
-    nested('log_z', float32, (row) => perPosition(row, row.topk?.logZ, () => grid)),
     ...(description.labels.hidden?.layers ?? []).map((layer) =>
-      nested(`hidden_${layer}`, float32, (row) => {
-        const states = row.hidden!.get(layer)!;
-        return perPosition(row, dequantiseHidden(states, scales.get(layer)), () => states.width);
-      }),
+      nested(
+        `hidden_${layer}`,
+        float32,
+        ({ hidden }) => dequantiseHidden(hidden!.get(layer)!, scales.get(layer)),
+        ({ hidden }) => hidden!.get(layer)!.width,
+      ),
     ),
   ];
 }
 
-function countValues({ row, topk, hidden }: LabelledRow): number {
-  let largest = Math.max(row.inputIds.length, topk?.ids.length ?? 0);
-  let total = 2 * row.inputIds.length + 2 * (topk?.ids.length ?? 0) + (topk?.logZ.length ?? 0);
-  for (const { values } of hidden?.values() ?? []) {
-    largest = Math.max(largest, values.length);
-    total += values.length;
+/**
+ * What a row takes in an export, nearly: four bytes a number and two a nested one.
+ * @throws StillhouseError EXPORT_ROW_TOO_LARGE
+ */
+export function measureExportRow({ row, topk, hidden }: LabelledRow): number {
+  const labels = [
+    topk?.ids.length ?? 0,
+    topk?.logZ.length ?? 0,
+    ...[...(hidden?.values() ?? [])].map(({ values }) => values.length),
+  ];
+  const largestBytes = 6 * Math.max(row.inputIds.length, ...labels);
+  if (largestBytes > LARGEST_ROW_BYTES) {
+    throw new StillhouseError({
+      code: 'EXPORT_ROW_TOO_LARGE',
+      where: `row ${row.id}`,
+      problem: 'the labels of one row do not fit into a Parquet page',
+      expected: `at most ${LARGEST_ROW_BYTES} bytes`,
+      got: String(largestBytes),
+      remedy: 'Open the cache without its hidden groups and export the rest',
+    });
   }
-  if (largest <= LARGEST_ROW_VALUES) return total;
-  throw new StillhouseError({
-    code: 'EXPORT_ROW_TOO_LARGE',
-    where: `row ${row.id}`,
-    problem: 'the labels of one row do not fit into a Parquet page',
-    expected: `at most ${LARGEST_ROW_VALUES} numbers in a column`,
-    got: String(largest),
-    remedy: 'Open the cache without its hidden groups and export the rest',
-  });
+  return 8 * row.inputIds.length + 6 * labels.reduce((sum, length) => sum + length, topk?.ids.length ?? 0);
 }
 
 export interface ParquetExport {
@@ -190,7 +177,7 @@ async function requireEmpty(outDir: string): Promise<void> {
 
 async function writeParquetFile(
   path: string,
-  columns: readonly ExportColumn[],
+  columns: readonly ParquetColumn[],
   kvMetadata: { key: string; value: string }[],
   rows: AsyncIterable<LabelledRow>,
 ): Promise<number> {
@@ -202,29 +189,34 @@ async function writeParquetFile(
       bytes.index = 0;
     };
     const writer = new ParquetWriter({
-      writer: Object.assign(bytes, { flush, finish: flush }),
+      writer: Object.assign(bytes, { finish: flush }) as Writer,
       schema: [{ name: 'schema', num_children: columns.length }, ...columns.flatMap(({ schema }) => schema)],
       kvMetadata,
-      statistics: false,
       createdBy: 'stillhouse',
     });
     let group: LabelledRow[] = [];
-    let values = 0;
+    let groupBytes = 0;
     const writeGroup = async () => {
       if (group.length === 0) return;
-      const columnData = columns.map(({ name, read, codec }) => {
-        const data = group.map((row) => read(row)) as string[];
-        return { name, data, codec, encoding: 'PLAIN' as const };
+      const start = bytes.offset;
+      const chunks: ColumnChunk[] = [];
+      for (const column of columns) chunks.push(await writeColumnChunk(bytes as Writer, flush, column, group));
+      const sizeBytes = BigInt(bytes.offset - start);
+      writer.num_rows += BigInt(group.length);
+      writer.row_groups.push({
+        columns: chunks,
+        num_rows: BigInt(group.length),
+        total_byte_size: sizeBytes,
+        total_compressed_size: sizeBytes,
       });
-      await writer.write({ columnData, rowGroupSize: group.length });
       group = [];
-      values = 0;
+      groupBytes = 0;
     };
     for await (const row of rows) {
-      const rowValues = countValues(row);
-      if (values + rowValues > ROW_GROUP_VALUES) await writeGroup();
+      const rowBytes = measureExportRow(row);
+      if (groupBytes + rowBytes > ROW_GROUP_BYTES) await writeGroup();
       group.push(row);
-      values += rowValues;
+      groupBytes += rowBytes;
     }
     await writeGroup();
     await writer.finish();

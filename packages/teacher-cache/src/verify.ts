@@ -120,7 +120,8 @@ async function checkStrayFiles(folder: string, manifest: CacheManifest, findings
   for (const entry of await readdir(folder, { recursive: true, withFileTypes: true })) {
     if (entry.isDirectory()) continue;
     const path = relative(folder, join(entry.parentPath, entry.name)).replaceAll('\\', '/');
-    const isLeftover = !manifest.complete && (path.endsWith('.partial') || path.startsWith('shards/'));
+    const isLeftover =
+      !manifest.complete && (path.endsWith('.partial') || /^(shards|scales|head|tokenizer)\//.test(path));
     if (listed.has(path) || path === MANIFEST_NAME || path === LOCK_NAME || isLeftover) continue;
     findings.add(path, 'the file does not belong to the cache');
   }

@@ -1,0 +1,67 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { describeSize, estimateCacheSize, openCache, openCacheWriter, readManifest, verifyCache } from './index.ts';
+import { buildRandomCache, describeRandomCache, type RandomCacheShape, randomRow } from './testing/random-cache.ts';
+import { inFolder } from './testing/scratch-folder.ts';
+
+const shape: RandomCacheShape = {
+  seed: 8,
+  rows: 60,
+  rowsPerShard: 30,
+  maxTokens: 120,
+  vocabSize: 400,
+  hiddenSize: 64,
+  k: 1,
+};
+
+test('the size that is foretold is the size that comes, group by group', async () => {
+  for (const dtype of ['int8', 'float16', 'float32'] as const) {
+    await inFolder(async (folder) => {
+      const description = await buildRandomCache(folder, { ...shape, dtype });
+      const actual = describeSize(await readManifest(folder));
+      const { tokenCount: tokens, positionCount: positions } = actual;
+      const estimate = estimateCacheSize(description, { rows: 60, tokens, positions });
+      for (const { group, sizeBytes } of estimate.groups) {
+        const got = actual.groups.find((one) => one.group === group)!.sizeBytes;
+        assert.ok(
+          Math.abs(got - sizeBytes) < 0.1 * got + 3000,
+          `${dtype} ${group}: ${sizeBytes} foretold, ${got} came`,
+        );
+      }
+      const hidden = actual.groups.find(({ group }) => group === 'hidden-final')!;
+      assert.equal(hidden.bytesPerPosition, hidden.sizeBytes / positions);
+      assert.equal(actual.groups.find(({ group }) => group === 'head')!.bytesPerPosition, null);
+      assert.equal(
+        actual.totalBytes,
+        actual.groups.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
+      );
+    });
+  }
+});
+
+test('a cache of rows alone needs no teacher', () =>
+  inFolder(async (folder) => {
+    const description = {
+      ...describeRandomCache(shape),
+      teacher: null,
+      tokenizer: null,
+      labels: { topk: null, hidden: null, head: false },
+    };
+    const writer = await openCacheWriter(folder, description, { totalRows: 2 });
+    const rows = [0, 1].map((index) => randomRow({ ...shape, rows: 2 }, index, writer.description));
+    await writer.writeShard(0, rows);
+    await writer.finish();
+    await writer.close();
+    assert.deepEqual((await verifyCache(folder)).problems, []);
+    const cache = await openCache(folder);
+    assert.deepEqual(await cache.readRow(1), rows[1]);
+    await assert.rejects(cache.readRow(1, { topk: true }), {
+      code: 'CACHE_GROUP_ABSENT',
+      message: /topk is not in this cache; got the groups rows/,
+    });
+    await cache.close();
+    assert.deepEqual(
+      estimateCacheSize(description, { rows: 1, tokens: 10, positions: 9 }).groups.map(({ group }) => group),
+      ['rows'],
+    );
+  }));
