@@ -1,0 +1,54 @@
+import type { LoadedCommand } from './command.ts';
+
+export interface ListedCommand {
+  /** The words that call it: `cache build`. */
+  readonly name: string;
+  readonly summary: string;
+  /** What follows the name in the usage line. */
+  readonly usage: string;
+  readonly hasRecipe: boolean;
+  /** Packages are loaded only for the command that runs: ONNX Runtime and Arrow take their time. */
+  load(): Promise<LoadedCommand>;
+}
+
+export const COMMAND_GROUPS: Readonly<Record<string, string>> = {
+  cache: 'build, inspect, check and export teacher caches',
+};
+
+export const COMMANDS: readonly ListedCommand[] = [
+  {
+    name: 'cache info',
+    summary: 'say what a cache holds',
+    usage: 'CACHE [options]',
+    hasRecipe: false,
+    load: async () => (await import('./commands/cache-info.ts')).cacheInfo,
+  },
+  {
+    name: 'cache verify',
+    summary: 'hash every file of a cache again and check every rule of the format',
+    usage: 'CACHE [options]',
+    hasRecipe: false,
+    load: async () => (await import('./commands/cache-verify.ts')).cacheVerify,
+  },
+  {
+    name: 'cache export',
+    summary: 'write a cache as Parquet for other tools',
+    usage: 'CACHE --format parquet --out DIR [options]',
+    hasRecipe: false,
+    load: async () => (await import('./commands/cache-export.ts')).cacheExport,
+  },
+  {
+    name: 'train',
+    summary: 'train a student from a cache',
+    usage: '--cache CACHE --student DIR --out DIR [options]',
+    hasRecipe: true,
+    load: async () => (await import('./commands/train.ts')).train,
+  },
+  {
+    name: 'init-student',
+    summary: 'make a new student of a given size with seeded random weights',
+    usage: '--like DIR [--scale X | --layers N --hidden N ...] --seed N --out DIR [options]',
+    hasRecipe: true,
+    load: async () => (await import('./commands/init-student.ts')).initialiseStudent,
+  },
+];

@@ -1,0 +1,38 @@
+import type { SettingsOf, SettingsTable } from '@stillhouse/settings';
+import type { Progress, ProgressOptions } from './progress.ts';
+
+/** What a command may use of the terminal. */
+export interface CommandContext {
+  /** A remark on standard error: what will be done, where. */
+  note(line: string): void;
+  openProgress(options: ProgressOptions): Progress;
+}
+
+export interface Outcome {
+  /** The JSON document that `--json` prints. */
+  readonly result: unknown;
+  /** What is printed without `--json`. */
+  readonly summary: string;
+  /** Not 0 when the command did its work and what it found is bad. */
+  readonly exitCode?: number;
+  /** Where the resolved settings belong; left out where nothing was written or the settings are there already. */
+  readonly recipeFile?: string;
+}
+
+/** A command once its packages are loaded. */
+export interface LoadedCommand {
+  readonly settings: SettingsTable;
+  /** The setting given as a plain argument rather than as a flag. */
+  readonly argument?: string;
+  run(settings: Readonly<Record<string, unknown>>, context: CommandContext): Promise<Outcome>;
+}
+
+/** Ties a table of settings to the function that works with them. */
+export function defineCommand<const Table extends SettingsTable>(definition: {
+  readonly settings: Table;
+  readonly argument?: keyof Table & string;
+  readonly run: (settings: SettingsOf<Table>, context: CommandContext) => Promise<Outcome>;
+}): LoadedCommand {
+  // The settings were resolved from this very table.
+  return definition as unknown as LoadedCommand;
+}

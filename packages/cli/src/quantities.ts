@@ -1,0 +1,55 @@
+const grouped = new Intl.NumberFormat('en-US', { maximumFractionDigits: 0 });
+
+/** 12,345 */
+export function printCount(count: number): string {
+  return grouped.format(count);
+}
+
+/** Bytes in powers of 1024 with three significant digits: 512 B, 1.54 KiB, 467 MiB. */
+export function printBytes(sizeBytes: number): string {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
+  let size = sizeBytes;
+  let unit = 0;
+  while (size >= 1024 && unit + 1 < units.length) {
+    size /= 1024;
+    unit += 1;
+  }
+  return `${unit === 0 ? printCount(size) : printSignificant(size, 3)} ${units[unit]}`;
+}
+
+/** A number in so many significant digits, without an exponent where it can be read without. */
+export function printSignificant(value: number, digits = 4): string {
+  if (!Number.isFinite(value)) return String(value);
+  if (value !== 0 && (Math.abs(value) < 1e-4 || Math.abs(value) >= 1e9)) return value.toExponential(digits - 1);
+  const whole = Math.floor(Math.log10(Math.max(Math.abs(value), 1e-4))) + 1;
+  return value.toFixed(Math.max(0, digits - Math.max(1, whole)));
+}
+
+/** 42 s, 3 min 05 s, 2 h 07 min */
+export function printDuration(elapsedMs: number): string {
+  const seconds = Math.round(elapsedMs / 1000);
+  const pad = (part: number) => String(part).padStart(2, '0');
+  if (seconds < 60) return `${seconds} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${pad(seconds % 60)} s`;
+  return `${Math.floor(seconds / 3600)} h ${pad(Math.floor((seconds % 3600) / 60))} min`;
+}
+
+/** Rows of label and value, values aligned; rows without a value are left out. */
+export function printPairs(pairs: readonly (readonly [label: string, value: string | undefined])[]): string {
+  const shown = pairs.filter((pair): pair is readonly [string, string] => pair[1] !== undefined);
+  const width = Math.max(0, ...shown.map(([label]) => label.length));
+  return shown.map(([label, value]) => `${label.padEnd(width)}  ${value}`.trimEnd()).join('\n');
+}
+
+/** A table with a header row; the first column to the left, the others to the right. */
+export function printTable(rows: readonly (readonly string[])[]): string {
+  const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => (row[column] ?? '').length)));
+  return rows
+    .map((row) =>
+      row
+        .map((cell, column) => (column === 0 ? cell.padEnd(widths[column]!) : cell.padStart(widths[column]!)))
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n');
+}

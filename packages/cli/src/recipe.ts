@@ -1,0 +1,86 @@
+import { readFile } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { writeFileAtomically } from '@stillhouse/durable-files';
+import { StillhouseError } from '@stillhouse/errors';
+import { flagOf, resolveSettings, type SettingsOf, type SettingsTable } from '@stillhouse/settings';
+
+export type GivenSettings = Readonly<Record<string, unknown>>;
+
+/**
+ * The settings of a recipe file: a JSON object whose keys are setting names.
+ * @throws StillhouseError RECIPE_NOT_READABLE, RECIPE_NOT_JSON
+ */
+export async function readRecipeFile(path: string): Promise<GivenSettings> {
+  const text = await readFile(path, 'utf8').catch((cause: NodeJS.ErrnoException) => {
+    throw new StillhouseError({
+      code: 'RECIPE_NOT_READABLE',
+      where: path,
+      problem: `the recipe cannot be read (${cause.code ?? cause.message})`,
+      remedy: 'Check the path given with --recipe',
+      cause,
+    });
+  });
+  const refuse = (problem: string, cause?: unknown): never => {
+    throw new StillhouseError({
+      code: 'RECIPE_NOT_JSON',
+      where: path,
+      problem,
+      expected: 'a JSON object such as {"temperature": 2, "steps": 100}',
+      cause,
+    });
+  };
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    return refuse(`not valid JSON (${(cause as Error).message})`, cause);
+  }
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return refuse('not a JSON object');
+  return value as GivenSettings;
+}
+
+/**
+ * The whole set of settings: flags go before the recipe, the recipe before the defaults.
+ * @throws StillhouseError SETTING_UNKNOWN, SETTING_INVALID, with the recipe file or the flag in `where`
+ */
+export function resolveWithRecipe<const Table extends SettingsTable>(
+  table: Table,
+  flags: GivenSettings,
+  recipe: { readonly path: string; readonly settings: GivenSettings } | undefined,
+): SettingsOf<Table> {
+  const place = (key: string) =>
+    recipe === undefined || flags[key] !== undefined ? flagOf(key) : `${recipe.path}, key ${JSON.stringify(key)}`;
+  // Each source is checked whole: a bad value in a file is an error even where a flag overrides it.
+  if (recipe !== undefined)
+    resolveSettings(table, recipe.settings, (key) => `${recipe.path}, key ${JSON.stringify(key)}`);
+  return resolveSettings(table, { ...recipe?.settings, ...flags }, place);
+}
+
+/** The text of a recipe file with these settings; settings that were left open are left out. */
+export function writeRecipeFile(path: string, settings: GivenSettings): Promise<unknown> {
+  return writeFileAtomically(path, `${JSON.stringify(settings, null, 2)}\n`);
+}
+
+/** Where the recipe of a folder goes whose content is fixed by its format, or of a file: `runs/cache.recipe.json`. */
+export function recipeBeside(out: string): string {
+  return join(dirname(out), `${basename(out, '.json')}.recipe.json`);
+}
+
+/**
+ * A setting that a command cannot do without.
+ * @throws StillhouseError SETTING_MISSING
+ */
+export function requireSetting<Key extends string>(
+  settings: { readonly [key in Key]: string | undefined },
+  key: Key,
+  placeholder: string,
+): string {
+  const value = settings[key];
+  if (value !== undefined) return value;
+  throw new StillhouseError({
+    code: 'SETTING_MISSING',
+    where: flagOf(key),
+    problem: 'the setting is required',
+    remedy: `Give ${flagOf(key)} ${placeholder}`,
+  });
+}
