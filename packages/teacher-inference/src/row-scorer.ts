@@ -1,0 +1,155 @@
+import type { ModelConfig } from '@stillhouse/checkpoint';
+import { compileForwardPrograms, type ForwardPrograms, packSequences, type TokenBatch } from '@stillhouse/decoder';
+import type { DeviceTensor, Engine } from '@stillhouse/runtime';
+import {
+  type CacheDescription,
+  type CachedRow,
+  type HiddenLabels,
+  type HiddenLayer,
+  type LabelledRow,
+  labelPositions,
+  type TopKLabels,
+} from '@stillhouse/teacher-cache';
+import { type ChannelScales, fixChannelRms } from './channel-rms.ts';
+import { createLabelReadout, type LabelReadout } from './label-readout.ts';
+import { measureWork, openScoringPass, type ScoringPass } from './scoring-pass.ts';
+import type { TeacherWeights } from './teacher-weights.ts';
+
+export interface ScoringOptions {
+  readonly labels: CacheDescription['labels'];
+  readonly positions: CacheDescription['positions'];
+  /** Tokens that go through a layer together; bounds the working memory, and changes labels by rounding only. */
+  readonly batchTokens: number;
+  /** How a batch is laid out; `packSequences` if not given. */
+  readonly layOut?: (sequences: readonly Int32Array[]) => TokenBatch;
+}
+
+export interface ScoringStep {
+  /** What was computed: a layer, from 1, or the labels of the final states. */
+  readonly stage: number | 'readout';
+  /** Multiply-adds of weights, see `measureWork`. */
+  readonly work: number;
+}
+
+/** Scores rows with one teacher. */
+export interface RowScorer {
+  /**
+   * The labels of rows, in their order. All of them go through one layer before the next one is read, so that memory
+   * holds a layer's weights and the residual streams of these rows, however large the teacher is.
+   * @throws StillhouseError TEACHER_OUTPUT_NOT_FINITE, HIDDEN_STATE_OUT_OF_RANGE, naming the row
+   */
+  score(
+    rows: readonly CachedRow[],
+    scales: ChannelScales,
+    onStep?: (step: ScoringStep) => void,
+  ): Promise<readonly LabelledRow[]>;
+}
+
+interface Scoring {
+  readonly engine: Engine;
+  readonly config: ModelConfig;
+  readonly weights: TeacherWeights;
+  readonly options: ScoringOptions;
+  readonly programs: ForwardPrograms;
+  readonly readout: LabelReadout;
+}
+
+/** Compiles what scoring needs: a handful of programs, whatever the depth. */
+export async function createRowScorer(
+  engine: Engine,
+  config: ModelConfig,
+  weights: TeacherWeights,
+  options: ScoringOptions,
+): Promise<RowScorer> {
+  const programs = await compileForwardPrograms(engine, config, 'float32');
+  const readout = await createLabelReadout(engine, config, options.labels);
+  const scoring: Scoring = { engine, config, weights, options, programs, readout };
+  return { score: (rows, scales, onStep = () => {}) => scoreRows(scoring, rows, scales, onStep) };
+}
+
+/** Labels of the rows of a pass, by row. */
+interface PassLabels {
+  readonly topk: readonly TopKLabels[] | undefined;
+  readonly hidden: ReadonlyMap<HiddenLayer, readonly HiddenLabels[]>;
+}
+
+async function scoreRows(
+  scoring: Scoring,
+  rows: readonly CachedRow[],
+  scales: ChannelScales,
+  onStep: (step: ScoringStep) => void,
+): Promise<readonly LabelledRow[]> {
+  const { engine, programs, weights, options } = scoring;
+  const { batchTokens, layOut = packSequences } = options;
+  const positions = rows.map(({ lossMask }) => labelPositions(lossMask, options.positions));
+  const passRows = rows.map(({ id, inputIds }, i) => ({ id, inputIds, positions: positions[i]! }));
+  const pass = await openScoringPass(engine, programs, passRows, { batchTokens, layOut, embed: weights.embed });
+  let labels: PassLabels;
+  try {
+    labels = await runPass(scoring, pass, scales, onStep);
+  } finally {
+    pass.close();
+  }
+  return rows.map((row, i) => ({
+    row,
+    positions: positions[i]!,
+    ...(labels.topk === undefined ? {} : { topk: labels.topk[i]! }),
+    ...(labels.hidden.size === 0
+      ? {}
+      : { hidden: new Map([...labels.hidden].map(([layer, states]) => [layer, states[i]!])) }),
+  }));
+}
+
+async function runPass(
+  { engine, config, weights, options, programs, readout }: Scoring,
+  pass: ScoringPass,
+  scales: ChannelScales,
+  onStep: (step: ScoringStep) => void,
+): Promise<PassLabels> {
+  const { topk, hidden } = options.labels;
+  const wanted = new Set<HiddenLayer>(hidden?.layers ?? []);
+  const needsEnd = topk !== null || wanted.has('final');
+  const depth = needsEnd ? config.layerCount : Math.max(0, ...[...wanted].map(Number));
+  const work = measureWork(config);
+  const states = new Map<HiddenLayer, readonly HiddenLabels[]>();
+  const readHidden = async (layer: HiddenLayer, labelStates: DeviceTensor) => {
+    if (!wanted.has(layer)) return;
+    const rms = hidden!.dtype === 'int8' ? await fixChannelRms(engine, scales, layer, labelStates) : undefined;
+    states.set(layer, await readout.readHidden(layer, labelStates, rms, pass.ranges));
+  };
+
+  if (wanted.has(0)) await readHidden(0, await pass.gatherLabelStates());
+  // Without label positions there is nothing to compute, but scales and empty labels are wanted all the same.
+  const isEmpty = pass.labelCount === 0;
+  for (let layer = 1; layer <= depth; layer++) {
+    if (!isEmpty) {
+      const tensors = await weights.takeLayer(layer - 1);
+      if (layer < depth) weights.prefetchLayer(layer);
+      else if (topk !== null) weights.prefetchOutputMatrix();
+      await pass.runLayer(tensors, (tokens) => onStep({ stage: layer, work: tokens * work.layer }));
+      weights.dropLayer(layer - 1);
+    }
+    if (wanted.has(layer)) await readHidden(layer, await pass.gatherLabelStates());
+  }
+  if (!needsEnd) return { topk: undefined, hidden: states };
+
+  const x = await pass.gatherLabelStates();
+  pass.closeStreams();
+  const final = engine.allocate('float32', x.shape);
+  try {
+    if (!isEmpty) {
+      const norm = await weights.takeFinalNorm();
+      await engine.run([{ kind: 'run', program: programs.finalNorm, inputs: { x, norm }, outputs: { hidden: final } }]);
+    }
+    await readHidden('final', final);
+    if (topk === null) return { topk: undefined, hidden: states };
+    const head = await weights.takeOutputMatrix();
+    const labels = await readout.readTopK(final, head, pass.ranges, (count) =>
+      onStep({ stage: 'readout', work: count * work.readout }),
+    );
+    weights.dropOutputMatrix();
+    return { topk: labels, hidden: states };
+  } finally {
+    engine.free(final);
+  }
+}
