@@ -150,8 +150,9 @@ export function createTensorSource(
     const out = allocate(countElements(info.shape));
     let done = 0;
     await readPieces(name, (piece) => {
-      out.set(widenPiece(piece, dtype), done);
-      done += piece.length / elementBytes(dtype);
+      const length = piece.length / elementBytes(dtype);
+      widenPiece(piece, dtype, out.subarray(done, done + length) as Out);
+      done += length;
     });
     return out;
   };
@@ -176,13 +177,20 @@ export function createTensorSource(
   };
 }
 
-/** A piece's elements; those of 16 bits widened to float32. `piece` starts at a multiple of its element size. */
-function widenPiece(piece: Uint8Array<ArrayBuffer>, dtype: StoredFloatDtype): Float32Array | Float64Array {
-  const { buffer, byteOffset } = piece;
-  const length = piece.length / elementBytes(dtype);
-  if (dtype === 'float32') return new Float32Array(buffer, byteOffset, length);
-  if (dtype === 'float64') return new Float64Array(buffer, byteOffset, length);
-  return (dtype === 'bfloat16' ? widenBfloat16 : widenFloat16)(new Uint16Array(buffer, byteOffset, length));
+/** Converts a piece's elements into `out`; `piece` starts at a multiple of its element size. */
+function widenPiece(
+  { buffer, byteOffset }: Uint8Array<ArrayBuffer>,
+  dtype: StoredFloatDtype,
+  out: Float32Array<ArrayBuffer> | Float64Array<ArrayBuffer>,
+): void {
+  if (dtype === 'float32') out.set(new Float32Array(buffer, byteOffset, out.length));
+  else if (dtype === 'float64') out.set(new Float64Array(buffer, byteOffset, out.length));
+  else {
+    const widen = dtype === 'bfloat16' ? widenBfloat16 : widenFloat16;
+    const bits = new Uint16Array(buffer, byteOffset, out.length);
+    if (out instanceof Float32Array) widen(bits, out);
+    else out.set(widen(bits));
+  }
 }
 
 function viewIntegers(info: TensorInfo, buffer: ArrayBuffer): TensorArray {
