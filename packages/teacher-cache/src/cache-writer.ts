@@ -1,14 +1,12 @@
 import { createHash } from 'node:crypto';
-import { mkdir, readdir, rm, stat } from 'node:fs/promises';
+import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { explainWriteFailure, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import { decodeText } from './arrow-decoding.ts';
 import { encodeShard } from './arrow-encoding.ts';
-import { openArrowFile } from './arrow-file-reader.ts';
 import { writeArrowFile } from './arrow-file-writer.ts';
-import { rowsSchema } from './arrow-schemas.ts';
-import { LOCK_NAME, lockForBuilding } from './builder-lock.ts';
+import { type BuildState, loadBuildState, loadRowIds, refuseForeignFolder } from './build-state.ts';
+import { lockForBuilding } from './builder-lock.ts';
 import {
   type CacheDescription,
   diffDescriptions,
@@ -21,7 +19,6 @@ import type { LabelledRow } from './labelled-row.ts';
 import {
   type CacheManifest,
   channelRmsPath,
-  listFiles,
   MANIFEST_NAME,
   OUTPUT_MATRIX_PATH,
   type ShardFiles,
@@ -29,7 +26,7 @@ import {
   shardPath,
   tokenizerPath,
 } from './manifest.ts';
-import { isPlainFileName, readManifest } from './manifest-parser.ts';
+import { isPlainFileName } from './manifest-parser.ts';
 import { encodeChannelRms, encodeOutputMatrix, type OutputMatrixSource, readChannelRms } from './output-matrix.ts';
 import { checkLabelledRow } from './row-checks.ts';
 
@@ -65,8 +62,6 @@ export interface CacheWriter {
   close(): Promise<void>;
 }
 
-type State = Omit<CacheManifest, 'digest' | 'format' | 'version'>;
-
 /**
  * Starts a cache in `folder`, or resumes the one that is there if it has the same description.
  * @param totalRows how many rows the cache will have
@@ -93,7 +88,7 @@ export async function openCacheWriter(
   });
   const unlock = await lockForBuilding(folder);
   try {
-    const state = await loadState(folder, asked, totalRows);
+    const state = await loadBuildState(folder, asked, totalRows);
     return await makeWriter(folder, state, unlock);
   } catch (error) {
     await unlock();
@@ -101,104 +96,7 @@ export async function openCacheWriter(
   }
 }
 
-/** A folder with anything in it but a cache or the beginnings of one is left alone. */
-async function refuseForeignFolder(folder: string): Promise<void> {
-  const names = await readdir(folder).catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT') return [];
-    if (error.code === 'ENOTDIR') return ['a file'];
-    throw error;
-  });
-  const foreign = names.filter((name) => name !== `${MANIFEST_NAME}.partial` && !name.startsWith(LOCK_NAME));
-  if (foreign.length === 0 || names.includes(MANIFEST_NAME)) return;
-  throw new StillhouseError({
-    code: 'CACHE_FOLDER_NOT_EMPTY',
-    where: folder,
-    problem: 'this is not a teacher cache, and it is not empty',
-    got: foreign.slice(0, 3).join(', '),
-    remedy: 'Choose another folder',
-  });
-}
-
-async function loadState(folder: string, asked: CacheDescription, totalRows: number): Promise<State> {
-  const isNew = await stat(join(folder, MANIFEST_NAME)).then(
-    () => false,
-    () => true,
-  );
-  if (isNew) {
-    const state: State = {
-      complete: false,
-      rows: { planned: totalRows, stored: 0 },
-      description: asked,
-      tokenizer: [],
-      outputMatrix: null,
-      channelRms: [],
-      shards: [],
-    };
-    await writeFileAtomically(join(folder, MANIFEST_NAME), serialiseManifest(state));
-    return state;
-  }
-  const manifest = await readManifest(folder);
-  const differences = diffDescriptions(
-    { ...manifest.description, totalRows: manifest.rows.planned },
-    { ...asked, totalRows },
-  );
-  if (differences.length > 0) {
-    throw new StillhouseError({
-      code: 'CACHE_CONFIG_MISMATCH',
-      where: folder,
-      problem: 'there is a cache of another configuration',
-      expected: differences.map(({ key, have }) => `${key} ${have}`).join(', '),
-      got: differences.map(({ key, asked }) => `${key} ${asked}`).join(', '),
-      remedy: 'Run the command that began it, or choose another folder',
-    });
-  }
-  for (const { file } of listFiles(manifest)) {
-    const sizeBytes = await stat(join(folder, file.path)).then(
-      ({ size }) => size,
-      () => undefined,
-    );
-    if (sizeBytes === file.sizeBytes) continue;
-    throw new StillhouseError({
-      code: sizeBytes === undefined ? 'CACHE_FILE_MISSING' : 'CACHE_FILE_DAMAGED',
-      where: join(folder, file.path),
-      problem: 'the cache cannot be resumed, a file of it is not as it was written',
-      expected: `${file.sizeBytes} bytes`,
-      got: sizeBytes === undefined ? 'no file' : `${sizeBytes} bytes`,
-      remedy: 'Restore the file, or delete the cache and build it anew',
-    });
-  }
-  await removeLeftovers(folder, manifest);
-  return manifest;
-}
-
-/** Files that a kill kept out of the manifest, in the folders that only the writer fills. */
-async function removeLeftovers(folder: string, manifest: CacheManifest): Promise<void> {
-  const listed = new Set([...listFiles(manifest)].map(({ file }) => file.path));
-  for (const place of ['shards', 'scales', 'head', 'tokenizer']) {
-    for (const name of await readdir(join(folder, place)).catch(() => [])) {
-      if (!listed.has(`${place}/${name}`)) await rm(join(folder, place, name), { force: true });
-    }
-  }
-}
-
-/** The ids that finished shards hold. */
-async function loadRowIds(folder: string, state: State): Promise<Set<string>> {
-  const ids = new Set<string>();
-  for (const { files } of state.shards) {
-    const file = await openArrowFile(join(folder, files.rows.path), rowsSchema);
-    try {
-      for (let i = 0; i + 1 < file.batchStarts.length; i++) {
-        const { columns, rowCount } = await file.readBatch(i);
-        for (let row = 0; row < rowCount; row++) ids.add(decodeText(columns[0]!, row)!);
-      }
-    } finally {
-      await file.close();
-    }
-  }
-  return ids;
-}
-
-async function makeWriter(folder: string, initial: State, unlock: () => Promise<void>): Promise<CacheWriter> {
+async function makeWriter(folder: string, initial: BuildState, unlock: () => Promise<void>): Promise<CacheWriter> {
   let state = initial;
   let isOpen = true;
   const { description, rows } = initial;
@@ -209,7 +107,7 @@ async function makeWriter(folder: string, initial: State, unlock: () => Promise<
   const width = description.teacher?.hiddenSize ?? 0;
   for (const { layer, path } of initial.channelRms) scales.set(layer, await readChannelRms(join(folder, path), width));
 
-  const commit = async (change: Partial<State>) => {
+  const commit = async (change: Partial<BuildState>) => {
     if (!isOpen) throw new Error('the cache writer is closed');
     const next = { ...state, ...change };
     await writeFileAtomically(join(folder, MANIFEST_NAME), serialiseManifest(next));

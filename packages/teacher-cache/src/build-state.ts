@@ -1,0 +1,115 @@
+import { readdir, rm, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { writeFileAtomically } from '@stillhouse/durable-files';
+import { StillhouseError } from '@stillhouse/errors';
+import { decodeText } from './arrow-decoding.ts';
+import { openArrowFile } from './arrow-file-reader.ts';
+import { rowsSchema } from './arrow-schemas.ts';
+import { LOCK_NAME } from './builder-lock.ts';
+import { type CacheDescription, diffDescriptions } from './description.ts';
+import { type CacheManifest, listFiles, MANIFEST_NAME, serialiseManifest } from './manifest.ts';
+import { readManifest } from './manifest-parser.ts';
+
+/** What a builder knows of its cache: the manifest before it is sealed. */
+export type BuildState = Omit<CacheManifest, 'digest' | 'format' | 'version'>;
+
+/** A folder with anything in it but a cache or the beginnings of one is left alone. */
+export async function refuseForeignFolder(folder: string): Promise<void> {
+  const names = await readdir(folder).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return [];
+    if (error.code === 'ENOTDIR') return ['a file'];
+    throw error;
+  });
+  const foreign = names.filter((name) => name !== `${MANIFEST_NAME}.partial` && !name.startsWith(LOCK_NAME));
+  if (foreign.length === 0 || names.includes(MANIFEST_NAME)) return;
+  throw new StillhouseError({
+    code: 'CACHE_FOLDER_NOT_EMPTY',
+    where: folder,
+    problem: 'this is not a teacher cache, and it is not empty',
+    got: foreign.slice(0, 3).join(', '),
+    remedy: 'Choose another folder',
+  });
+}
+
+/**
+ * The state of the cache in `folder`, which is begun if there is none; a cache of another description is refused.
+ * @throws StillhouseError CACHE_CONFIG_MISMATCH, CACHE_FILE_MISSING, CACHE_FILE_DAMAGED, CACHE_MANIFEST_INVALID
+ */
+export async function loadBuildState(folder: string, asked: CacheDescription, totalRows: number): Promise<BuildState> {
+  const isNew = await stat(join(folder, MANIFEST_NAME)).then(
+    () => false,
+    () => true,
+  );
+  if (isNew) {
+    const state: BuildState = {
+      complete: false,
+      rows: { planned: totalRows, stored: 0 },
+      description: asked,
+      tokenizer: [],
+      outputMatrix: null,
+      channelRms: [],
+      shards: [],
+    };
+    await writeFileAtomically(join(folder, MANIFEST_NAME), serialiseManifest(state));
+    return state;
+  }
+  const manifest = await readManifest(folder);
+  const differences = diffDescriptions(
+    { ...manifest.description, totalRows: manifest.rows.planned },
+    { ...asked, totalRows },
+  );
+  if (differences.length > 0) {
+    throw new StillhouseError({
+      code: 'CACHE_CONFIG_MISMATCH',
+      where: folder,
+      problem: 'there is a cache of another configuration',
+      expected: differences.map(({ key, have }) => `${key} ${have}`).join(', '),
+      got: differences.map(({ key, asked }) => `${key} ${asked}`).join(', '),
+      remedy: 'Run the command that began it, or choose another folder',
+    });
+  }
+  for (const { file } of listFiles(manifest)) {
+    const sizeBytes = await stat(join(folder, file.path)).then(
+      ({ size }) => size,
+      () => undefined,
+    );
+    if (sizeBytes === file.sizeBytes) continue;
+    throw new StillhouseError({
+      code: sizeBytes === undefined ? 'CACHE_FILE_MISSING' : 'CACHE_FILE_DAMAGED',
+      where: join(folder, file.path),
+      problem: 'the cache cannot be resumed, a file of it is not as it was written',
+      expected: `${file.sizeBytes} bytes`,
+      got: sizeBytes === undefined ? 'no file' : `${sizeBytes} bytes`,
+      remedy: 'Restore the file, or delete the cache and build it anew',
+    });
+  }
+  await removeLeftovers(folder, manifest);
+  return manifest;
+}
+
+/** Files that a kill kept out of the manifest, in the folders that only the writer fills. */
+async function removeLeftovers(folder: string, manifest: CacheManifest): Promise<void> {
+  const listed = new Set([...listFiles(manifest)].map(({ file }) => file.path));
+  for (const place of ['shards', 'scales', 'head', 'tokenizer']) {
+    for (const name of await readdir(join(folder, place)).catch(() => [])) {
+      if (!listed.has(`${place}/${name}`)) await rm(join(folder, place, name), { force: true });
+    }
+  }
+}
+
+/** The ids that finished shards hold. */
+export async function loadRowIds(folder: string, state: BuildState): Promise<Set<string>> {
+  const ids = new Set<string>();
+  for (const { files } of state.shards) {
+    const file = await openArrowFile(join(folder, files.rows.path), rowsSchema);
+    try {
+      for (let i = 0; i + 1 < file.batchStarts.length; i++) {
+        const { columns, rowCount } = await file.readBatch(i);
+        for (let row = 0; row < rowCount; row++) ids.add(decodeText(columns[0]!, row)!);
+      }
+    } finally {
+      await file.close();
+    }
+  }
+  return ids;
+}
