@@ -19,10 +19,10 @@ export function printBytes(sizeBytes: number): string {
 
 /** A number in so many significant digits, without an exponent where it can be read without. */
 export function printSignificant(value: number, digits = 4): string {
+  const size = Math.abs(value);
   if (!Number.isFinite(value)) return String(value);
-  if (value !== 0 && (Math.abs(value) < 1e-4 || Math.abs(value) >= 1e9)) return value.toExponential(digits - 1);
-  const whole = Math.floor(Math.log10(Math.max(Math.abs(value), 1e-4))) + 1;
-  return value.toFixed(Math.max(0, digits - Math.max(1, whole)));
+  if (size !== 0 && (size < 1e-4 || size >= 1e9)) return value.toExponential(digits - 1);
+  return size >= 10 ** digits ? value.toFixed(0) : value.toPrecision(digits);
 }
 
 /** 42 s, 3 min 05 s, 2 h 07 min */
