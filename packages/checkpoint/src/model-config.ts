@@ -1,7 +1,7 @@
-import { access } from 'node:fs/promises';
 import { join } from 'node:path';
 import { StillhouseError } from '@stillhouse/errors';
 import { configValueInvalid, type Fields, type JsonObject, readFields, readJsonObject } from './json-fields.ts';
+import { pathExists } from './path-exists.ts';
 import { parseRope, type RopeConfig } from './rotary-config.ts';
 
 export type Architecture = 'qwen2' | 'llama';
@@ -40,17 +40,11 @@ const CLASS_NAMES: Readonly<Record<Architecture, string>> = { qwen2: 'Qwen2ForCa
 export const CONFIG_FILE = 'config.json';
 export const GENERATION_CONFIG_FILE = 'generation_config.json';
 
-const exists = (path: string) =>
-  access(path).then(
-    () => true,
-    () => false,
-  );
-
 const WANTED = 'Give a folder in Hugging Face form (config.json, model.safetensors, tokenizer files)';
 
 /** @throws StillhouseError MODEL_FOLDER_MISSING */
 export async function requireFolder(folder: string): Promise<void> {
-  if (await exists(folder)) return;
+  if (await pathExists(folder)) return;
   const problem = 'there is no such folder';
   throw new StillhouseError({ code: 'MODEL_FOLDER_MISSING', where: folder, problem, remedy: WANTED });
 }
@@ -58,7 +52,7 @@ export async function requireFolder(folder: string): Promise<void> {
 /** @throws StillhouseError MODEL_FOLDER_MISSING, NOT_A_MODEL_FOLDER */
 export async function requireModelFolder(folder: string): Promise<void> {
   await requireFolder(folder);
-  if (await exists(join(folder, CONFIG_FILE))) return;
+  if (await pathExists(join(folder, CONFIG_FILE))) return;
   const problem = 'this is not a model folder: it has no config.json';
   throw new StillhouseError({ code: 'NOT_A_MODEL_FOLDER', where: folder, problem, remedy: WANTED });
 }

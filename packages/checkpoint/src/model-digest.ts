@@ -1,9 +1,9 @@
 import { createHash } from 'node:crypto';
-import { access } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type FileDigest, hashFile } from '@stillhouse/durable-files';
 import { CONFIG_FILE, GENERATION_CONFIG_FILE, requireModelFolder } from './model-config.ts';
 import { findWeightFiles, WEIGHT_INDEX_FILE } from './model-weights.ts';
+import { pathExists } from './path-exists.ts';
 
 export interface ModelFileDigest extends FileDigest {
   /** Name inside the folder. */
@@ -29,10 +29,7 @@ export async function digestModel(folder: string): Promise<ModelDigest> {
   const weightNames = [...files, ...(shardOfTensor === undefined ? [] : [WEIGHT_INDEX_FILE])].sort();
   const weights: ModelFileDigest[] = [];
   for (const name of weightNames) weights.push(await hashModelFile(folder, name));
-  const hasGeneration = await access(join(folder, GENERATION_CONFIG_FILE)).then(
-    () => true,
-    () => false,
-  );
+  const hasGeneration = await pathExists(join(folder, GENERATION_CONFIG_FILE));
   const config = await hashModelFile(folder, CONFIG_FILE);
   const generation = hasGeneration ? [await hashModelFile(folder, GENERATION_CONFIG_FILE)] : [];
   const lines = weights.map(({ path, sha256 }) => `${path} ${sha256}\n`).join('');

@@ -1,9 +1,9 @@
-import { access } from 'node:fs/promises';
 import { join } from 'node:path';
 import { StillhouseError } from '@stillhouse/errors';
 import { isJsonObject, readJsonObject } from './json-fields.ts';
 import type { ModelConfig } from './model-config.ts';
 import { checkModelWeights, checkRedundantHead } from './model-weights-check.ts';
+import { pathExists } from './path-exists.ts';
 import type { TensorInfo } from './safetensors-header.ts';
 import { createTensorSource, openTensorFile, type TensorFile, type TensorSource } from './tensor-source.ts';
 
@@ -24,7 +24,7 @@ export interface WeightFiles {
  * @throws StillhouseError WEIGHTS_MISSING, WEIGHT_INDEX_INVALID, WEIGHT_INDEX_ESCAPES_FOLDER, WEIGHT_SHARD_MISSING
  */
 export async function findWeightFiles(folder: string): Promise<WeightFiles> {
-  if (await exists(join(folder, WEIGHT_FILE))) return { files: [WEIGHT_FILE] };
+  if (await pathExists(join(folder, WEIGHT_FILE))) return { files: [WEIGHT_FILE] };
   const indexFile = join(folder, WEIGHT_INDEX_FILE);
   const index = await readJsonObject(indexFile, 'WEIGHT_INDEX_INVALID');
   if (index === undefined) {
@@ -62,7 +62,7 @@ async function requireShard(folder: string, indexFile: string, file: string): Pr
       got: JSON.stringify(file),
     });
   }
-  if (await exists(join(folder, file))) return;
+  if (await pathExists(join(folder, file))) return;
   throw new StillhouseError({
     code: 'WEIGHT_SHARD_MISSING',
     where: indexFile,
@@ -70,13 +70,6 @@ async function requireShard(folder: string, indexFile: string, file: string): Pr
     remedy: 'Fetch the missing file',
   });
 }
-
-/** Also false for a link whose target is gone. */
-const exists = (path: string) =>
-  access(path).then(
-    () => true,
-    () => false,
-  );
 
 /**
  * Opens the weights of a Hugging Face folder, whole or sharded. Links, as in the hub's cache, are followed:

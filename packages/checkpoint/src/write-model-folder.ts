@@ -1,4 +1,4 @@
-import { access, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
+import { readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   explainWriteFailure,
@@ -13,6 +13,7 @@ import type { JsonObject } from './json-fields.ts';
 import { CONFIG_FILE, GENERATION_CONFIG_FILE, parseModelConfig, requireFolder } from './model-config.ts';
 import { WEIGHT_FILE, WEIGHT_INDEX_FILE } from './model-weights.ts';
 import { describeParameters, type ParameterSpec } from './parameters.ts';
+import { pathExists } from './path-exists.ts';
 import { countElements, elementBytes } from './stored-dtype.ts';
 import { writeSafetensors } from './write-safetensors.ts';
 
@@ -137,7 +138,7 @@ async function carryFiles(from: string, to: string): Promise<void> {
 }
 
 async function writeConfigs(folder: string, { config, dtype, out }: ModelToWrite): Promise<void> {
-  if (!(await exists(join(folder, GENERATION_CONFIG_FILE)))) {
+  if (!(await pathExists(join(folder, GENERATION_CONFIG_FILE)))) {
     const { bosTokenId, eosTokenIds, padTokenId } = parseModelConfig(config, join(out, CONFIG_FILE));
     await writeJson(join(folder, GENERATION_CONFIG_FILE), {
       _from_model_config: true,
@@ -154,7 +155,7 @@ async function writeConfigs(folder: string, { config, dtype, out }: ModelToWrite
 const writeJson = (path: string, value: object) => writeFileAtomically(path, `${JSON.stringify(value, null, 2)}\n`);
 
 async function publish(staged: string, out: string): Promise<void> {
-  if (!(await exists(out))) return publishDirectory(staged, out);
+  if (!(await pathExists(out))) return publishDirectory(staged, out);
   // From here to the last rename `out` is no model: better that than a model of two halves.
   await rm(join(out, CONFIG_FILE), { force: true });
   await syncDirectory(out);
@@ -167,9 +168,3 @@ async function publish(staged: string, out: string): Promise<void> {
   await rename(join(staged, CONFIG_FILE), join(out, CONFIG_FILE));
   await syncDirectory(out);
 }
-
-const exists = (path: string) =>
-  access(path).then(
-    () => true,
-    () => false,
-  );

@@ -1,0 +1,23 @@
+import assert from 'node:assert/strict';
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { assertFinite, countParameters, openModelWeights, readModelConfig } from './index.ts';
+
+test('real model folders hold what their configs ask for', async (t) => {
+  const models = process.env.STILLHOUSE_MODELS;
+  if (models === undefined) return t.skip('set STILLHOUSE_MODELS to a folder of model folders to run this');
+  const folders = (await readdir(models, { withFileTypes: true })).filter((entry) => entry.isDirectory());
+  assert.ok(folders.length > 0, `${models} has no folders`);
+  for (const { name } of folders) {
+    const folder = join(models, name);
+    const config = await readModelConfig(folder);
+    const source = await openModelWeights(folder, config);
+    const norm = 'model.norm.weight';
+    assertFinite(norm, await source.readFloat32(norm), source.tensors.get(norm)!.file);
+    const bytes = [...source.tensors.values()].reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+    await source.close();
+    assert.ok(bytes >= 2 * countParameters(config), `${name} holds ${bytes} bytes`);
+    t.diagnostic(`${name}: ${config.architecture}, ${countParameters(config)} parameters`);
+  }
+});
