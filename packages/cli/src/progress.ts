@@ -31,7 +31,7 @@ export interface Progress {
 /** Where progress is written; a terminal gets a bar that moves, anything else a plain line now and then. */
 export type ProgressStream = NodeJS.WritableStream & { readonly isTTY?: boolean };
 
-/** Speed is measured over so long, so that it follows what happens now. */
+/** Speed is measured over at least so long, and hardly longer, so that it follows what happens now. */
 const WINDOW_MS = 30_000;
 /** Between two lines where there is no terminal. */
 const LINE_INTERVAL_MS = 5_000;
@@ -50,7 +50,7 @@ export function openProgress(
     update: (update) => {
       const now = performance.now();
       samples.push({ time: now, done: update.done, tokens: update.tokens });
-      while (samples.length > 2 && now - samples[0]!.time > WINDOW_MS) samples.shift();
+      while (samples.length > 2 && now - samples[1]!.time > WINDOW_MS) samples.shift();
       const { time, done: before, tokens } = samples[0]!;
       const elapsedMs = Math.max(now - time, 1);
       const speed = `${printCount(((update.tokens - tokens) * 1000) / elapsedMs)} tokens/s`;
