@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { Template } from '@huggingface/jinja';
+import { Environment, Interpreter, Template } from '@huggingface/jinja';
 import { StillhouseError } from '@stillhouse/errors';
 import { strftime } from './strftime.ts';
 
@@ -69,7 +69,7 @@ export function createChatTemplate(
       if (messages.length === 0) refuse(where, 'the conversation is empty');
       const template = compile(name);
       try {
-        return template.render({
+        return run(template, {
           ...specialTokens,
           messages: messages.map(prepareMessage),
           tools: options.tools ?? null,
@@ -82,6 +82,32 @@ export function createChatTemplate(
       }
     },
   };
+}
+
+/** The names every template knows. The library's own `render` has them too, but with a clock of its own. */
+const GLOBALS: Readonly<Record<string, unknown>> = {
+  true: true,
+  True: true,
+  false: false,
+  False: false,
+  none: null,
+  None: null,
+  range,
+  raise_exception: (message: string) => {
+    throw new Error(message);
+  },
+};
+
+function range(first: number, end?: number, step = 1): readonly number[] {
+  const [start, stop] = end === undefined ? [0, first] : [first, end];
+  if (step === 0) throw new Error('range() arg 3 must not be zero');
+  return Array.from({ length: Math.max(0, Math.ceil((stop - start) / step)) }, (_, index) => start + index * step);
+}
+
+function run(template: Template, variables: Readonly<Record<string, unknown>>): string {
+  const environment = new Environment();
+  for (const [name, value] of Object.entries({ ...GLOBALS, ...variables })) environment.set(name, value);
+  return (new Interpreter(environment).run(template.parsed) as { readonly value: string }).value;
 }
 
 function digestSources(sources: TemplateSources): string {

@@ -2,8 +2,13 @@ import { createHash } from 'node:crypto';
 import { Tokenizer as LibraryTokenizer } from '@huggingface/tokenizers';
 import { StillhouseError } from '@stillhouse/errors';
 import { type ChatTemplate, createChatTemplate } from './chat-template.ts';
+import {
+  dropUnknownBeforeMerging,
+  type LibraryModel,
+  type LibraryPreTokenizer,
+  useUnicodeClasses,
+} from './library-corrections.ts';
 import { type JsonObject, readTokenizerFolder, type TokenizerFile, type TokenizerFolder } from './tokenizer-folder.ts';
-import { type LibraryPreTokenizer, useUnicodeClasses } from './unicode-classes.ts';
 
 /** A token that is found in text before anything else is done with it. */
 export interface AddedToken {
@@ -108,7 +113,7 @@ export async function openTokenizer(folder: string): Promise<Tokenizer> {
 /** The library's own type declarations do not resolve under NodeNext, so what is used of it is declared here. */
 interface Library {
   readonly pre_tokenizer: LibraryPreTokenizer | null;
-  readonly model: { readonly vocab: readonly (string | undefined)[] };
+  readonly model: LibraryModel;
   encode(text: string, options: { add_special_tokens: boolean }): { readonly ids: readonly (number | undefined)[] };
   decode(ids: readonly number[], options: { clean_up_tokenization_spaces: boolean }): string;
   token_to_id(token: string): number | undefined;
@@ -148,6 +153,7 @@ function createLibraryTokenizer(
   try {
     const library = new LibraryTokenizer({ ...tokenizerJson, added_tokens: addedTokens }, config) as Library;
     useUnicodeClasses(library.pre_tokenizer);
+    dropUnknownBeforeMerging(library.model);
     return library;
   } catch (cause) {
     refuse(folder, 'TOKENIZER_UNSUPPORTED', `tokenizer.json cannot be used (${(cause as Error).message})`, cause);

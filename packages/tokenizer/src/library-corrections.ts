@@ -25,3 +25,28 @@ export function useUnicodeClasses(preTokenizer: LibraryPreTokenizer | null): voi
   if (config?.type === 'ByteLevel') preTokenizer.pattern = BYTE_LEVEL_PATTERN;
   if (config?.type === 'Digits') preTokenizer.pattern = config.individual_digits ? SINGLE_DIGITS : DIGIT_RUNS;
 }
+
+/** The part of the library's BPE model (0.2.0) that is looked at here. */
+export interface LibraryModel {
+  readonly vocab: readonly (string | undefined)[];
+  readonly tokens_to_ids: ReadonlyMap<string, number>;
+  readonly unk_token?: string | null;
+  readonly byte_fallback?: boolean;
+  /** Where the model is BPE. */
+  bpe?(word: string): readonly string[];
+}
+
+/**
+ * A vocabulary may lack some bytes and have no token for the unknown. The Rust library then leaves them out before it
+ * merges, so that their neighbours can merge; the JavaScript one leaves them out afterwards.
+ */
+export function dropUnknownBeforeMerging(model: LibraryModel): void {
+  const hasUnknown = (model.unk_token ?? null) !== null || model.byte_fallback === true;
+  if (hasUnknown || model.bpe === undefined) return;
+  const merge = model.bpe.bind(model);
+  model.bpe = (word) => {
+    const characters = Array.from(word);
+    const known = characters.filter((character) => model.tokens_to_ids.has(character));
+    return merge(known.length === characters.length ? word : known.join(''));
+  };
+}
