@@ -107,18 +107,30 @@ function studentConfig(like: ModelConfig, settings: InitSettings, out: string): 
 }
 
 /**
- * Sizes for about `scale` times the parameters: width shrinks with the cube root (it counts twice), depth with the
- * rest, heads keep their width. The nearest combination is found by trying all of them.
+ * Sizes for about `scale` times the parameters. Heads keep their width, so width goes in steps of one; of all
+ * combinations of heads and layers the one is taken that comes nearest in size and shrinks depth and width alike.
  */
 function scaledSizes(like: ModelConfig, scale: number): Record<string, number> {
   const target = countParameters(like) * scale;
   const ratio = like.intermediateSize / like.hiddenSize;
   const group = like.headCount / like.kvHeadCount;
   let best: { miss: number; sizes: Record<string, number> } | undefined;
-  for (let kvHeads = 1; kvHeads <= like.kvHeadCount * 4; kvHeads++) {
+  for (let heads = 1; heads <= like.headCount * 4; heads++) {
+    const hidden = heads * like.headDim;
+    const kvHeads = nearestDivisor(heads, heads / group);
+    const intermediate = Math.max(8, Math.round((hidden * ratio) / 8) * 8);
     for (let layers = 1; layers <= like.layerCount * 4; layers++) {
-      const heads = kvHeads * group;
-      const hidden = heads * like.headDim;
+      const count = countParameters({
+        ...like,
+        layerCount: layers,
+        hiddenSize: hidden,
+        headCount: heads,
+        kvHeadCount: kvHeads,
+        intermediateSize: intermediate,
+      });
+      const shape = Math.abs(Math.log(layers / like.layerCount) - Math.log(hidden / like.hiddenSize));
+      const miss = Math.abs(Math.log(count / target)) + 0.05 * shape;
+      if (best !== undefined && miss >= best.miss) continue;
       const sizes = {
         num_hidden_layers: layers,
         max_window_layers: layers,
@@ -126,21 +138,15 @@ function scaledSizes(like: ModelConfig, scale: number): Record<string, number> {
         head_dim: like.headDim,
         num_attention_heads: heads,
         num_key_value_heads: kvHeads,
-        intermediate_size: Math.max(8, Math.round((hidden * ratio) / 8) * 8),
+        intermediate_size: intermediate,
       };
-      const count = countParameters({
-        ...like,
-        layerCount: layers,
-        hiddenSize: hidden,
-        headCount: heads,
-        kvHeadCount: kvHeads,
-        intermediateSize: sizes.intermediate_size,
-      });
-      // Of combinations equally near in size, the one whose depth and width shrank alike.
-      const shape = Math.abs(Math.log(layers / like.layerCount) - Math.log(hidden / like.hiddenSize));
-      const miss = Math.abs(Math.log(count / target)) + 0.05 * shape;
-      if (best === undefined || miss < best.miss) best = { miss, sizes };
+      best = { miss, sizes };
     }
   }
   return best!.sizes;
+}
+
+function nearestDivisor(of: number, wanted: number): number {
+  const divisors = Array.from({ length: of }, (_, i) => i + 1).filter((one) => of % one === 0);
+  return divisors.reduce((best, one) => (Math.abs(one - wanted) < Math.abs(best - wanted) ? one : best));
 }
