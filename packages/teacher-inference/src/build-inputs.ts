@@ -1,0 +1,226 @@
+import { readFile } from 'node:fs/promises';
+import { basename, resolve } from 'node:path';
+import {
+  digestModel,
+  type ModelConfig,
+  openModelWeights,
+  readModelConfig,
+  type TensorSource,
+} from '@stillhouse/checkpoint';
+import { hashFile } from '@stillhouse/durable-files';
+import { StillhouseError } from '@stillhouse/errors';
+import { flagOf } from '@stillhouse/settings';
+import type { CacheDescription, HiddenDtype, TokenizerIdentity } from '@stillhouse/teacher-cache';
+import { normaliseDescription } from '@stillhouse/teacher-cache';
+import { hasTokenizer, openTokenizer, type Tokenizer } from '@stillhouse/tokenizer';
+import type { BuildSettings } from './build-settings.ts';
+import { readDataRows } from './data-rows.ts';
+import { type EncodedRow, encodeRow } from './encode-rows.ts';
+import { type RowSummary, summariseRows } from './row-summary.ts';
+
+export interface Teacher {
+  readonly folder: string;
+  readonly config: ModelConfig;
+  readonly weights: TensorSource;
+}
+
+/** Tokens and label positions of a shard. */
+export interface ShardCounts {
+  readonly rows: number;
+  readonly tokens: number;
+  readonly positions: number;
+}
+
+/** All that goes into a cache, opened and checked; nothing is written yet. */
+export interface BuildInputs {
+  readonly out: string;
+  /** null for `labels none`. */
+  readonly teacher: Teacher | null;
+  readonly tokenizer: Tokenizer | null;
+  readonly description: CacheDescription;
+  readonly summary: RowSummary;
+  readonly shards: readonly ShardCounts[];
+  /** Rows from number `first` on, encoded. */
+  rows(first: number): AsyncGenerator<EncodedRow>;
+  /** sha256 of the data file as it is now. */
+  hashData(): Promise<string>;
+  close(): Promise<void>;
+}
+
+const HIDDEN_DTYPES: Readonly<Record<BuildSettings['hiddenDtype'], HiddenDtype>> = {
+  int8: 'int8',
+  f16: 'float16',
+  f32: 'float32',
+};
+
+function requireSetting(settings: BuildSettings, key: 'teacher' | 'data' | 'out', placeholder: string): string {
+  const value = settings[key];
+  if (value !== undefined) return value;
+  throw new StillhouseError({
+    code: 'SETTING_MISSING',
+    where: flagOf(key),
+    problem: 'the setting is required',
+    remedy: `Give ${flagOf(key)} ${placeholder}`,
+  });
+}
+
+/**
+ * Opens teacher, tokenizer and data, reads every row once, and checks all that can be known before scoring.
+ * @throws StillhouseError SETTING_MISSING, LABELS_CONTRADICTORY, TOP_K_LARGER_THAN_VOCABULARY, HIDDEN_LAYER_OUT_OF_RANGE,
+ *   VOCABULARY_MISMATCH, and those of `readModelConfig`, `openModelWeights`, `openTokenizer`, `readDataRows`, `encodeRow`
+ */
+export async function openBuildInputs(settings: BuildSettings): Promise<BuildInputs> {
+  const data = requireSetting(settings, 'data', 'FILE.jsonl');
+  const out = requireSetting(settings, 'out', 'DIR');
+  const labels = resolveLabels(settings);
+  const needsTeacher = labels.topk !== null || labels.hidden !== null;
+  const teacher = needsTeacher ? await openTeacher(requireSetting(settings, 'teacher', 'DIR'), labels) : null;
+  try {
+    const tokenizer = await openBuildTokenizer(settings, teacher);
+    const rows = (first: number) => encodeRows(settings, data, teacher, tokenizer, first);
+    const shards: { rows: number; tokens: number; positions: number }[] = [];
+    const summary = await summariseRows(countShards(rows(0), settings, shards));
+    const hashData = async () => (await hashFile(data)).sha256;
+    const description = normaliseDescription({
+      teacher: teacher && {
+        name: basename(resolve(teacher.folder)),
+        architecture: teacher.config.architecture,
+        ...(await digestTeacher(teacher)),
+        hiddenSize: teacher.config.hiddenSize,
+        layerCount: teacher.config.layerCount,
+        vocabSize: teacher.config.vocabSize,
+      },
+      tokenizer: tokenizer && identifyTokenizer(tokenizer),
+      data: { sha256: await hashData(), name: basename(data), rowCount: summary.rowCount },
+      maxLength: settings.maxLength ?? null,
+      limit: settings.limit ?? null,
+      labels,
+      positions: settings.positions,
+      rowsPerShard: settings.rowsPerShard,
+      generator: { name: 'stillhouse', version: await readVersion() },
+    });
+    const close = async () => teacher?.weights.close();
+    return { out, teacher, tokenizer, description, summary, shards, rows, hashData, close };
+  } catch (error) {
+    await teacher?.weights.close();
+    throw error;
+  }
+}
+
+function resolveLabels(settings: BuildSettings): CacheDescription['labels'] {
+  const words = new Set(settings.labels);
+  if (words.has('none') && words.size > 1) {
+    throw new StillhouseError({
+      code: 'LABELS_CONTRADICTORY',
+      where: '--labels',
+      problem: 'none goes with nothing else',
+      expected: 'none, or a list of topk and hidden',
+      got: settings.labels.join(','),
+    });
+  }
+  const layers = settings.hiddenLayers;
+  return {
+    topk: words.has('topk') ? { k: settings.topK, temperatures: settings.temperatures } : null,
+    hidden: words.has('hidden') ? { layers, dtype: HIDDEN_DTYPES[settings.hiddenDtype] } : null,
+    // With the final states it gives the teacher's whole distribution.
+    head: words.has('hidden') && layers.includes('final'),
+  };
+}
+
+async function openTeacher(folder: string, { topk, hidden }: CacheDescription['labels']): Promise<Teacher> {
+  const config = await readModelConfig(folder);
+  if (topk !== null && topk.k > config.vocabSize) {
+    throw new StillhouseError({
+      code: 'TOP_K_LARGER_THAN_VOCABULARY',
+      where: '--top-k',
+      problem: `${folder} has fewer ids than that`,
+      expected: `at most ${config.vocabSize}`,
+      got: String(topk.k),
+    });
+  }
+  const outside = hidden?.layers.find((layer) => layer !== 'final' && layer > config.layerCount);
+  if (outside !== undefined) {
+    throw new StillhouseError({
+      code: 'HIDDEN_LAYER_OUT_OF_RANGE',
+      where: '--hidden-layers',
+      problem: `${folder} has no such layer`,
+      expected: `final or 0 to ${config.layerCount}`,
+      got: String(outside),
+    });
+  }
+  return { folder, config, weights: await openModelWeights(folder, config) };
+}
+
+async function openBuildTokenizer(
+  { tokenizer: named, teacher: teacherFolder }: BuildSettings,
+  teacher: Teacher | null,
+): Promise<Tokenizer | null> {
+  const own = teacherFolder !== undefined && (await hasTokenizer(teacherFolder)) ? teacherFolder : undefined;
+  const folder = named ?? own;
+  if (folder === undefined) return null;
+  const tokenizer = await openTokenizer(folder);
+  if (teacher !== null && tokenizer.realVocabSize > teacher.config.vocabSize) {
+    throw new StillhouseError({
+      code: 'VOCABULARY_MISMATCH',
+      where: folder,
+      problem: `the tokenizer has ids that the teacher in ${teacher.folder} does not know`,
+      expected: `at most ${teacher.config.vocabSize} ids`,
+      got: String(tokenizer.realVocabSize),
+      remedy: "Use the teacher's own tokenizer",
+    });
+  }
+  return tokenizer;
+}
+
+const identifyTokenizer = ({ digest, realVocabSize, chatTemplate }: Tokenizer): TokenizerIdentity => ({
+  digest,
+  realVocabSize,
+  chatTemplateSha256: chatTemplate?.sha256 ?? null,
+});
+
+async function digestTeacher({ folder }: Teacher) {
+  const { weightsSha256, configSha256 } = await digestModel(folder);
+  return { weightsSha256, configSha256 };
+}
+
+async function* encodeRows(
+  { limit, maxLength }: BuildSettings,
+  data: string,
+  teacher: Teacher | null,
+  tokenizer: Tokenizer | null,
+  first: number,
+): AsyncGenerator<EncodedRow> {
+  const vocabSize = Math.min(tokenizer?.realVocabSize ?? Infinity, teacher?.config.vocabSize ?? Infinity);
+  const options = {
+    where: data,
+    ...(maxLength === undefined ? {} : { maxLength }),
+    ...(teacher === null ? {} : { contextLength: teacher.config.maxPositions }),
+    ...(vocabSize === Infinity ? {} : { vocabSize }),
+  };
+  let index = 0;
+  for await (const row of readDataRows(data, limit === undefined ? {} : { limit })) {
+    if (index++ >= first) yield encodeRow(row, tokenizer, options);
+  }
+}
+
+async function* countShards(
+  rows: AsyncIterable<EncodedRow>,
+  { rowsPerShard, positions }: BuildSettings,
+  into: { rows: number; tokens: number; positions: number }[],
+): AsyncGenerator<EncodedRow> {
+  for await (const row of rows) {
+    if (into.length === 0 || into.at(-1)!.rows === rowsPerShard) into.push({ rows: 0, tokens: 0, positions: 0 });
+    const shard = into.at(-1)!;
+    const { inputIds, lossMask } = row;
+    shard.rows += 1;
+    shard.tokens += inputIds.length;
+    shard.positions += positions === 'all' ? inputIds.length - 1 : lossMask.reduce((sum, bit) => sum + bit, 0);
+    yield row;
+  }
+}
+
+/** The version of this package, which all packages share. */
+async function readVersion(): Promise<string> {
+  const text = await readFile(new URL('../package.json', import.meta.url), 'utf8');
+  return (JSON.parse(text) as { readonly version: string }).version;
+}

@@ -1,0 +1,65 @@
+import { type CacheSize, estimateCacheSize, type MatrixDtype } from '@stillhouse/teacher-cache';
+import { type BuildInputs, openBuildInputs } from './build-inputs.ts';
+import type { BuildSettings } from './build-settings.ts';
+import { outputMatrixName } from './teacher-weights.ts';
+
+/** What a build will do. */
+export interface BuildPlan {
+  readonly out: string;
+  readonly rows: number;
+  readonly tokens: number;
+  /** Tokens that are to be predicted. */
+  readonly targetTokens: number;
+  /** Positions at which labels are stored. */
+  readonly labelPositions: number;
+  /** Rows that --max-length cuts. */
+  readonly truncatedRows: number;
+  readonly longestRow: { readonly id: string; readonly line: number; readonly length: number };
+  readonly shards: number;
+  /** Estimated, by group; top-k counts as k entries everywhere. Tokenizer files are left out. */
+  readonly size: CacheSize;
+  /** Of what grows with the label positions, by label position; null for `labels none`. */
+  readonly bytesPerPosition: number | null;
+}
+
+/**
+ * What `buildTeacherCache` would build with these settings. Reads all rows, writes nothing.
+ * @throws StillhouseError as `buildTeacherCache` does before it writes
+ */
+export async function planBuild(settings: BuildSettings): Promise<BuildPlan> {
+  const inputs = await openBuildInputs(settings);
+  try {
+    return describePlan(inputs);
+  } finally {
+    await inputs.close();
+  }
+}
+
+export function describePlan({ out, teacher, description, summary, shards }: BuildInputs): BuildPlan {
+  const labelPositions = shards.reduce((sum, { positions }) => sum + positions, 0);
+  const stored = teacher?.weights.tensors.get(outputMatrixName(teacher.config))?.dtype;
+  const size = estimateCacheSize(description, {
+    rows: summary.rowCount,
+    tokens: summary.tokenCount,
+    positions: labelPositions,
+    ...(stored === undefined ? {} : { matrixDtype: matrixDtype(stored) }),
+  });
+  const growing = size.groups.filter(({ group, bytesPerPosition }) => group !== 'rows' && bytesPerPosition !== null);
+  return {
+    out,
+    rows: summary.rowCount,
+    tokens: summary.tokenCount,
+    targetTokens: summary.targetCount,
+    labelPositions,
+    truncatedRows: summary.truncatedCount,
+    longestRow: summary.longest!,
+    shards: shards.length,
+    size,
+    bytesPerPosition:
+      growing.length === 0 ? null : growing.reduce((sum, { bytesPerPosition }) => sum + bytesPerPosition!, 0),
+  };
+}
+
+/** What the cache keeps an output matrix as that is stored as `dtype`. */
+export const matrixDtype = (dtype: string): MatrixDtype =>
+  dtype === 'bfloat16' || dtype === 'float16' ? dtype : 'float32';

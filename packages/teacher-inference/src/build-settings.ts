@@ -1,0 +1,50 @@
+import { boolean, choice, integer, list, type SettingsOf, text } from '@stillhouse/settings';
+
+export type LabelWord = 'topk' | 'hidden' | 'none';
+
+const LABEL_WORDS: readonly unknown[] = ['topk', 'hidden', 'none'];
+
+/** Every setting of a cache build: recipe keys and, in kebab case, flags of `stillhouse cache build`. */
+export const BUILD_SETTINGS = {
+  teacher: text('model folder of the teacher; labels none needs none', undefined),
+  data: text('JSON-lines file of rows', undefined),
+  out: text('folder for the cache', undefined),
+  labels: list(
+    'what is stored of the teacher: topk, hidden, or none for rows alone',
+    (value): value is LabelWord => LABEL_WORDS.includes(value),
+    'topk, hidden or none',
+    ['topk', 'hidden'],
+  ),
+  tokenizer: text("folder with the tokenizer; left out: the teacher's", undefined),
+  topK: integer('most probable ids stored at each label position', 64, { min: 1 }),
+  temperatures: list(
+    'temperatures at which the mass outside the top k is exact',
+    (value): value is number => typeof value === 'number' && value >= 0.01 && value <= 1000,
+    'numbers from 0.01 to 1000',
+    [1, 2, 4],
+  ),
+  positions: choice(
+    'where labels are stored: before tokens to be predicted, or everywhere',
+    ['response', 'all'],
+    'response',
+  ),
+  hiddenLayers: list(
+    'hidden states: final is what enters the output matrix, n the residual stream after layer n, 0 the embeddings',
+    (value): value is 'final' | number => value === 'final' || (Number.isSafeInteger(value) && (value as number) >= 0),
+    'final or layer numbers',
+    ['final'],
+  ),
+  hiddenDtype: choice('how hidden states are stored', ['int8', 'f16', 'f32'], 'int8'),
+  maxLength: integer('rows are cut to so many tokens', undefined, { min: 2 }),
+  limit: integer('only so many rows, from the first', undefined, { min: 1 }),
+  dryRun: boolean('say what would be built, and build nothing'),
+  device: choice('where to compute', ['auto', 'cpu', 'cuda', 'webgpu'], 'auto'),
+  rowsPerShard: integer('rows of a shard; they are scored together, and a killed build loses at most one shard', 64, {
+    min: 1,
+    max: 65_536,
+  }),
+  batchTokens: integer('tokens that go through a layer together; bounds the working memory', 1024, { min: 1 }),
+  threads: integer('CPU threads; left out: all', undefined, { min: 1 }),
+} as const;
+
+export type BuildSettings = SettingsOf<typeof BUILD_SETTINGS>;

@@ -1,0 +1,11 @@
+/** Phase 1: rows are scored with a teacher, once, and what a student needs is written to a teacher cache. */
+export { type BuildPlan, planBuild } from './build-plan.ts';
+export type { BuildProgress } from './build-progress.ts';
+export { BUILD_SETTINGS, type BuildSettings, type LabelWord } from './build-settings.ts';
+export { type BuildEvents, type BuildResult, type BuildStart, buildTeacherCache } from './cache-build.ts';
+export type { ChannelScales } from './channel-rms.ts';
+export { type DataRow, type RowContent, type RowMetadata, readDataRows } from './data-rows.ts';
+export { type EncodedRow, type EncodeOptions, encodeRow } from './encode-rows.ts';
+export { createRowScorer, type RowScorer, type ScoringOptions, type ScoringStep } from './row-scorer.ts';
+export { type RowSummary, summariseRows } from './row-summary.ts';
+export { createTeacherWeights, type TeacherWeights } from './teacher-weights.ts';
