@@ -1,0 +1,196 @@
+import assert from 'node:assert/strict';
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { after, test } from 'node:test';
+import {
+  describeParameters,
+  type ModelConfig,
+  openModelWeights,
+  readModelConfig,
+  type TensorSource,
+} from '@stillhouse/checkpoint';
+import { emitBlock, emitRotaryTables, emitSegmentBias, flatIndex, padSequences } from '@stillhouse/decoder';
+import {
+  collectLabels,
+  emitCrossEntropy,
+  emitDivergence,
+  emitFullDistributions,
+  type Objective,
+} from '@stillhouse/objectives';
+import { differentiate, encodeModel, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
+import { openEngine } from '@stillhouse/runtime';
+import { resolveSettings } from '@stillhouse/settings';
+import { createStudent } from '@stillhouse/student-trainer';
+import { openCache } from '@stillhouse/teacher-cache';
+import { BUILD_SETTINGS, buildTeacherCache } from '@stillhouse/teacher-inference';
+import { expectClose, makeTemporaryFolder, randomUniforms } from '@stillhouse/testing';
+
+const engine = await openEngine({ threads: 1 });
+after(() => engine.close());
+
+const GOLDEN = new URL('./golden/', import.meta.url).pathname;
+const [TEACHER, STUDENT] = [join(GOLDEN, 'qwen2-tiny-untied'), join(GOLDEN, 'qwen2-tiny')];
+const [TEMPERATURE, ALPHA] = [2, 0.7];
+
+/** A whole decoder in one graph: logits [B·T, V] and the parameters it reads, by name. */
+function emitDecoder(
+  g: GraphBuilder,
+  config: ModelConfig,
+  prefix: string,
+  ids: Value,
+  positions: Value,
+  segments: Value,
+  columns: Value,
+) {
+  const parameters = new Map(
+    describeParameters(config).map(({ name, shape }) => [name, g.floatInput(`${prefix}${name}`, shape)]),
+  );
+  const get = (name: string) => parameters.get(name)!;
+  const rotary = emitRotaryTables(g, config, positions);
+  const bias = emitSegmentBias(g, segments, columns);
+  let x = g.reshape(g.gather(get('model.embed_tokens.weight'), ids), ['B*T', config.hiddenSize]);
+  for (let layer = 0; layer < config.layerCount; layer++) {
+    const start = `model.layers.${layer}.`;
+    const weights = new Map(
+      [...parameters]
+        .filter(([name]) => name.startsWith(start))
+        .map(([name, value]) => [name.slice(start.length), value]),
+    );
+    x = g.scope(`${prefix}${layer}`, () => emitBlock(g, config, { x, rotary, bias, weights }).x);
+  }
+  const hidden = g.rmsNormalization(x, get('model.norm.weight'), config.rmsNormEpsilon);
+  const head = config.tieWordEmbeddings ? get('model.embed_tokens.weight') : get('lm_head.weight');
+  return { logits: g.gemm(hidden, head, { transB: true }), parameters };
+}
+
+const upload = async (source: TensorSource, config: ModelConfig, prefix: string) =>
+  Object.fromEntries(
+    await Promise.all(
+      describeParameters(config).map(
+        async ({ name, shape }) =>
+          [`${prefix}${name}`, engine.upload(await source.readFloat64(name), 'float64', shape)] as const,
+      ),
+    ),
+  );
+
+test('full labels with float32 hidden states equal the live teacher: loss and every gradient within 1e-5', async (t) => {
+  const folder = await makeTemporaryFolder(t);
+  const uniform = randomUniforms(11);
+  const rows = [9, 14, 6].map((length) => ({
+    input_ids: Array.from({ length }, () => Math.floor(uniform() * 512)),
+    loss_mask: Array.from({ length }, (_, i) => (i > 2 ? 1 : 0)),
+  }));
+  const data = join(folder, 'rows.jsonl');
+  await writeFile(data, rows.map((row) => `${JSON.stringify(row)}\n`).join(''));
+  const out = join(folder, 'cache');
+  await buildTeacherCache(
+    resolveSettings(BUILD_SETTINGS, {
+      teacher: TEACHER,
+      data,
+      out,
+      labels: ['hidden'],
+      hiddenDtype: 'f32',
+      threads: 1,
+    }),
+  );
+
+  // From the cache, as the trainer does it, in float32.
+  const cache = await openCache(out);
+  t.after(() => cache.close());
+  const config = await readModelConfig(STUDENT);
+  const weights = await openModelWeights(STUDENT, config);
+  const labelled = [await cache.readRow(0), await cache.readRow(1), await cache.readRow(2)];
+  const { hiddenSize, vocabSize } = cache.description.teacher!;
+  const objective: Objective = {
+    labels: { kind: 'full', teacherHidden: hiddenSize },
+    divergence: { kind: 'forward-kl' },
+  };
+  const student = await createStudent(engine, {
+    config,
+    float: 'float32',
+    read: (name) => weights.readFloat32(name),
+    objective,
+    scalars: { temperature: TEMPERATURE, alpha: ALPHA, hiddenWeight: 0 },
+    adamw: { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0.1, clip: 1 },
+    vocabSize,
+    chunkPositions: 7,
+    teacherHead: engine.upload(await cache.readOutputMatrix(), 'float32', [vocabSize, hiddenSize]),
+  });
+  const labels = collectLabels(labelled, {
+    objective,
+    temperature: TEMPERATURE,
+    temperatures: [],
+    vocabSize,
+    float: 'float32',
+  });
+  const sequences = labelled.map(({ row }) => row.inputIds);
+  const cached = await student.computeGradients([{ sequences, labels }], labels.count);
+
+  // Live: teacher and student side by side in one float64 graph.
+  const teacherConfig = await readModelConfig(TEACHER);
+  const teacherWeights = await openModelWeights(TEACHER, teacherConfig);
+  const g = new GraphBuilder('live', 'float64');
+  const [ids, positions, segments] = [
+    g.input('ids', 'int64', ['B', 'T']),
+    g.input('positions', 'int64', ['B', 'T']),
+    g.input('segments', 'int64', ['B', 'T']),
+  ];
+  const columns = g.input('columns', 'int64', ['T']);
+  const targets = g.input('targets', 'int64', ['N']);
+  const nextIds = g.input('labels', 'int64', ['N']);
+  const ours = emitDecoder(g, config, 'student.', ids, positions, segments, columns);
+  const theirs = emitDecoder(g, teacherConfig, 'teacher.', ids, positions, segments, columns);
+  const [z, tLogits] = [g.gather(ours.logits, targets), g.gather(theirs.logits, targets)];
+  const kl = emitDivergence(g, { kind: 'forward-kl' }, emitFullDistributions(g, z, tLogits, g.scalar(TEMPERATURE)));
+  const perToken = g.add(g.scale(kl, ALPHA * TEMPERATURE ** 2), g.scale(emitCrossEntropy(g, z, nextIds), 1 - ALPHA));
+  const loss = g.scale(g.sumAll(perToken), 1 / labels.count);
+  const wanted = [...ours.parameters];
+  const gradients = differentiate(g, { seeds: [[loss, g.scalar(1)]], withRespectTo: wanted.map(([, value]) => value) });
+  g.output('loss', loss);
+  for (const [name, value] of wanted) g.output(`gradient.${name}`, gradients.get(value)!);
+  const program = await engine.compile(encodeModel(g), { name: g.name });
+  const batch = padSequences(sequences);
+  const shape = [batch.rows, batch.length];
+  const outputs = Object.fromEntries([
+    ['loss', engine.allocate('float64', [])],
+    ...wanted.map(
+      ([name, { shape: dims }]) => [`gradient.${name}`, engine.allocate('float64', dims as readonly number[])] as const,
+    ),
+  ]);
+  await engine.run([
+    {
+      kind: 'run',
+      program,
+      inputs: {
+        ids: engine.upload(batch.ids, 'int64', shape),
+        positions: engine.upload(batch.positions, 'int64', shape),
+        segments: engine.upload(batch.segments, 'int64', shape),
+        columns: engine.upload(
+          BigInt64Array.from({ length: batch.length }, (_, i) => BigInt(i)),
+          'int64',
+          [batch.length],
+        ),
+        targets: engine.upload(
+          BigInt64Array.from(labels.positions, (position, n) =>
+            BigInt(flatIndex(batch, batch.placements[labels.rows[n]!]!, position)),
+          ),
+          'int64',
+          [labels.count],
+        ),
+        labels: engine.upload(labels.labels, 'int64', [labels.count]),
+        ...(await upload(weights, config, 'student.')),
+        ...(await upload(teacherWeights, teacherConfig, 'teacher.')),
+      },
+      outputs,
+    },
+  ]);
+  const live = Number((await engine.download(outputs.loss!))[0]);
+  assert.ok(Math.abs(live - cached.sums.loss) < 1e-5 * Math.max(1, live), `loss ${cached.sums.loss} against ${live}`);
+  for (const { name, gradient } of student.parameters.all) {
+    const [mine, exact] = (await engine.downloadMany([gradient, outputs[`gradient.${name}`]!])) as [
+      Float32Array,
+      Float64Array,
+    ];
+    expectClose(mine, exact, { absolute: 1e-5, where: `gradient of ${name}` });
+  }
+});
