@@ -28,6 +28,8 @@ export class GraphBuilder {
   readonly inputs: Value[] = [];
   readonly outputs = new Map<string, Value>();
   readonly constants: Value[] = [];
+  /** Computed values that the encoded graph takes as inputs of these names instead of computing them. */
+  readonly cuts = new Map<string, Value>();
   #scope: string[] = [];
   #names = new Map<string, number>();
   #constantCache = new Map<string, Value>();
@@ -90,6 +92,22 @@ export class GraphBuilder {
     }
     this.outputs.set(name, own);
     return own;
+  }
+
+  /**
+   * Cuts the graph: `value` becomes an input called `name` when the graph is encoded, and what only it depended on is
+   * left out, inputs too. So a gradient can start from saved activations instead of computing them again.
+   */
+  cut(name: string, value: Value): void {
+    if (this.cuts.has(name) || this.#names.has(name)) {
+      throw new StillhouseError({
+        code: 'GRAPH_DUPLICATE_NAME',
+        where: `graph ${this.name}`,
+        problem: `there is already a value named ${name}`,
+        remedy: 'Give the cut another name',
+      });
+    }
+    this.cuts.set(name, value);
   }
 
   constant(data: ConstantData, dtype: Dtype, shape: readonly number[]): Value {

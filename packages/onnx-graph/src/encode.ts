@@ -112,24 +112,26 @@ function encodeConstant(value: Value): object {
 }
 
 /**
- * The graph as ONNX protobuf bytes, dead nodes left out.
+ * The graph as ONNX protobuf bytes; dead nodes and inputs that nothing reads are left out.
  * @throws StillhouseError GRAPH_INVALID when the graph does not verify
  */
 export function encodeModel(g: GraphBuilder): Uint8Array {
   verifyGraph(g);
   const outputNames = new Map([...g.outputs].map(([name, value]) => [value, name]));
-  const nameOf = (value: Value) => outputNames.get(value) ?? value.name;
+  const cutNames = new Map([...g.cuts].map(([name, value]) => [value, name]));
+  const given = new Set(g.cuts.values());
+  const nameOf = (value: Value) => cutNames.get(value) ?? outputNames.get(value) ?? value.name;
   const encoded = new Map<Node, EncodedOperator>();
-  for (const node of reachableNodes(g.nodes, g.outputs.values())) encoded.set(node, encodeOperator(g, node));
+  for (const node of reachableNodes(g.nodes, g.outputs.values(), given)) encoded.set(node, encodeOperator(g, node));
   // Encoding adds the nodes that compute shapes at run time, after the nodes that use them: they go first.
   const shapeOperands = [...encoded.values()].flatMap(({ extraInputs }) => extraInputs);
-  const shapeNodes = reachableNodes(g.nodes, shapeOperands).filter((node) => !encoded.has(node));
+  const shapeNodes = reachableNodes(g.nodes, shapeOperands, given).filter((node) => !encoded.has(node));
   const ordered = [...shapeNodes, ...encoded.keys()];
-  const usedConstants = new Set<Value>();
+  const used = new Set<Value>();
   const nodes = ordered.map((node) => {
     const { attributes, extraInputs } = encoded.get(node) ?? encodeOperator(g, node);
     const operands = [...node.inputs, ...extraInputs];
-    for (const operand of operands) if (operand?.constant !== undefined) usedConstants.add(operand);
+    for (const operand of operands) if (operand !== undefined) used.add(operand);
     return {
       name: node.name,
       op_type: node.op,
@@ -148,8 +150,11 @@ export function encodeModel(g: GraphBuilder): Uint8Array {
     graph: {
       name: g.name,
       node: nodes,
-      initializer: [...usedConstants].map(encodeConstant),
-      input: g.inputs.map((input) => encodeType(input, input.name)),
+      initializer: [...used].filter(({ constant }) => constant !== undefined).map(encodeConstant),
+      input: [
+        ...g.inputs.filter((input) => used.has(input)).map((input) => encodeType(input, input.name)),
+        ...[...g.cuts].map(([name, value]) => encodeType(value, name)),
+      ],
       output: [...g.outputs].map(([name, value]) => encodeType(value, name)),
     },
   };

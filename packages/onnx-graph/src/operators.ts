@@ -42,12 +42,10 @@ function need(inputs: Inputs, i: number, fail: Fail): TensorType {
 
 function sameDtype(inputs: Inputs, fail: Fail, allowed: (dtype: Dtype) => boolean = () => true): Dtype {
   const first = need(inputs, 0, fail).dtype;
-  for (const input of inputs) {
-    if (input !== undefined && (input.dtype !== first || !allowed(input.dtype))) {
-      fail('operand types do not fit', `all ${first}`, inputs.map(describe).join(', '));
-    }
-  }
   if (!allowed(first)) fail('the operator does not take this type', 'another element type', first);
+  if (inputs.some((input) => input !== undefined && input.dtype !== first)) {
+    fail('operand types do not fit', `all ${first}`, inputs.map(describe).join(', '));
+  }
   return first;
 }
 

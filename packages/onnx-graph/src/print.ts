@@ -24,7 +24,8 @@ function formatOperand(value: Value | undefined): string {
 export function printGraph(g: GraphBuilder): string {
   const lines = [`graph ${g.name} (${g.float})`];
   for (const input of g.inputs) lines.push(`  input  ${typed(input)}`);
-  for (const node of reachableNodes(g.nodes, g.outputs.values())) {
+  for (const [name, value] of g.cuts) lines.push(`  input  ${name} = ${typed(value)}`);
+  for (const node of reachableNodes(g.nodes, g.outputs.values(), new Set(g.cuts.values()))) {
     const attributes = Object.entries(node.attributes as Record<string, AttributeValue>).map(formatAttribute);
     lines.push(
       `  ${node.outputs.map(typed).join(', ')} = ${node.op}(${[...node.inputs.map(formatOperand), ...attributes].join(', ')})`,
