@@ -34,6 +34,9 @@ export {
   finalNormGraph,
   gatherRowsGraph,
   gradientName,
+  type SavedActivation,
+  type SavingBlockGraphs,
+  savingBlockGraphs,
   scatterRowsGraph,
 } from './model-graphs.ts';
 export { type DecoderOnDevice, type DecoderSource, loadDecoder, residualStreamCalls } from './model-on-device.ts';

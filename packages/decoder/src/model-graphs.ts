@@ -1,5 +1,13 @@
 import { describeParameters, type ModelConfig } from '@stillhouse/checkpoint';
-import { differentiate, type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
+import {
+  differentiate,
+  type FloatDtype,
+  findCut,
+  GraphBuilder,
+  type OperatorName,
+  type Shape,
+  type Value,
+} from '@stillhouse/onnx-graph';
 import { emitCacheBias, emitSegmentBias } from './attention-bias.ts';
 import { type BlockWeights, emitBlock } from './block.ts';
 import { emitRotaryTables } from './rotary.ts';
@@ -98,20 +106,21 @@ export function blockGraph(
   return g;
 }
 
-/**
- * One layer backwards, its forward pass recomputed. Inputs: those of `blockGraph`, dy [B·T, H] and for each trained
- * weight W an accumulator `gradient.W`. Outputs: dx and `gradient.W.sum`, meant to alias the accumulator.
- */
-export function blockGradientGraph(
-  config: ModelConfig,
-  float: FloatDtype,
-  trained: (name: string) => boolean = () => true,
-): GraphBuilder {
+interface BlockGradient {
+  readonly g: GraphBuilder;
+  /** Output of the layer. */
+  readonly y: Value;
+  /** Everything the forward pass computed. */
+  readonly forward: ReadonlySet<Value>;
+}
+
+function emitBlockGradient(config: ModelConfig, float: FloatDtype, trained: (name: string) => boolean): BlockGradient {
   const g = new GraphBuilder('block_gradient', float);
   const inputs = blockInputs(g, config);
   const bias = g.floatInput('bias', ['B', 1, 1, 'T', 'T']);
   const weights = weightInputs(g, config);
   const { x: y } = emitBlock(g, config, { ...inputs, bias, weights });
+  const forward = new Set(g.nodes.flatMap(({ outputs }) => outputs));
   const dy = g.floatInput('dy', ['B*T', config.hiddenSize]);
   const wanted = [...weights].filter(([name]) => trained(name));
   const accumulateInto = new Map(wanted.map(([name, value]) => [value, g.floatInput(gradientName(name), value.shape)]));
@@ -122,7 +131,61 @@ export function blockGradientGraph(
   });
   g.output('dx', gradients.get(inputs.x)!);
   for (const [name, value] of wanted) g.output(`${gradientName(name)}.sum`, gradients.get(value)!);
-  return g;
+  return { g, y, forward };
+}
+
+/**
+ * One layer backwards, its forward pass recomputed. Inputs: those of `blockGraph`, dy [B·T, H] and for each trained
+ * weight W an accumulator `gradient.W`. Outputs: dx and `gradient.W.sum`, meant to alias the accumulator.
+ */
+export function blockGradientGraph(
+  config: ModelConfig,
+  float: FloatDtype,
+  trained: (name: string) => boolean = () => true,
+): GraphBuilder {
+  return emitBlockGradient(config, float, trained).g;
+}
+
+/** An activation of one layer that its gradient takes from the forward pass instead of computing it again. */
+export interface SavedActivation {
+  readonly name: string;
+  readonly shape: Shape;
+}
+
+export interface SavingBlockGraphs {
+  /** As `blockGraph`, with the saved activations as further outputs. */
+  readonly forward: GraphBuilder;
+  /** As `blockGradientGraph`, with the saved activations as further inputs, and without the inputs it then does not need. */
+  readonly gradient: GraphBuilder;
+  readonly saved: readonly SavedActivation[];
+}
+
+/** What is dear to compute again; all that lies between is cheap element by element, and dear to keep. */
+const SAVED_OPERATORS: ReadonlySet<OperatorName> = new Set<OperatorName>([
+  'Gemm',
+  'MatMul',
+  'Softmax',
+  'RMSNormalization',
+]);
+
+/** One layer forwards and backwards without recomputation: results of products, softmax and norms are kept in between. */
+export function savingBlockGraphs(config: ModelConfig, float: FloatDtype): SavingBlockGraphs {
+  const { g: gradient, forward: forwardValues } = emitBlockGradient(config, float, () => true);
+  const isSaved = (value: Value) => forwardValues.has(value) && SAVED_OPERATORS.has(value.node!.op);
+  const cut = findCut(gradient.outputs.values(), isSaved);
+  const saved = cut.map((value) => ({ name: `saved.${value.name}`, shape: value.shape }));
+  cut.forEach((value, i) => {
+    gradient.cut(saved[i]!.name, value);
+  });
+  // The same emission in a graph of its own gives the same names.
+  const { g: forward, y } = emitBlockGradient(config, float, () => true);
+  forward.outputs.clear();
+  const byName = new Map(forward.nodes.flatMap(({ outputs }) => outputs.map((value) => [value.name, value])));
+  forward.output('y', y);
+  cut.forEach((value, i) => {
+    forward.output(saved[i]!.name, byName.get(value.name)!);
+  });
+  return { forward, gradient, saved };
 }
 
 /**

@@ -74,7 +74,12 @@ async function readStep(
   return { microBatches, targets };
 }
 
-async function openGoldenStudent(tail: TailKind, float: FloatDtype, chunkPositions = 128): Promise<Student> {
+async function openGoldenStudent(
+  tail: TailKind,
+  float: FloatDtype,
+  chunkPositions = 128,
+  recompute = false,
+): Promise<Student> {
   const config = await readModelConfig(`${GOLDEN}qwen2-tiny`);
   const weights = await openSafetensors(`${GOLDEN}qwen2-tiny/model.safetensors`);
   const projection = await openSafetensors(`${TRAIN}projection.safetensors`);
@@ -95,6 +100,7 @@ async function openGoldenStudent(tail: TailKind, float: FloatDtype, chunkPositio
     adamw: { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0.1, clip: 1 },
     vocabSize: config.vocabSize,
     chunkPositions,
+    recompute,
   });
 }
 
@@ -145,8 +151,8 @@ for (const float of ['float32', 'float64'] as const) {
   }
 }
 
-async function gradientsOf(groups: readonly (readonly number[])[], chunkPositions: number) {
-  const student = await openGoldenStudent('tail', 'float64', chunkPositions);
+async function gradientsOf(groups: readonly (readonly number[])[], chunkPositions: number, recompute = false) {
+  const student = await openGoldenStudent('tail', 'float64', chunkPositions, recompute);
   const { microBatches, targets } = await readStep(0, 'tail', 'float64', groups);
   const { sums } = await student.computeGradients(microBatches, targets);
   return {
@@ -175,4 +181,12 @@ test('a loss in chunks equals the loss at once, whatever the chunk', async () =>
       expectClose(chunked.gradients[i]!, gradient, { absolute: 1e-14, where: `chunk ${chunk}, gradient ${i}` });
     });
   }
+});
+
+test('activations that are kept and activations that are computed again give the same gradients', async () => {
+  const kept = await gradientsOf([[0, 1, 2]], 128, false);
+  const again = await gradientsOf([[0, 1, 2]], 128, true);
+  kept.gradients.forEach((gradient, i) => {
+    expectClose(again.gradients[i]!, gradient, { absolute: 1e-14, where: `gradient ${i}` });
+  });
 });

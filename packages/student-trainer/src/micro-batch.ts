@@ -1,6 +1,5 @@
 import {
   type BatchTensors,
-  blockCall,
   embeddingCall,
   flatIndex,
   freeBatch,
@@ -11,7 +10,8 @@ import {
 } from '@stillhouse/decoder';
 import { type LabelArrays, type Objective, sliceLabel } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
-import type { Call, DeviceTensor, Engine } from '@stillhouse/runtime';
+import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
+import { createActivationStore } from './activation-store.ts';
 import { type FloatData, type ParameterStore, PROJECTION_NAME } from './parameters.ts';
 import type { StepPrograms } from './step-programs.ts';
 
@@ -164,9 +164,12 @@ export function createMicroBatchRunner(
     return calls;
   }
 
+  const activations = createActivationStore(engine, programs.saved, float);
+
   function backwardCalls(
     tensors: BatchTensors,
     states: readonly DeviceTensor[],
+    saved: readonly Readonly<Record<string, DeviceTensor>>[],
     dy: DeviceTensor,
     dx: DeviceTensor,
   ): readonly Call[] {
@@ -178,7 +181,12 @@ export function createMicroBatchRunner(
       calls.push({
         kind: 'run',
         program: programs.blockGradient,
-        inputs: { x: states[layer]!, dy: upstream, cos, sin, bias, ...store.layerWeights[layer]!, ...inputs },
+        inputs: pick(programs.blockGradient, {
+          ...{ x: states[layer]!, dy: upstream, cos, sin, bias },
+          ...store.layerWeights[layer]!,
+          ...inputs,
+          ...saved[layer]!,
+        }),
         outputs: { dx: downstream, ...outputs },
       });
       [upstream, downstream] = [downstream, upstream];
@@ -201,21 +209,26 @@ export function createMicroBatchRunner(
       try {
         const state = () => hold(engine.allocate(float, [tensors.tokens, config.hiddenSize]));
         const states = Array.from({ length: config.layerCount + 1 }, state);
+        const saved = store.layerWeights.map((_, layer) => activations.take(layer, batch.rows, batch.length));
         const [dLast, dOther] = [state(), state()];
         const chunks = Math.ceil(labels.count / setting.chunkPositions);
         const sums = hold(engine.allocate(float, [chunks, LOSS_TERMS]));
         await engine.run([
           tablesCall(forward, tensors),
           embeddingCall(forward, tensors, store.embedding.weight, states[0]!),
-          ...store.layerWeights.map((weights, layer) =>
-            blockCall(forward, tensors, weights, states[layer]!, states[layer + 1]!),
-          ),
+          ...store.layerWeights.map((weights, layer): Call => {
+            const { cos, sin, bias } = tensors;
+            const inputs = { x: states[layer]!, cos, sin, bias, ...weights };
+            const outputs = { y: states[layer + 1]!, ...saved[layer]! };
+            return { kind: 'run', program: programs.block, inputs, outputs };
+          }),
           ...lossCalls(batch, labels, denominator, states[config.layerCount]!, dLast, sums),
-          ...backwardCalls(tensors, states, dLast, dOther),
+          ...backwardCalls(tensors, states, saved, dLast, dOther),
         ]);
         return readSums((await engine.download(sums)) as FloatData);
       } finally {
         freeBatch(engine, tensors);
+        activations.release();
         for (const tensor of open.splice(0)) engine.free(tensor);
       }
     },
@@ -229,4 +242,12 @@ function readSums(values: FloatData): LossSums {
   });
   const [loss, kl, ce, hidden] = sums;
   return { loss: loss!, kl: kl!, ce: ce!, hidden: hidden! };
+}
+
+/** The tensors that a program has inputs for: with saved activations a gradient needs less. */
+function pick(
+  program: Program,
+  tensors: Readonly<Record<string, DeviceTensor>>,
+): Readonly<Record<string, DeviceTensor>> {
+  return Object.fromEntries(program.inputNames.map((name) => [name, tensors[name]!]));
 }

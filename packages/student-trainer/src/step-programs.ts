@@ -5,6 +5,8 @@ import {
   compileGraph,
   embeddingGradientGraph,
   type ForwardPrograms,
+  type SavedActivation,
+  savingBlockGraphs,
   scatterRowsGraph,
 } from '@stillhouse/decoder';
 import { lossGraph, type Objective } from '@stillhouse/objectives';
@@ -14,25 +16,34 @@ import type { Engine, Program } from '@stillhouse/runtime';
 /** Every program of a training step. Their number and size do not depend on the depth of the student. */
 export interface StepPrograms {
   readonly forward: ForwardPrograms;
+  /** A layer forwards: y, and the saved activations where there are any. */
+  readonly block: Program;
   readonly blockGradient: Program;
+  /** Activations of a layer that are kept from its forward pass to its gradient; none when the gradient computes them again. */
+  readonly saved: readonly SavedActivation[];
   readonly embeddingGradient: Program;
   readonly scatterRows: Program;
   readonly loss: Program;
 }
 
-/** @param vocabSize rows of the output matrix that take part in the loss */
-export async function compileStepPrograms(
-  engine: Engine,
-  config: ModelConfig,
-  objective: Objective,
-  vocabSize: number,
-  float: FloatDtype,
-): Promise<StepPrograms> {
+export interface StepProgramOptions {
+  readonly config: ModelConfig;
+  readonly objective: Objective;
+  /** Rows of the output matrix that take part in the loss. */
+  readonly vocabSize: number;
+  readonly float: FloatDtype;
+  /** Whether a layer's activations are computed again for its gradient rather than kept. */
+  readonly recompute: boolean;
+}
+
+export async function compileStepPrograms(engine: Engine, options: StepProgramOptions): Promise<StepPrograms> {
+  const { config, objective, vocabSize, float, recompute } = options;
   const { hiddenSize, rmsNormEpsilon } = config;
   const forward = await compileForwardPrograms(engine, config, float);
+  const saving = recompute ? undefined : savingBlockGraphs(config, float);
   const [blockGradient, embeddingGradient, scatterRows, loss] = await Promise.all(
     [
-      blockGradientGraph(config, float),
+      saving?.gradient ?? blockGradientGraph(config, float),
       embeddingGradientGraph(config, float),
       scatterRowsGraph(hiddenSize, float),
       lossGraph(objective, { hiddenSize, vocabSize, rmsNormEpsilon }, float),
@@ -40,6 +51,8 @@ export async function compileStepPrograms(
   );
   return {
     forward,
+    block: saving === undefined ? forward.block : await compileGraph(engine, saving.forward),
+    saved: saving?.saved ?? [],
     blockGradient: blockGradient!,
     embeddingGradient: embeddingGradient!,
     scatterRows: scatterRows!,

@@ -24,6 +24,8 @@ export interface StudentOptions {
   readonly vocabSize: number;
   readonly teacherHead?: DeviceTensor;
   readonly chunkPositions: number;
+  /** Compute a layer's activations again for its gradient instead of keeping them: less memory, a third more work. Default false. */
+  readonly recompute?: boolean;
 }
 
 export interface StepResult {
@@ -45,7 +47,13 @@ export interface Student {
 export async function createStudent(engine: Engine, options: StudentOptions): Promise<Student> {
   const { config, float, objective, vocabSize, scalars, chunkPositions, teacherHead, read } = options;
   const projection = objective.hidden?.hasProjection ? { teacherHidden: objective.hidden.teacherHidden } : undefined;
-  const programs = await compileStepPrograms(engine, config, objective, vocabSize, float);
+  const programs = await compileStepPrograms(engine, {
+    config,
+    objective,
+    vocabSize,
+    float,
+    recompute: options.recompute ?? false,
+  });
   const parameters = await createParameterStore(engine, {
     config,
     float,

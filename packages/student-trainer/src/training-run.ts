@@ -1,4 +1,5 @@
 import { access, mkdir } from 'node:fs/promises';
+import { totalmem } from 'node:os';
 import { join } from 'node:path';
 import { type ModelConfig, openModelWeights, readModelConfig, type TensorSource } from '@stillhouse/checkpoint';
 import { writeFileAtomically } from '@stillhouse/durable-files';
@@ -6,6 +7,7 @@ import { StillhouseError } from '@stillhouse/errors';
 import type { Engine } from '@stillhouse/runtime';
 import { openEngine } from '@stillhouse/runtime';
 import { openCache, type TeacherCache } from '@stillhouse/teacher-cache';
+import { measureActivations } from './activation-store.ts';
 import { checkStudentTokenizer } from './compatibility.ts';
 import type { DataPosition } from './data-order.ts';
 import { learningRateAt } from './learning-rate.ts';
@@ -74,7 +76,7 @@ export async function trainStudent(given: TrainingSettings, events: TrainingEven
     const resolved = resolveObjective(settings, cache.description, config, settings.cache);
     await checkStudentTokenizer(cache, settings.student);
     const rows = await selectRows(cache, config, settings);
-    const resolvedSettings = resolveSteps(settings, resolved, rows);
+    const resolvedSettings = resolveOpen(settings, resolved, rows, config);
     await prepareFolder(resolvedSettings);
     const engine = await openEngine({
       device: settings.device,
@@ -91,15 +93,39 @@ export async function trainStudent(given: TrainingSettings, events: TrainingEven
   }
 }
 
-type ResolvedSettings = RunSettings & { readonly steps: number; readonly labels: 'full' | 'topk' | 'none' };
+type ResolvedSettings = RunSettings & {
+  readonly steps: number;
+  readonly labels: 'full' | 'topk' | 'none';
+  readonly recompute: 'always' | 'never';
+};
 
-function resolveSteps(settings: RunSettings, { objective }: ResolvedObjective, rows: TrainingRows): ResolvedSettings {
+/** Share of the machine's memory that activations may take before `auto` computes them again instead. */
+const ACTIVATIONS_SHARE = 0.25;
+
+/** Settings that were left open, by what the data and the machine are: the recipe that is written has none. */
+function resolveOpen(
+  settings: RunSettings,
+  { objective }: ResolvedObjective,
+  rows: TrainingRows,
+  config: ModelConfig,
+): ResolvedSettings {
   const tokens = rows.lengths.reduce((sum, length) => sum + length, 0);
   return {
     ...settings,
     labels: objective.labels.kind,
     steps: settings.steps ?? Math.max(1, Math.round(tokens / settings.batchTokens)),
+    recompute: settings.recompute === 'auto' ? chooseRecompute(settings, rows, config) : settings.recompute,
   };
+}
+
+function chooseRecompute(
+  { batchTokens, accumulate }: RunSettings,
+  rows: TrainingRows,
+  config: ModelConfig,
+): 'always' | 'never' {
+  const longest = rows.lengths.reduce((most, length) => Math.max(most, length), 1);
+  const rowCount = Math.ceil(batchTokens / accumulate / longest) + 1;
+  return measureActivations(config, rowCount, longest) > ACTIVATIONS_SHARE * totalmem() ? 'always' : 'never';
 }
 
 async function selectRows(
@@ -207,6 +233,7 @@ async function openStudent(engine: Engine, { settings, cache, config, weights, r
     adamw: settings,
     vocabSize,
     chunkPositions: settings.chunkPositions,
+    recompute: settings.recompute === 'always',
     ...(teacherHead === undefined ? {} : { teacherHead }),
   });
 }

@@ -32,6 +32,11 @@ export const TRAINING_SETTINGS = {
   batchTokens: integer('tokens of a step: rows are taken until they hold so many', 4096, { min: 1 }),
   accumulate: integer('micro-batches that a step is split into; saves memory, changes nothing else', 1, { min: 1 }),
   chunkPositions: integer('label positions whose logits are in memory at a time', 128, { min: 1 }),
+  recompute: choice(
+    'compute activations again for gradients instead of keeping them: auto does so where they would take a quarter of memory',
+    ['auto', 'always', 'never'],
+    'auto',
+  ),
   seed: integer('seed of the data order and of a new projection', 0, { min: 0, max: 0xffffffff }),
   split: text('train only on rows of this split; left out: all rows', undefined),
   checkpointEvery: integer('steps between checkpoints', 200, { min: 1 }),

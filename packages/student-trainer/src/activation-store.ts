@@ -1,0 +1,60 @@
+import type { ModelConfig } from '@stillhouse/checkpoint';
+import { type SavedActivation, savingBlockGraphs } from '@stillhouse/decoder';
+import { type FloatDtype, resolveDim, type Shape } from '@stillhouse/onnx-graph';
+import type { DeviceTensor, Engine } from '@stillhouse/runtime';
+
+/** Saved activations of every layer, in buffers that are kept from batch to batch and grow with the largest. */
+export interface ActivationStore {
+  /** The activations of a layer for a batch of [rows, length], by name. What they held before is overwritten. */
+  take(layer: number, rows: number, length: number): Readonly<Record<string, DeviceTensor>>;
+  /** Ends the views that `take` gave; the buffers stay. */
+  release(): void;
+}
+
+function resolveShape(shape: Shape, rows: number, length: number): readonly number[] {
+  return shape.map((dim) => {
+    const size = resolveDim(dim, { B: rows, T: length });
+    if (size === undefined) throw new Error(`an activation has the dimension ${dim}, which is not of the batch`);
+    return size;
+  });
+}
+
+const countElements = (shape: readonly number[]) => shape.reduce((product, dim) => product * dim, 1);
+
+export function createActivationStore(
+  engine: Engine,
+  saved: readonly SavedActivation[],
+  float: FloatDtype,
+): ActivationStore {
+  const buffers = new Map<string, DeviceTensor>();
+  const views: DeviceTensor[] = [];
+  const grow = (key: string, count: number) => {
+    const known = buffers.get(key);
+    if (known !== undefined && known.shape[0]! >= count) return known;
+    if (known !== undefined) engine.free(known);
+    const buffer = engine.allocate(float, [count]);
+    buffers.set(key, buffer);
+    return buffer;
+  };
+  return {
+    take: (layer, rows, length) =>
+      Object.fromEntries(
+        saved.map(({ name, shape }) => {
+          const resolved = resolveShape(shape, rows, length);
+          const view = engine.view(grow(`${layer} ${name}`, countElements(resolved)), { offset: 0, shape: resolved });
+          views.push(view);
+          return [name, view];
+        }),
+      ),
+    release: () => {
+      for (const view of views.splice(0)) engine.free(view);
+    },
+  };
+}
+
+/** Bytes of float32 activations that all layers keep for a batch of [rows, length]. */
+export function measureActivations(config: ModelConfig, rows: number, length: number): number {
+  const { saved } = savingBlockGraphs(config, 'float32');
+  const elements = saved.reduce((sum, { shape }) => sum + countElements(resolveShape(shape, rows, length)), 0);
+  return 4 * elements * config.layerCount;
+}
