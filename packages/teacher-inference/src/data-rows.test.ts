@@ -3,7 +3,8 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
-import { type DataRow, readDataRows } from './data-rows.ts';
+import { readDataRows } from './data-rows.ts';
+import type { DataRow } from './row-content.ts';
 
 const scratch = mkdtempSync(join(tmpdir(), 'data-rows-'));
 after(() => rmSync(scratch, { recursive: true }));

@@ -1,42 +1,10 @@
 import { createHash } from 'node:crypto';
 import { StillhouseError } from '@stillhouse/errors';
-import type { ChatMessage, JsonValue } from '@stillhouse/tokenizer';
 import { readLines } from './json-lines.ts';
+import type { DataRow } from './row-content.ts';
 import { parseRow } from './row-forms.ts';
 
-/** What a row may say about itself besides its tokens. */
-export interface RowMetadata {
-  readonly task?: string;
-  readonly split?: string;
-  readonly source?: string;
-  readonly answer?: string;
-}
-
-export type RowContent =
-  | {
-      readonly form: 'messages';
-      readonly messages: readonly ChatMessage[];
-      /** JSON schemas of functions, for the chat template. */
-      readonly tools?: readonly JsonValue[];
-    }
-  | { readonly form: 'exchange'; readonly prompt: string; readonly response: string }
-  | { readonly form: 'text'; readonly text: string }
-  | {
-      readonly form: 'ids';
-      /** [L] */
-      readonly inputIds: Int32Array;
-      /** [L] 1 where the token is to be predicted. */
-      readonly lossMask: Uint8Array;
-    };
-
-export interface DataRow {
-  /** Unique in its file. */
-  readonly id: string;
-  /** Counted from 1. */
-  readonly line: number;
-  readonly metadata: RowMetadata;
-  readonly content: RowContent;
-}
+export type { DataRow, RowContent, RowMetadata } from './row-content.ts';
 
 /**
  * Reads a JSON-lines file of rows: `{"messages"}`, `{"prompt", "response"}`, `{"text"}` or `{"input_ids", "loss_mask"}`,

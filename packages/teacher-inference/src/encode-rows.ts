@@ -2,7 +2,7 @@ import { StillhouseError } from '@stillhouse/errors';
 import type { CachedRow } from '@stillhouse/teacher-cache';
 import type { ChatTemplate, Tokenizer } from '@stillhouse/tokenizer';
 import { type RenderedConversation, renderConversation } from './conversation-targets.ts';
-import type { DataRow, RowContent } from './data-rows.ts';
+import type { DataRow, RowContent } from './row-content.ts';
 
 export interface EncodeOptions {
   /** Rows are cut to so many tokens; their end is lost. */

@@ -1,6 +1,6 @@
 import { StillhouseError } from '@stillhouse/errors';
 import type { ChatMessage, JsonValue } from '@stillhouse/tokenizer';
-import type { RowContent, RowMetadata } from './data-rows.ts';
+import type { RowContent, RowMetadata } from './row-content.ts';
 
 export interface ParsedRow {
   /** As the row has it; undefined where it has none. */

@@ -1,0 +1,35 @@
+import type { ChatMessage, JsonValue } from '@stillhouse/tokenizer';
+
+/** What a row may say about itself besides its tokens. */
+export interface RowMetadata {
+  readonly task?: string;
+  readonly split?: string;
+  readonly source?: string;
+  readonly answer?: string;
+}
+
+export type RowContent =
+  | {
+      readonly form: 'messages';
+      readonly messages: readonly ChatMessage[];
+      /** JSON schemas of functions, for the chat template. */
+      readonly tools?: readonly JsonValue[];
+    }
+  | { readonly form: 'exchange'; readonly prompt: string; readonly response: string }
+  | { readonly form: 'text'; readonly text: string }
+  | {
+      readonly form: 'ids';
+      /** [L] */
+      readonly inputIds: Int32Array;
+      /** [L] 1 where the token is to be predicted. */
+      readonly lossMask: Uint8Array;
+    };
+
+export interface DataRow {
+  /** Unique in its file. */
+  readonly id: string;
+  /** Counted from 1. */
+  readonly line: number;
+  readonly metadata: RowMetadata;
+  readonly content: RowContent;
+}
