@@ -17,6 +17,13 @@ export const COMMAND_GROUPS: Readonly<Record<string, string>> = {
 
 export const COMMANDS: readonly ListedCommand[] = [
   {
+    name: 'cache build',
+    summary: 'run the teacher over a data set and keep what students need',
+    usage: '--teacher DIR --data FILE.jsonl --out CACHE [options]',
+    hasRecipe: true,
+    load: async () => (await import('./commands/cache-build.ts')).cacheBuild,
+  },
+  {
     name: 'cache info',
     summary: 'say what a cache holds',
     usage: 'CACHE [options]',
@@ -43,6 +50,13 @@ export const COMMANDS: readonly ListedCommand[] = [
     usage: '--cache CACHE --student DIR --out DIR [options]',
     hasRecipe: true,
     load: async () => (await import('./commands/train.ts')).train,
+  },
+  {
+    name: 'eval',
+    summary: 'measure a model on held-out rows or questions',
+    usage: '--model DIR --task kd|exact-match [--cache CACHE] [--data FILE.jsonl] --out FILE.json [options]',
+    hasRecipe: true,
+    load: async () => (await import('./commands/eval.ts')).evaluate,
   },
   {
     name: 'init-student',

@@ -16,10 +16,16 @@ export interface ProgressOptions {
 export interface ProgressUpdate {
   /** Of `total`, those done before included. */
   readonly done: number;
-  /** Tokens worked on since this process began. */
-  readonly tokens: number;
+  /** Speed and time left: counted here from tokens since this process began, or told by who knows better. */
+  readonly pace: { readonly tokens: number } | Pace;
   /** Anything else worth seeing, such as the loss. */
   readonly note?: string;
+}
+
+export interface Pace {
+  readonly tokensPerSecond: number;
+  /** null until it can be told. */
+  readonly leftMs: number | null;
 }
 
 export interface Progress {
@@ -43,22 +49,37 @@ export function openProgress(
   lineIntervalMs = LINE_INTERVAL_MS,
 ): Progress {
   const { total, startedAt = performance.now(), done = 0 } = options;
-  const samples = [{ time: startedAt, done, tokens: 0 }];
+  const measure = createPaceMeter(total, { time: startedAt, done, tokens: 0 });
   const show =
     stream.isTTY === true ? drawBar(options, stream) : printLines(options, stream, startedAt, lineIntervalMs);
   return {
-    update: (update) => {
-      const now = performance.now();
-      samples.push({ time: now, done: update.done, tokens: update.tokens });
-      while (samples.length > 2 && now - samples[1]!.time > WINDOW_MS) samples.shift();
-      const { time, done: before, tokens } = samples[0]!;
-      const elapsedMs = Math.max(now - time, 1);
-      const speed = `${printCount(((update.tokens - tokens) * 1000) / elapsedMs)} tokens/s`;
-      const advance = update.done - before;
-      const left = advance > 0 ? `${printDuration(((total - update.done) * elapsedMs) / advance)} left` : 'starting';
-      show.update(update.done, speed, left, update.note ?? '');
+    update: ({ done: now, pace, note = '' }) => {
+      const { tokensPerSecond, leftMs } =
+        'tokens' in pace ? measure({ time: performance.now(), done: now, tokens: pace.tokens }) : pace;
+      const left = leftMs === null ? 'starting' : `${printDuration(leftMs)} left`;
+      show.update(now, `${printCount(tokensPerSecond)} tokens/s`, left, note);
     },
     stop: show.stop,
+  };
+}
+
+interface Sample {
+  readonly time: number;
+  readonly done: number;
+  readonly tokens: number;
+}
+
+function createPaceMeter(total: number, first: Sample): (now: Sample) => Pace {
+  const samples = [first];
+  return (now) => {
+    samples.push(now);
+    while (samples.length > 2 && now.time - samples[1]!.time > WINDOW_MS) samples.shift();
+    const { time, done, tokens } = samples[0]!;
+    const elapsedMs = Math.max(now.time - time, 1);
+    return {
+      tokensPerSecond: ((now.tokens - tokens) * 1000) / elapsedMs,
+      leftMs: now.done > done ? ((total - now.done) * elapsedMs) / (now.done - done) : null,
+    };
   };
 }
 

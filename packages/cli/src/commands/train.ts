@@ -25,7 +25,7 @@ export const train = defineCommand({
           startedAt,
         });
         tokens += metrics.tokens;
-        progress.update({ done: metrics.step, tokens, note: `loss ${printSignificant(metrics.loss)}` });
+        progress.update({ done: metrics.step, pace: { tokens }, note: `loss ${printSignificant(metrics.loss)}` });
       },
     });
     progress?.stop();

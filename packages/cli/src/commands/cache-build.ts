@@ -1,0 +1,98 @@
+import type { CacheSize } from '@stillhouse/teacher-cache';
+import {
+  BUILD_SETTINGS,
+  type BuildPlan,
+  type BuildProgress,
+  type BuildResult,
+  type BuildSettings,
+  type BuildStart,
+  buildTeacherCache,
+  planBuild,
+} from '@stillhouse/teacher-inference';
+import { type CommandContext, defineCommand, type Outcome } from '../command.ts';
+import type { Progress } from '../progress.ts';
+import { printBytes, printCount, printPairs, printSignificant } from '../quantities.ts';
+import { recipeBeside } from '../recipe.ts';
+
+export const cacheBuild = defineCommand({
+  settings: BUILD_SETTINGS,
+  run: (settings, context) => (settings.dryRun ? plan(settings) : build(settings, context)),
+});
+
+async function plan(settings: BuildSettings): Promise<Outcome> {
+  const result = await planBuild(settings);
+  return { result, summary: printPlan(result) };
+}
+
+async function build(settings: BuildSettings, context: CommandContext): Promise<Outcome> {
+  let progress: Progress | undefined;
+  const result = await buildTeacherCache(settings, {
+    onPlan: (start) => context.note(printStart(start)),
+    onProgress: (now) => {
+      progress ??= context.openProgress({ label: 'cache build', unit: 'tokens', total: now.tokens });
+      progress.update({
+        done: Math.round(now.tokensDone),
+        pace: {
+          tokensPerSecond: now.tokensPerSecond,
+          leftMs: now.etaSeconds === null ? null : now.etaSeconds * 1000,
+        },
+        note: printStage(now),
+      });
+    },
+  });
+  progress?.stop();
+  return { result, summary: printResult(result), recipeFile: recipeBeside(result.out) };
+}
+
+function printStart({ rows, tokens, shards, shardsDone, device, weights, size, truncatedRows }: BuildStart): string {
+  const parts = [
+    `cache build: ${printCount(rows)} rows (${printCount(tokens)} tokens) in ${printCount(shards)} shards`,
+    shardsDone === 0 ? undefined : `${printCount(shardsDone)} of them done before`,
+    truncatedRows === 0 ? undefined : `${printCount(truncatedRows)} rows cut`,
+    `about ${printBytes(size.totalBytes)}`,
+    device === null ? undefined : `on ${device}`,
+    weights === 'streamed' ? 'weights read again for every shard' : undefined,
+  ];
+  return parts.filter((part) => part !== undefined).join(', ');
+}
+
+function printStage({ shard, shards, stage }: BuildProgress): string {
+  const doing = stage === 'readout' ? ', reading labels' : stage === 'written' ? '' : `, layer ${stage}`;
+  return `shard ${shard}/${shards}${doing}`;
+}
+
+const printGroups = ({ groups }: CacheSize): readonly (readonly [string, string])[] =>
+  groups.map(({ group, sizeBytes, bytesPerPosition }) => [
+    `  ${group}`,
+    `${printBytes(sizeBytes)}${bytesPerPosition === null ? '' : ` (${printSignificant(bytesPerPosition)} bytes/token)`}`,
+  ]);
+
+function printPlan(plan: BuildPlan): string {
+  const { longestRow, bytesPerPosition } = plan;
+  return printPairs([
+    ['rows', printCount(plan.rows)],
+    ['tokens', printCount(plan.tokens)],
+    ['target tokens', printCount(plan.targetTokens)],
+    ['labels at', `${printCount(plan.labelPositions)} positions`],
+    ['longest row', `${printCount(longestRow.length)} tokens (${longestRow.id}, line ${longestRow.line})`],
+    ['rows cut', plan.truncatedRows === 0 ? undefined : printCount(plan.truncatedRows)],
+    ['shards', printCount(plan.shards)],
+    ['bytes/token', bytesPerPosition === null ? undefined : printSignificant(bytesPerPosition)],
+    ['disk needed', `about ${printBytes(plan.size.totalBytes)}`],
+    ...printGroups(plan.size),
+  ]);
+}
+
+function printResult(result: BuildResult): string {
+  return printPairs([
+    ['cache', result.wasComplete ? `${result.out} (was complete already)` : result.out],
+    ['rows', printCount(result.rows)],
+    ['tokens', printCount(result.tokens)],
+    ['labels at', `${printCount(result.labelPositions)} positions`],
+    ['size', printBytes(result.size.totalBytes)],
+    ...printGroups(result.size),
+    ['speed', result.wasComplete ? undefined : `${printCount(result.tokensPerSecond)} tokens/s`],
+    ['peak memory', printBytes(result.peakRssBytes)],
+    ['digest', result.cacheDigest],
+  ]);
+}

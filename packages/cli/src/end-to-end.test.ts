@@ -1,0 +1,209 @@
+import assert from 'node:assert/strict';
+import { readdir, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { makeTemporaryFolder, type NodeResult, runNode } from '@stillhouse/testing';
+
+const bin = fileURLToPath(new URL('../bin/stillhouse.js', import.meta.url));
+const golden = (name: string) => fileURLToPath(new URL(`../../../test/golden/${name}`, import.meta.url));
+const teacher = golden('qwen2-tiny-untied');
+const student = golden('qwen2-tiny');
+
+const ROWS = 8;
+const LENGTH = 20;
+
+const rows = Array.from({ length: ROWS }, (_, row) =>
+  JSON.stringify({
+    id: `row-${row}`,
+    split: row < 6 ? 'train' : 'test',
+    input_ids: Array.from({ length: LENGTH }, (_, i) => (row * 97 + i * i * 13 + 7) % 512),
+    loss_mask: Array.from({ length: LENGTH }, (_, i) => (i >= 8 ? 1 : 0)),
+  }),
+);
+
+/** Runs a command with `--json` and checks that standard output is one document, standard error has no fault. */
+async function runForJson<Result>(cwd: string, ...args: string[]): Promise<Result> {
+  const { code, stdout, stderr } = await runNode([bin, ...args, '--json'], { cwd });
+  assert.equal(code, 0, stderr);
+  return JSON.parse(stdout) as Result;
+}
+
+const run = (cwd: string, ...args: string[]): Promise<NodeResult> => runNode([bin, ...args], { cwd });
+
+const readJson = async (path: string) => JSON.parse(await readFile(path, 'utf8')) as Record<string, unknown>;
+
+test('from a teacher to a measured student, by commands alone', async (t) => {
+  const folder = await makeTemporaryFolder(t);
+  await writeFile(join(folder, 'rows.jsonl'), `${rows.join('\n')}\n`);
+  const buildArgs = ['cache', 'build', '--teacher', teacher, '--data', 'rows.jsonl', '--top-k', '16'];
+
+  await t.test('cache build --dry-run writes nothing', async () => {
+    const { code, stdout } = await run(folder, ...buildArgs, '--out', 'cache', '--dry-run');
+    assert.equal(code, 0);
+    assert.match(stdout, /rows +8\n/);
+    assert.match(stdout, /tokens +160\n/);
+    assert.deepEqual(await readdir(folder), ['rows.jsonl']);
+    const plan = await runForJson<Record<string, unknown>>(folder, ...buildArgs, '--out', 'cache', '--dry-run');
+    assert.equal(plan.rows, ROWS);
+    assert.equal(plan.tokens, ROWS * LENGTH);
+    assert.deepEqual(await readdir(folder), ['rows.jsonl']);
+  });
+
+  await t.test('cache build, its recipe beside it; the recipe builds the same cache', async () => {
+    const { code, stdout, stderr } = await run(folder, ...buildArgs, '--out', 'cache');
+    assert.equal(code, 0, stderr);
+    assert.match(stdout, /rows +8\n/);
+    assert.match(stderr, /^cache build 160\/160 tokens, [\d,]+ tokens\/s, 0 s left, shard 1\/1$/m);
+    const recipe = await readJson(join(folder, 'cache.recipe.json'));
+    assert.equal(recipe.teacher, teacher);
+    assert.equal(recipe.topK, 16);
+    await runForJson(folder, 'cache', 'build', '--recipe', 'cache.recipe.json', '--out', 'again');
+    const digests = await Promise.all(
+      ['cache', 'again'].map(async (name) => (await readJson(join(folder, name, 'manifest.json'))).digest),
+    );
+    assert.equal(digests[0], digests[1]);
+  });
+
+  await t.test('cache info', async () => {
+    const { code, stdout } = await run(folder, 'cache', 'info', 'cache');
+    assert.equal(code, 0);
+    for (const pattern of [
+      /^digest +[0-9a-f]{64}$/m,
+      /^complete +yes$/m,
+      /^rows +8$/m,
+      /^tokens +160$/m,
+      /^target tokens +96$/m,
+      /^top-k +k 16, log_z at T 1, 2, 4$/m,
+      /^hidden states +layers final as int8$/m,
+      /^teacher +.*qwen2.*512/m,
+      /^topk +.* [\d.]+$/m,
+      /^hidden-final +.* [\d.]+$/m,
+    ]) {
+      assert.match(stdout, pattern);
+    }
+    const info = await runForJson<Record<string, unknown>>(folder, 'cache', 'info', 'cache');
+    assert.equal(info.targetTokens, 96);
+    assert.equal(info.complete, true);
+  });
+
+  await t.test('cache verify, whole and damaged', async () => {
+    const whole = await runForJson<{ readonly ok: boolean; readonly rowsChecked: number }>(
+      folder,
+      'cache',
+      'verify',
+      'cache',
+    );
+    assert.deepEqual([whole.ok, whole.rowsChecked], [true, ROWS]);
+    const [shard] = (await readdir(join(folder, 'again/shards'))).filter((name) => name.includes('topk'));
+    const path = join(folder, 'again/shards', shard!);
+    const bytes = await readFile(path);
+    bytes[bytes.length >> 1]! ^= 1;
+    await writeFile(path, bytes);
+    const { code, stdout } = await run(folder, 'cache', 'verify', 'again');
+    assert.equal(code, 1);
+    assert.match(stdout, new RegExp(`^shards/${shard}: the content has sha256`, 'm'));
+    const damaged = await run(folder, 'cache', 'verify', 'again', '--json');
+    assert.equal(damaged.code, 1);
+    assert.equal((JSON.parse(damaged.stdout) as { readonly ok: boolean }).ok, false);
+  });
+
+  await t.test('cache export', async () => {
+    const result = await runForJson<{ readonly rowCount: number; readonly files: readonly string[] }>(
+      folder,
+      ...['cache', 'export', 'cache', '--format', 'parquet', '--out', 'parquet'],
+    );
+    assert.equal(result.rowCount, ROWS);
+    assert.deepEqual(await readdir(join(folder, 'parquet')), result.files);
+    assert.equal((await readJson(join(folder, 'parquet.recipe.json'))).format, 'parquet');
+  });
+
+  for (const labels of ['full', 'topk', 'none']) {
+    await t.test(`train --labels ${labels}`, async () => {
+      const { code, stdout, stderr } = await run(
+        folder,
+        ...['train', '--cache', 'cache', '--student', student, '--out', labels, '--labels', labels],
+        ...['--steps', '3', '--batch-tokens', '60', '--split', 'train'],
+      );
+      assert.equal(code, 0, stderr);
+      assert.match(stdout, /^steps +3$/m);
+      assert.match(stdout, /^cache digest +[0-9a-f]{64}$/m);
+      assert.match(stderr, /^train: 3 steps over 6 rows/m);
+      assert.match(stderr, /^train 3\/3 steps, [\d,]+ tokens\/s, 0 s left, loss [\d.]+$/m);
+      const recipe = await readJson(join(folder, labels, 'recipe.json'));
+      assert.deepEqual([recipe.labels, recipe.steps, recipe.split], [labels, 3, 'train']);
+      const metrics = (await readFile(join(folder, labels, 'metrics.jsonl'), 'utf8')).trim().split('\n');
+      assert.equal(metrics.length, 3);
+    });
+  }
+
+  await t.test('the recipe of a run makes the same student', async () => {
+    const result = await runForJson<{ readonly steps: number }>(
+      folder,
+      'train',
+      '--recipe',
+      'topk/recipe.json',
+      '--out',
+      'twin',
+    );
+    assert.equal(result.steps, 3);
+    const weights = await Promise.all(
+      ['topk', 'twin'].map((name) => readFile(join(folder, name, 'model.safetensors'))),
+    );
+    assert.ok(weights[0]!.equals(weights[1]!));
+  });
+
+  await t.test('eval --task kd', async () => {
+    const args = ['eval', '--task', 'kd', '--cache', 'cache', '--model', 'full', '--split', 'test', '--out', 'kd.json'];
+    const { code, stdout, stderr } = await run(folder, ...args);
+    assert.equal(code, 0, stderr);
+    assert.match(stdout, /^rows +2$/m);
+    assert.match(stdout, /^KL at T=1 +[\d.]+ ± [\d.]+$/m);
+    const written = await readJson(join(folder, 'kd.json'));
+    assert.deepEqual(written.recipe && (written.recipe as Record<string, unknown>).split, 'test');
+    const printed = await runForJson<Record<string, unknown>>(folder, ...args.with(-1, 'kd2.json'));
+    assert.deepEqual(Object.keys(printed).sort(), Object.keys(written).sort());
+  });
+
+  await t.test('init-student', async () => {
+    const result = await runForJson<{ readonly parameterCount: number; readonly layerCount: number }>(
+      folder,
+      ...['init-student', '--like', student, '--layers', '1', '--seed', '7', '--out', 'fresh'],
+    );
+    assert.equal(result.layerCount, 1);
+    const recipe = await readJson(join(folder, 'fresh/recipe.json'));
+    assert.deepEqual(recipe, { like: student, out: 'fresh', layers: 1, seed: 7 });
+  });
+});
+
+test('an interrupt ends a run at once with exit code 130', { skip: process.platform === 'win32' }, async (t) => {
+  const folder = await makeTemporaryFolder(t);
+  await writeFile(join(folder, 'rows.jsonl'), `${rows.join('\n')}\n`);
+  await runForJson(folder, 'cache', 'build', '--teacher', teacher, '--data', 'rows.jsonl', '--out', 'cache');
+  const { startNode } = await import('@stillhouse/testing');
+  const { child, finished } = startNode(
+    [
+      bin,
+      ...[
+        'train',
+        '--cache',
+        'cache',
+        '--student',
+        student,
+        '--out',
+        'run',
+        '--steps',
+        '100000',
+        '--checkpoint-every',
+        '5',
+      ],
+    ],
+    { cwd: folder },
+  );
+  child.stderr!.on('data', (text: string) => {
+    if (text.includes('steps')) child.kill('SIGINT');
+  });
+  const { code, stderr } = await finished;
+  assert.equal(code, 130, stderr);
+  assert.match(stderr, /stillhouse: interrupted \[INTERRUPTED\]\n$/);
+});
