@@ -114,13 +114,22 @@ test('sequences that stop leave the batch; the others go on unchanged', async ()
   const told: number[][] = prompts.map(() => []);
   const onToken = (sequence: number, id: number) => void told[sequence]!.push(id);
   const before = (await engine.memory()).allocatedBytes;
-  const results = await generator.generateGreedy(prompts, { maxNewTokens: 20, stopIds, onToken });
+  const ended: number[] = [];
+  const onSequence = (sequence: number) => void ended.push(sequence);
+  const results = await generator.generateGreedy(prompts, { maxNewTokens: 20, stopIds, onToken, onSequence });
   assert.equal((await engine.memory()).allocatedBytes, before, 'generation must give its memory back');
   assert.deepEqual(
     results.map(({ ids, finishedBy }) => ({ ids: [...ids], finishedBy })),
     expected,
   );
   assert.deepEqual(told, generated(results));
+  assert.deepEqual([...ended].sort(), [0, 1, 2, 3, 4]);
+  const lengths = ended.map((sequence) => results[sequence]!.ids.length);
+  assert.deepEqual(
+    lengths,
+    lengths.toSorted((a, b) => a - b),
+    'the shortest answer is told first',
+  );
 });
 
 test('a full context ends a sequence', async () => {

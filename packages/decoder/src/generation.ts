@@ -22,6 +22,8 @@ export interface GenerateOptions {
   readonly stopIds: readonly number[];
   /** Called with the sequence's index among the prompts and each id as it is found, the stop id left out. */
   readonly onToken?: (sequence: number, id: number) => void;
+  /** Called when a sequence has ended. */
+  readonly onSequence?: (sequence: number, result: GeneratedSequence) => void;
 }
 
 export interface GeneratedSequence {
@@ -245,7 +247,7 @@ export async function createGenerator(
   /** Generates until every sequence of the batch has ended. */
   async function runBatch(
     batch: readonly Sequence[],
-    { stopIds, onToken }: GenerateOptions,
+    { stopIds, onToken, onSequence }: GenerateOptions,
     results: GeneratedSequence[],
   ): Promise<void> {
     const stops = new Set(stopIds);
@@ -296,7 +298,9 @@ export async function createGenerator(
         onToken?.(index, id);
       }
       if (!isStop && ids.length < budget) return true;
-      results[index] = { ids: Int32Array.from(ids), finishedBy: isStop ? 'stop' : 'length' };
+      const result: GeneratedSequence = { ids: Int32Array.from(ids), finishedBy: isStop ? 'stop' : 'length' };
+      results[index] = result;
+      onSequence?.(index, result);
       return false;
     }
   }

@@ -1,7 +1,29 @@
 /** Evaluation: final answers, question files, intervals, and reports. */
 export { answersMatch, extractFinalAnswer, type FinalAnswer, normaliseAnswer } from './answer-extraction.ts';
+export {
+  type EvaluationEvents,
+  type EvaluationResult,
+  type EvaluationRun,
+  type ExactMatchResult,
+  evaluateModel,
+  type KdResult,
+} from './evaluate.ts';
+export { EVALUATION_SETTINGS, type EvaluationSettings } from './evaluation-settings.ts';
+export {
+  type ExactMatchFigures,
+  type ExactMatchOptions,
+  type ExactMatchRecord,
+  encodeQuestions,
+  evaluateExactMatch,
+  findStopIds,
+  type QuestionIds,
+} from './exact-match.ts';
 export { type RateInterval, wilsonInterval } from './interval.ts';
+export { evaluateKd, type KdFigures, type KdOptions } from './kd-evaluation.ts';
+export { checkModelTokenizer, type KdLabels, resolveKdLabels } from './kd-labels.ts';
+export { type KdRow, selectKdRows } from './kd-rows.ts';
 export { type ChatMessage, type Question, type QuestionPrompt, readQuestionFile } from './question-file.ts';
+export { estimateRatio, type RatioEstimate, type RowSum } from './ratio-estimate.ts';
 export { renderReport, writeReport } from './report.ts';
 export type {
   Bar,

@@ -1,0 +1,225 @@
+import { stat } from 'node:fs/promises';
+import { type ModelConfig, openModelWeights, readModelConfig } from '@stillhouse/checkpoint';
+import { createGenerator, type DecoderOnDevice, loadDecoder } from '@stillhouse/decoder';
+import { writeFileAtomically } from '@stillhouse/durable-files';
+import { StillhouseError } from '@stillhouse/errors';
+import { type Engine, openEngine } from '@stillhouse/runtime';
+import { openCache, type TeacherCache } from '@stillhouse/teacher-cache';
+import { openTokenizer } from '@stillhouse/tokenizer';
+import type { EvaluationSettings } from './evaluation-settings.ts';
+import { type ExactMatchFigures, encodeQuestions, evaluateExactMatch, findStopIds } from './exact-match.ts';
+import { evaluateKd, type KdFigures } from './kd-evaluation.ts';
+import { checkModelTokenizer, resolveKdLabels } from './kd-labels.ts';
+import { selectKdRows } from './kd-rows.ts';
+import { readQuestionFile } from './question-file.ts';
+
+/** What every result says of its run. */
+export interface EvaluationRun {
+  /** The model folder as given. */
+  readonly model: string;
+  /** Of the evaluation alone; loading the model is not in it. */
+  readonly elapsedMs: number;
+  /** kd: tokens of the rows; exact-match: new tokens. */
+  readonly tokensPerSecond: number;
+  readonly peakRssBytes: number;
+  readonly device: string;
+  /** The resolved settings. */
+  readonly recipe: EvaluationSettings;
+}
+
+export type KdResult = { readonly task: 'kd' } & KdFigures &
+  EvaluationRun & {
+    readonly cache: string;
+    readonly cacheDigest: string;
+    /** The labels that the KL was taken from, and how exact they are. */
+    readonly labels: 'full' | 'topk';
+    readonly labelDetail: string;
+  };
+
+export type ExactMatchResult = { readonly task: 'exact-match' } & ExactMatchFigures &
+  EvaluationRun & { readonly data: string };
+
+export type EvaluationResult = KdResult | ExactMatchResult;
+
+export interface EvaluationEvents {
+  /** Told once before the model is loaded: how many rows or questions there are. */
+  readonly onPlan?: (plan: { readonly task: EvaluationResult['task']; readonly total: number }) => void;
+  /** Told as rows or questions are done; `correct` counts right answers of exact-match. */
+  readonly onProgress?: (done: {
+    readonly done: number;
+    readonly total: number;
+    readonly tokens: number;
+    readonly correct?: number;
+  }) => void;
+}
+
+/**
+ * Evaluates a model as the settings say and writes the result, with its recipe inside, to `out` in one step: a failure
+ * leaves no file. Everything that could be wrong is checked before the model is loaded.
+ * @throws StillhouseError of each part, and SETTING_MISSING, SETTING_NOT_FOR_TASK, OUT_IS_FOLDER
+ */
+export async function evaluateModel(
+  settings: EvaluationSettings,
+  events: EvaluationEvents = {},
+): Promise<EvaluationResult> {
+  const task = requireSetting(settings, 'task');
+  const out = requireSetting(settings, 'out');
+  await refuseFolder(out);
+  const result = await (task === 'kd' ? runKd(settings, events) : runExactMatch(settings, events));
+  await writeFileAtomically(out, `${JSON.stringify(result, null, 2)}\n`);
+  return result;
+}
+
+type Required = 'task' | 'model' | 'out' | 'cache' | 'data';
+
+function requireSetting<Key extends Required>(
+  settings: { readonly [key in Key]: EvaluationSettings[key] } & Pick<EvaluationSettings, 'task'>,
+  key: Key,
+): Exclude<EvaluationSettings[Key], undefined> {
+  const value = settings[key] as Exclude<EvaluationSettings[Key], undefined> | undefined;
+  if (value !== undefined) return value;
+  const kinds = {
+    task: 'kd or --task exact-match',
+    model: 'DIR',
+    out: 'FILE.json',
+    cache: 'CACHE',
+    data: 'FILE.jsonl',
+  };
+  throw new StillhouseError({
+    code: 'SETTING_MISSING',
+    where: `--${key}`,
+    problem: key === 'cache' || key === 'data' ? `the task ${settings.task} needs it` : 'the setting is required',
+    remedy: `Give --${key} ${kinds[key]}`,
+  });
+}
+
+async function refuseFolder(out: string): Promise<void> {
+  const isFolder = await stat(out).then(
+    (found) => found.isDirectory(),
+    () => false,
+  );
+  if (!isFolder) return;
+  throw new StillhouseError({
+    code: 'OUT_IS_FOLDER',
+    where: `--out ${out}`,
+    problem: 'the result is one file and this is a folder',
+    remedy: 'Give a file name, such as result.json',
+  });
+}
+
+/** Opens the engine and the model for as long as `body` runs, and takes its time. */
+async function withModel<Figures>(
+  settings: EvaluationSettings,
+  folder: string,
+  config: ModelConfig,
+  body: (engine: Engine, model: DecoderOnDevice) => Promise<Figures>,
+  countTokens: (figures: Figures) => number,
+): Promise<Figures & EvaluationRun> {
+  const source = await openModelWeights(folder, config);
+  try {
+    const { device, threads } = settings;
+    const engine = await openEngine({ device, ...(threads === undefined ? {} : { threads }) });
+    try {
+      const model = await loadDecoder(engine, { config, source });
+      // The answer comes when the weights are there.
+      await engine.memory();
+      const startedAt = performance.now();
+      const figures = await body(engine, model);
+      const elapsedMs = performance.now() - startedAt;
+      const { peakRssBytes } = await engine.memory();
+      return {
+        ...figures,
+        model: folder,
+        elapsedMs,
+        tokensPerSecond: (countTokens(figures) / elapsedMs) * 1000,
+        peakRssBytes,
+        device: `${engine.device} (${engine.deviceReason})`,
+        recipe: settings,
+      };
+    } finally {
+      await engine.close();
+    }
+  } finally {
+    await source.close();
+  }
+}
+
+async function runKd(settings: EvaluationSettings, events: EvaluationEvents): Promise<KdResult> {
+  const folder = requireSetting(settings, 'model');
+  const cache = await openCache(requireSetting(settings, 'cache'));
+  try {
+    return await evaluateOnCache(settings, folder, cache, events);
+  } finally {
+    await cache.close();
+  }
+}
+
+async function evaluateOnCache(
+  settings: EvaluationSettings,
+  folder: string,
+  cache: TeacherCache,
+  events: EvaluationEvents,
+): Promise<KdResult> {
+  const { temperatures, batchSize, chunkPositions } = settings;
+  const config = await readModelConfig(folder);
+  const labels = resolveKdLabels(cache.description, config, temperatures, cache.folder);
+  await checkModelTokenizer(cache, folder);
+  const rows = await selectKdRows(cache, config, labels.vocabSize, settings);
+  events.onPlan?.({ task: 'kd', total: rows.length });
+  const onProgress = (done: { readonly rows: number; readonly tokens: number }) =>
+    events.onProgress?.({ done: done.rows, total: rows.length, tokens: done.tokens });
+  const figures = await withModel(
+    settings,
+    folder,
+    config,
+    (engine, model) =>
+      evaluateKd(engine, model, cache, { labels, temperatures, rows, batchSize, chunkPositions, onProgress }),
+    ({ tokens }) => tokens,
+  );
+  return {
+    task: 'kd',
+    cache: cache.folder,
+    cacheDigest: cache.digest,
+    labels: labels.soft.kind,
+    labelDetail: labels.detail,
+    ...figures,
+  };
+}
+
+async function runExactMatch(settings: EvaluationSettings, events: EvaluationEvents): Promise<ExactMatchResult> {
+  const { split, limit, maxNewTokens, batchSize } = settings;
+  const folder = requireSetting(settings, 'model');
+  const data = requireSetting(settings, 'data');
+  if (split !== undefined) {
+    throw new StillhouseError({
+      code: 'SETTING_NOT_FOR_TASK',
+      where: `--split ${split}`,
+      problem: 'a split is of a cache, and exact-match reads a question file',
+      remedy: 'Leave --split out and give a file with just the questions to ask',
+    });
+  }
+  const questions = await readQuestionFile(data, limit === undefined ? {} : { limit });
+  const config = await readModelConfig(folder);
+  const tokenizer = await openTokenizer(folder);
+  const asked = encodeQuestions(questions, tokenizer, config);
+  const stopIds = findStopIds(config, tokenizer);
+  events.onPlan?.({ task: 'exact-match', total: asked.length });
+  const figures = await withModel(
+    settings,
+    folder,
+    config,
+    async (engine, model) => {
+      const generator = await createGenerator(engine, model, { maxSequences: batchSize });
+      return evaluateExactMatch(generator, tokenizer, asked, {
+        maxNewTokens,
+        stopIds,
+        onProgress: ({ questions: done, correct, tokens }) =>
+          events.onProgress?.({ done, total: asked.length, tokens, correct }),
+      });
+    },
+    ({ newTokens }) => newTokens,
+  );
+  const { records, ...rest } = figures;
+  // The records last: the figures should be seen first in the file.
+  return { task: 'exact-match', data, ...rest, records };
+}

@@ -1,0 +1,109 @@
+import type { DecoderOnDevice } from '@stillhouse/decoder';
+import { countTargets } from '@stillhouse/objectives';
+import type { Engine } from '@stillhouse/runtime';
+import type { LabelledRow, TeacherCache } from '@stillhouse/teacher-cache';
+import { createKdRunner } from './kd-batch.ts';
+import type { KdLabels } from './kd-labels.ts';
+import type { KdRow } from './kd-rows.ts';
+import { estimateRatio, type RowSum } from './ratio-estimate.ts';
+
+/** Tokens of a batch, whatever the batch size: bounds the memory of the layers' intermediate values. */
+const BATCH_TOKENS = 2048;
+
+export interface KdOptions {
+  readonly labels: KdLabels;
+  readonly temperatures: readonly number[];
+  /** Rows of the cache to evaluate, with their lengths. */
+  readonly rows: readonly KdRow[];
+  readonly batchSize: number;
+  readonly chunkPositions: number;
+  /** Told after each batch: rows and target tokens done so far. */
+  readonly onProgress?: (done: { readonly rows: number; readonly tokens: number }) => void;
+}
+
+/** Means over target tokens, in nats; standard errors treat rows as the independent units, null with one row. */
+export interface KdFigures {
+  readonly rows: number;
+  /** All tokens of the rows, and those that are predicted. */
+  readonly tokens: number;
+  readonly targetTokens: number;
+  /** KL(teacher‖model) by temperature, without the factor T². */
+  readonly kl: Readonly<Record<string, number>>;
+  readonly ce: number;
+  /** exp(ce) */
+  readonly perplexity: number;
+  /** Share of target tokens where model and teacher have the same most probable id. */
+  readonly top1Agreement: number;
+  readonly standardErrors: {
+    readonly kl: Readonly<Record<string, number | null>>;
+    readonly ce: number | null;
+    readonly top1Agreement: number | null;
+  };
+}
+
+/** Holds a model against a cache's labels: no teacher, and logits for one chunk of positions at a time. */
+export async function evaluateKd(
+  engine: Engine,
+  model: DecoderOnDevice,
+  cache: TeacherCache,
+  options: KdOptions,
+): Promise<KdFigures> {
+  const { labels, temperatures } = options;
+  const runner = await createKdRunner(engine, model, cache, options);
+  try {
+    const needs = { topk: labels.hasTopK, hidden: labels.soft.kind === 'full' ? (['final'] as const) : [] };
+    const sums = { nll: [] as RowSum[], agrees: [] as RowSum[], kl: temperatures.map(() => [] as RowSum[]) };
+    let targetTokens = 0;
+    for (const group of groupRows(options.rows, options.batchSize)) {
+      const labelled: LabelledRow[] = [];
+      for (const { index } of group) labelled.push(await cache.readRow(index, needs));
+      const positions = await runner.run(labelled);
+      labelled.forEach(({ row }, at) => {
+        const tokens = countTargets(row.lossMask);
+        const add = (into: RowSum[], value: (position: number) => number) => {
+          let sum = 0;
+          positions.rows.forEach((one, position) => {
+            if (one === at) sum += value(position);
+          });
+          into.push({ sum, tokens });
+        };
+        add(sums.nll, (position) => Number(positions.nll[position]));
+        add(sums.agrees, (position) => Number(positions.agrees[position]));
+        for (const [i, into] of sums.kl.entries()) add(into, (position) => Number(positions.kl[i]![position]));
+        targetTokens += tokens;
+      });
+      options.onProgress?.({ rows: sums.nll.length, tokens: targetTokens });
+    }
+    const [ce, agreement, kl] = [estimateRatio(sums.nll), estimateRatio(sums.agrees), sums.kl.map(estimateRatio)];
+    const byTemperature = <T>(values: readonly T[]) =>
+      Object.fromEntries(temperatures.map((temperature, i) => [String(temperature), values[i]!]));
+    return {
+      rows: options.rows.length,
+      tokens: options.rows.reduce((sum, { length }) => sum + length, 0),
+      targetTokens,
+      kl: byTemperature(kl.map(({ mean }) => mean)),
+      ce: ce.mean,
+      perplexity: Math.exp(ce.mean),
+      top1Agreement: agreement.mean,
+      standardErrors: {
+        kl: byTemperature(kl.map(({ standardError }) => standardError)),
+        ce: ce.standardError,
+        top1Agreement: agreement.standardError,
+      },
+    };
+  } finally {
+    runner.close();
+  }
+}
+
+/** Rows of like length together, at most `batchSize` and about BATCH_TOKENS at a time. */
+function groupRows(rows: readonly KdRow[], batchSize: number): readonly (readonly KdRow[])[] {
+  const groups: KdRow[][] = [];
+  const sorted = [...rows].sort((a, b) => a.length - b.length || a.index - b.index);
+  for (const row of sorted) {
+    const last = groups.at(-1);
+    if (last !== undefined && last.length < batchSize && (last.length + 1) * row.length <= BATCH_TOKENS) last.push(row);
+    else groups.push([row]);
+  }
+  return groups;
+}
