@@ -20,7 +20,7 @@ export const BUILD_SETTINGS = {
   temperatures: list(
     'temperatures at which the mass outside the top k is exact',
     (value): value is number => typeof value === 'number' && value >= 0.01 && value <= 1000,
-    'numbers from 0.01 to 1000',
+    'numbers above 0, from 0.01 to 1000',
     [1, 2, 4],
   ),
   positions: choice(
