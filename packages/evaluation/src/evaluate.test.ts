@@ -121,6 +121,8 @@ test('exact match asks, generates to the end of the answer, and scores what was 
   });
   const numbersIn = (text: string) => text.match(/\d+/g);
   const lastNumber = (index: number) => numbersIn(texts[index]!.text)?.at(-1) ?? null;
+  /** What counts: a number at the end of an answer that was cut off is none. */
+  const prediction = (index: number) => (texts[index]!.isCut ? null : lastNumber(index));
   await writeFile(
     join(paths.model, 'config.json'),
     JSON.stringify({ ...JSON.parse(await readFile(join(paths.model, 'config.json'), 'utf8')), eos_token_id: stopId }),
@@ -152,19 +154,21 @@ test('exact match asks, generates to the end of the answer, and scores what was 
     ['eggs', 'line-2', 'line-3'].map((id, i) => ({
       id,
       text: texts[i]!.text,
-      prediction: lastNumber(i),
-      correct: i !== 1,
+      prediction: prediction(i),
+      correct: i !== 1 && prediction(i) !== null,
       finishedBy: texts[i]!.isCut ? 'length' : 'stop',
     })),
   );
   assert.equal(result.records[0]!.finishedBy, 'stop');
   assert.equal(result.records[0]!.task, 'count');
   assert.equal(result.records[1]!.answer, '-12345');
-  assert.equal(result.correct, 2);
-  assert.equal(result.accuracy, 2 / 3);
-  assert.ok(result.interval.low < 2 / 3 && result.interval.high > 2 / 3);
+  assert.ok(texts[2]!.isCut && lastNumber(2) !== null, 'the case must hold the right number in an answer cut off');
+  assert.equal(result.correct, 1);
+  assert.equal(result.accuracy, 1 / 3);
+  assert.ok(result.interval.low < 1 / 3 && result.interval.high > 1 / 3);
   assert.equal(result.truncated, texts.filter(({ isCut }) => isCut).length);
-  assert.deepEqual(progress.at(-1), [3, 3, 2]);
+  assert.deepEqual(progress[0], [0, 3, 0]);
+  assert.deepEqual(progress.at(-1), [3, 3, 1]);
 });
 
 test('a bare question to a model without a template stands as it is', async (t) => {

@@ -10,7 +10,7 @@ import type { Question } from './question-file.ts';
 export interface ExactMatchRecord {
   readonly id: string;
   readonly task?: string;
-  /** The final answer found in the text; null when there is none. */
+  /** The final answer found in the text; null when there is none, as in an answer cut off before its `####`. */
   readonly prediction: string | null;
   /** The expected final answer. */
   readonly answer: string;
@@ -91,7 +91,7 @@ export function findStopIds(config: ModelConfig, tokenizer: Tokenizer): readonly
 export interface ExactMatchOptions {
   readonly maxNewTokens: number;
   readonly stopIds: readonly number[];
-  /** Told after each answer: questions done and right so far, new tokens so far. */
+  /** Told after each new token: questions done and right so far, new tokens so far. */
   readonly onProgress?: (done: {
     readonly questions: number;
     readonly correct: number;
@@ -113,16 +113,22 @@ export async function evaluateExactMatch(
     {
       maxNewTokens,
       stopIds,
+      onToken: () => {
+        done.tokens += 1;
+        onProgress?.({ ...done });
+      },
       onSequence: (index, { ids, finishedBy }) => {
         const { id, task, answer } = questions[index]!.question;
         const text = tokenizer.decode(ids, { skipSpecialTokens: true });
-        const prediction = extractFinalAnswer(text)?.answer ?? null;
+        const found = extractFinalAnswer(text);
+        // The last number of an answer that was cut off is no final answer: it may be any step's.
+        const isFinal = found?.source === 'marker' || finishedBy === 'stop';
+        const prediction = found !== undefined && isFinal ? found.answer : null;
         const correct = prediction !== null && answersMatch(prediction, answer);
         const counted = { prediction, answer, correct, text, newTokens: ids.length, finishedBy };
         records[index] = { id, ...(task === undefined ? {} : { task }), ...counted };
         done.questions += 1;
         done.correct += Number(correct);
-        done.tokens += ids.length;
         onProgress?.({ ...done });
       },
     },
