@@ -3,7 +3,7 @@ import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { makeTemporaryFolder, type NodeResult, runNode } from '@stillhouse/testing';
+import { makeTemporaryFolder, type NodeResult, runNode, startNode } from '@stillhouse/testing';
 
 const bin = fileURLToPath(new URL('../bin/stillhouse.js', import.meta.url));
 const golden = (name: string) => fileURLToPath(new URL(`../../../test/golden/${name}`, import.meta.url));
@@ -180,7 +180,6 @@ test('an interrupt ends a run at once with exit code 130', { skip: process.platf
   const folder = await makeTemporaryFolder(t);
   await writeFile(join(folder, 'rows.jsonl'), `${rows.join('\n')}\n`);
   await runForJson(folder, 'cache', 'build', '--teacher', teacher, '--data', 'rows.jsonl', '--out', 'cache');
-  const { startNode } = await import('@stillhouse/testing');
   const { child, finished } = startNode(
     [
       bin,
