@@ -183,3 +183,18 @@ test('a loss that is not a number stops the run with step and rows, and leaves n
   });
   assert.ok(!(await readdir(out)).includes('model.safetensors'));
 });
+
+test('weights that are not numbers are refused before anything is written', async (t) => {
+  const folder = await makeTemporaryFolder(t);
+  const cache = join(folder, 'cache');
+  await writeSyntheticCache(cache, TEACHER);
+  const student = join(folder, 'student');
+  await cp(STUDENT, student, { recursive: true });
+  const weights = await readFile(join(student, 'model.safetensors'));
+  weights.writeFloatLE(Number.NaN, weights.length - 4);
+  await writeFile(join(student, 'model.safetensors'), weights);
+  await assert.rejects(trainStudent(settings({ cache, student, out: join(folder, 'out') })), (error) =>
+    isStillhouseError(error, 'WEIGHT_NOT_FINITE'),
+  );
+  assert.ok(!(await readdir(folder)).includes('out'));
+});

@@ -1,7 +1,14 @@
 import { access, mkdir } from 'node:fs/promises';
 import { totalmem } from 'node:os';
 import { join } from 'node:path';
-import { type ModelConfig, openModelWeights, readModelConfig, type TensorSource } from '@stillhouse/checkpoint';
+import {
+  assertFinite,
+  describeParameters,
+  type ModelConfig,
+  openModelWeights,
+  readModelConfig,
+  type TensorSource,
+} from '@stillhouse/checkpoint';
 import { writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import type { Engine } from '@stillhouse/runtime';
@@ -75,6 +82,9 @@ export async function trainStudent(given: TrainingSettings, events: TrainingEven
   try {
     const resolved = resolveObjective(settings, cache.description, config, settings.cache);
     await checkStudentTokenizer(cache, settings.student);
+    for (const { name } of describeParameters(config)) {
+      assertFinite(name, await weights.readFloat32(name), weights.tensors.get(name)!.file);
+    }
     const rows = await selectRows(cache, config, settings);
     const resolvedSettings = resolveOpen(settings, resolved, rows, config);
     await prepareFolder(resolvedSettings);
@@ -293,7 +303,7 @@ async function runSteps(engine: Engine, run: Run, events: TrainingEvents): Promi
       const step = state.step + 1;
       const { sums, gradientNorm } = await student.computeGradients(data.microBatches, data.targets);
       if (!Number.isFinite(sums.loss) || !Number.isFinite(gradientNorm))
-        refuseDivergence(step, sums.loss, gradientNorm, data.rowIds, out);
+        refuseDivergence(step, sums.loss, gradientNorm, data.rowIds, (await listCheckpoints(out)).at(-1), out);
       const lr = learningRateAt(step, settings);
       await student.update(step, lr, gradientNorm);
       const elapsedMs = state.elapsedMs + performance.now() - startedAt;
@@ -339,19 +349,28 @@ async function runSteps(engine: Engine, run: Run, events: TrainingEvents): Promi
   return result;
 }
 
+/** Rows named in an error; a step can hold hundreds. */
+const NAMED_ROWS = 12;
+
 function refuseDivergence(
   step: number,
   loss: number,
   gradientNorm: number,
   rowIds: readonly string[],
+  lastCheckpoint: number | undefined,
   out: string,
 ): never {
+  const distinct = [...new Set(rowIds)];
+  const rest = distinct.length - NAMED_ROWS;
+  const named = `${distinct.slice(0, NAMED_ROWS).join(', ')}${rest > 0 ? ` and ${rest} more` : ''}`;
   throw new StillhouseError({
     code: 'TRAINING_DIVERGED',
     where: `${out}, step ${step}`,
-    problem: `the loss or its gradient is not a finite number (rows ${rowIds.join(', ')})`,
+    problem: `the loss or its gradient is not a finite number (rows ${named})`,
     got: `loss ${loss}, gradient norm ${gradientNorm}`,
     remedy:
-      'Nothing was overwritten: lower --lr or --clip, or look at these rows, then --resume from the last checkpoint',
+      lastCheckpoint === undefined
+        ? 'Nothing was saved: look at these rows, lower --lr or --clip, and start again in another --out'
+        : `The checkpoint of step ${lastCheckpoint} is whole: look at these rows, or start again with a lower --lr or --clip`,
   });
 }
