@@ -1,0 +1,84 @@
+/**
+ * Training tokens/s and peak memory against PyTorch in one run: same configuration, loss, optimiser and threads.
+ *   node --import tsx bench/train.ts [CONFIG.json] [--batch 8] [--length 256] [--steps 8] [--teacher-hidden N] [--modes fp32,compile,bf16]
+ * STILLHOUSE_PYTHON names a Python with torch and transformers. Everything is run twice, in turns, and the better of
+ * each is printed, with its ratio to ours.
+ */
+import { execFileSync } from 'node:child_process';
+import { parseArgs } from 'node:util';
+
+const here = new URL('.', import.meta.url).pathname;
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    batch: { type: 'string', default: '8' },
+    length: { type: 'string', default: '256' },
+    steps: { type: 'string', default: '8' },
+    'teacher-hidden': { type: 'string' },
+    modes: { type: 'string', default: 'fp32,compile,bf16' },
+    rounds: { type: 'string', default: '2' },
+  },
+});
+const python = process.env.STILLHOUSE_PYTHON;
+if (python === undefined) {
+  console.error('bench/train: STILLHOUSE_PYTHON is not set; see bench/README.md');
+  process.exit(2);
+}
+const config = positionals[0] ?? `${here}configs/qwen2-6m.json`;
+const shared = [
+  '--batch',
+  values.batch,
+  '--length',
+  values.length,
+  '--steps',
+  values.steps,
+  ...(values['teacher-hidden'] === undefined ? [] : ['--teacher-hidden', values['teacher-hidden']]),
+];
+
+interface Measured {
+  readonly tokensPerSecond: number;
+  readonly peakRssBytes: number;
+}
+const run = (command: string, args: readonly string[]): Measured =>
+  JSON.parse(
+    execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] })
+      .trim()
+      .split('\n')
+      .at(-1)!,
+  ) as Measured;
+
+const contenders: readonly [string, () => Measured][] = [
+  ['Stillhouse', () => run(process.execPath, ['--import', 'tsx', `${here}train-stillhouse.ts`, config, ...shared])],
+  [
+    'Stillhouse, recompute',
+    () => run(process.execPath, ['--import', 'tsx', `${here}train-stillhouse.ts`, config, ...shared, '--recompute']),
+  ],
+  ...values.modes
+    .split(',')
+    .map((mode): [string, () => Measured] => [
+      `PyTorch ${mode}`,
+      () => run(python, [`${here}peers/train_torch.py`, config, '--mode', mode, ...shared]),
+    ]),
+];
+const best = new Map<string, Measured>();
+for (let round = 0; round < Number(values.rounds); round++) {
+  for (const [name, measure] of contenders) {
+    try {
+      const measured = measure();
+      const before = best.get(name);
+      best.set(name, {
+        tokensPerSecond: Math.max(before?.tokensPerSecond ?? 0, measured.tokensPerSecond),
+        peakRssBytes: Math.min(before?.peakRssBytes ?? Number.POSITIVE_INFINITY, measured.peakRssBytes),
+      });
+    } catch (error) {
+      console.error(`${name}: did not finish (${(error as Error).message.split('\n')[0]})`);
+    }
+  }
+}
+const ours = best.get('Stillhouse')!;
+console.log('| | tokens/s | ours / theirs | peak memory, GB |\n|---|---|---|---|');
+for (const [name, { tokensPerSecond, peakRssBytes }] of best) {
+  console.log(
+    `| ${name} | ${tokensPerSecond.toFixed(0)} | ${(ours.tokensPerSecond / tokensPerSecond).toFixed(2)} | ${(peakRssBytes / 1e9).toFixed(2)} |`,
+  );
+}
