@@ -82,7 +82,7 @@ test('kd writes its figures with the recipe and returns the same', async (t) => 
   const heldOut = rows.filter(({ split }) => split === 'held-out');
   assert.deepEqual(JSON.parse(await readFile(paths.out, 'utf8')), JSON.parse(JSON.stringify(result)));
   assert.deepEqual(plans, [{ task: 'kd', total: heldOut.length }]);
-  assert.equal(progress.at(-1), heldOut.length);
+  assert.deepEqual([progress[0], progress.at(-1)], [0, heldOut.length]);
   assert.equal(result.task, 'kd');
   assert.equal(result.rows, heldOut.length);
   assert.equal(result.labels, 'full');

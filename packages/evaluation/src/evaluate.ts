@@ -44,7 +44,7 @@ export type EvaluationResult = KdResult | ExactMatchResult;
 export interface EvaluationEvents {
   /** Told once before the model is loaded: how many rows or questions there are. */
   readonly onPlan?: (plan: { readonly task: EvaluationResult['task']; readonly total: number }) => void;
-  /** Told as rows or questions are done; `correct` counts right answers of exact-match. */
+  /** Told when the model is loaded, then as rows are done or tokens found; `correct` counts right answers of exact-match. */
   readonly onProgress?: (done: {
     readonly done: number;
     readonly total: number;
@@ -172,8 +172,10 @@ async function evaluateOnCache(
     settings,
     folder,
     config,
-    (engine, model) =>
-      evaluateKd(engine, model, cache, { labels, temperatures, rows, batchSize, chunkPositions, onProgress }),
+    (engine, model) => {
+      onProgress({ rows: 0, tokens: 0 });
+      return evaluateKd(engine, model, cache, { labels, temperatures, rows, batchSize, chunkPositions, onProgress });
+    },
     ({ tokens }) => tokens,
   );
   return {
@@ -210,6 +212,7 @@ async function runExactMatch(settings: EvaluationSettings, events: EvaluationEve
     config,
     async (engine, model) => {
       const generator = await createGenerator(engine, model, { maxSequences: batchSize });
+      events.onProgress?.({ done: 0, total: asked.length, tokens: 0, correct: 0 });
       return evaluateExactMatch(generator, tokenizer, asked, {
         maxNewTokens,
         stopIds,
