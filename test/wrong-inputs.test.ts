@@ -187,7 +187,7 @@ test('a row longer than the context', async () => {
   });
   await makeModel('narrow', { max_position_embeddings: 16 });
   for (const args of [train('--cache', 'cache', '--student', 'narrow'), kd('--cache', 'cache', '--model', 'narrow')]) {
-    await expectRefusal(args, { code: 'ROW_LONGER_THAN_CONTEXT', message: /row-0.*at most 16 tokens, got 24/ });
+    await expectRefusal(args, { code: 'ROW_TOO_LONG', message: /row-0.*at most 16 tokens, got 24/ });
   }
 });
 

@@ -213,7 +213,7 @@ test('rows that cannot be evaluated are refused', async (t) => {
   const paths = await prepare(t);
   await expectRefusal(kdSettings(paths, { split: 'test' }), 'NO_EVALUATION_ROWS', /split test/);
   const short = await prepare(t, { config: { max_position_embeddings: 8 } });
-  await expectRefusal(kdSettings(short), 'ROW_LONGER_THAN_CONTEXT', /row row-0.*at most 8/);
+  await expectRefusal(kdSettings(short), 'ROW_TOO_LONG', /row row-0.*at most 8/);
 });
 
 test('ids must mean the same to cache and model', async (t) => {

@@ -14,7 +14,7 @@ export interface KdRow {
 /**
  * The rows of a split (or all), at most `limit`, that have target tokens; none is cut.
  * @param vocabSize ids from here on take no part
- * @throws StillhouseError NO_EVALUATION_ROWS, ROW_LONGER_THAN_CONTEXT, VOCABULARY_MISMATCH
+ * @throws StillhouseError NO_EVALUATION_ROWS, ROW_TOO_LONG, VOCABULARY_MISMATCH
  */
 export async function selectKdRows(
   cache: TeacherCache,
@@ -32,7 +32,7 @@ export async function selectKdRows(
     const length = row.inputIds.length;
     if (length > config.maxPositions) {
       throw new StillhouseError({
-        code: 'ROW_LONGER_THAN_CONTEXT',
+        code: 'ROW_TOO_LONG',
         where,
         problem: "the row is longer than the model's context",
         expected: `at most ${config.maxPositions} tokens`,

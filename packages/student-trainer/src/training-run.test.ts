@@ -164,7 +164,7 @@ test('a row longer than the context and an id beyond the vocabulary name the row
   await assert.rejects(
     trainStudent(settings({ cache, student, out: join(folder, 'out'), labels: 'none' })),
     (error) => {
-      assert.ok(isStillhouseError(error, 'ROW_LONGER_THAN_CONTEXT'));
+      assert.ok(isStillhouseError(error, 'ROW_TOO_LONG'));
       assert.match(error.message, /row row-\d+.*at most 5 tokens/);
       return true;
     },

@@ -72,7 +72,7 @@ function requirePaths(settings: TrainingSettings): RunSettings {
 /**
  * Trains a student from a teacher cache. The teacher is never loaded. Everything that could be wrong is checked
  * before the first step; a run that fails leaves metrics and checkpoints, and no model under its final name.
- * @throws StillhouseError of each part, and TRAINING_DIVERGED, RUN_EXISTS, RUN_ABSENT, NO_TRAINING_ROWS, ROW_LONGER_THAN_CONTEXT
+ * @throws StillhouseError of each part, and TRAINING_DIVERGED, RUN_EXISTS, RUN_ABSENT, NO_TRAINING_ROWS, ROW_TOO_LONG
  */
 export async function trainStudent(given: TrainingSettings, events: TrainingEvents = {}): Promise<TrainingResult> {
   const settings = requirePaths(given);
@@ -151,7 +151,7 @@ async function selectRows(
     if (split !== undefined && row.split !== split) continue;
     if (row.inputIds.length > config.maxPositions) {
       throw new StillhouseError({
-        code: 'ROW_LONGER_THAN_CONTEXT',
+        code: 'ROW_TOO_LONG',
         where: `${where}, row ${row.id}`,
         problem: "the row is longer than the student's context",
         expected: `at most ${config.maxPositions} tokens`,
