@@ -2,14 +2,8 @@ import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
-import {
-  describeParameters,
-  type ModelConfig,
-  openModelWeights,
-  readModelConfig,
-  type TensorSource,
-} from '@stillhouse/checkpoint';
-import { emitBlock, emitRotaryTables, emitSegmentBias, flatIndex, padSequences } from '@stillhouse/decoder';
+import { openModelWeights, readModelConfig } from '@stillhouse/checkpoint';
+import { flatIndex, padSequences } from '@stillhouse/decoder';
 import {
   collectLabels,
   emitCrossEntropy,
@@ -17,13 +11,14 @@ import {
   emitFullDistributions,
   type Objective,
 } from '@stillhouse/objectives';
-import { differentiate, encodeModel, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
+import { differentiate, encodeModel, GraphBuilder } from '@stillhouse/onnx-graph';
 import { openEngine } from '@stillhouse/runtime';
 import { resolveSettings } from '@stillhouse/settings';
 import { createStudent } from '@stillhouse/student-trainer';
 import { openCache } from '@stillhouse/teacher-cache';
 import { BUILD_SETTINGS, buildTeacherCache } from '@stillhouse/teacher-inference';
 import { expectClose, makeTemporaryFolder, randomUniforms } from '@stillhouse/testing';
+import { batchInputs, emitDecoder, uploadBatchInputs, uploadParameters } from './whole-decoder.ts';
 
 const engine = await openEngine({ threads: 1 });
 after(() => engine.close());
@@ -31,47 +26,6 @@ after(() => engine.close());
 const GOLDEN = new URL('./golden/', import.meta.url).pathname;
 const [TEACHER, STUDENT] = [join(GOLDEN, 'qwen2-tiny-untied'), join(GOLDEN, 'qwen2-tiny')];
 const [TEMPERATURE, ALPHA] = [2, 0.7];
-
-/** A whole decoder in one graph: logits [B·T, V] and the parameters it reads, by name. */
-function emitDecoder(
-  g: GraphBuilder,
-  config: ModelConfig,
-  prefix: string,
-  ids: Value,
-  positions: Value,
-  segments: Value,
-  columns: Value,
-) {
-  const parameters = new Map(
-    describeParameters(config).map(({ name, shape }) => [name, g.floatInput(`${prefix}${name}`, shape)]),
-  );
-  const get = (name: string) => parameters.get(name)!;
-  const rotary = emitRotaryTables(g, config, positions);
-  const bias = emitSegmentBias(g, segments, columns);
-  let x = g.reshape(g.gather(get('model.embed_tokens.weight'), ids), ['B*T', config.hiddenSize]);
-  for (let layer = 0; layer < config.layerCount; layer++) {
-    const start = `model.layers.${layer}.`;
-    const weights = new Map(
-      [...parameters]
-        .filter(([name]) => name.startsWith(start))
-        .map(([name, value]) => [name.slice(start.length), value]),
-    );
-    x = g.scope(`${prefix}${layer}`, () => emitBlock(g, config, { x, rotary, bias, weights }).x);
-  }
-  const hidden = g.rmsNormalization(x, get('model.norm.weight'), config.rmsNormEpsilon);
-  const head = config.tieWordEmbeddings ? get('model.embed_tokens.weight') : get('lm_head.weight');
-  return { logits: g.gemm(hidden, head, { transB: true }), parameters };
-}
-
-const upload = async (source: TensorSource, config: ModelConfig, prefix: string) =>
-  Object.fromEntries(
-    await Promise.all(
-      describeParameters(config).map(
-        async ({ name, shape }) =>
-          [`${prefix}${name}`, engine.upload(await source.readFloat64(name), 'float64', shape)] as const,
-      ),
-    ),
-  );
 
 test('full labels with float32 hidden states equal the live teacher: loss and every gradient within 1e-5', async (t) => {
   const folder = await makeTemporaryFolder(t);
@@ -130,16 +84,11 @@ test('full labels with float32 hidden states equal the live teacher: loss and ev
   const teacherConfig = await readModelConfig(TEACHER);
   const teacherWeights = await openModelWeights(TEACHER, teacherConfig);
   const g = new GraphBuilder('live', 'float64');
-  const [ids, positions, segments] = [
-    g.input('ids', 'int64', ['B', 'T']),
-    g.input('positions', 'int64', ['B', 'T']),
-    g.input('segments', 'int64', ['B', 'T']),
-  ];
-  const columns = g.input('columns', 'int64', ['T']);
+  const inputs = batchInputs(g);
   const targets = g.input('targets', 'int64', ['N']);
   const nextIds = g.input('labels', 'int64', ['N']);
-  const ours = emitDecoder(g, config, 'student.', ids, positions, segments, columns);
-  const theirs = emitDecoder(g, teacherConfig, 'teacher.', ids, positions, segments, columns);
+  const ours = emitDecoder(g, config, 'student.', inputs);
+  const theirs = emitDecoder(g, teacherConfig, 'teacher.', inputs);
   const [z, tLogits] = [g.gather(ours.logits, targets), g.gather(theirs.logits, targets)];
   const kl = emitDivergence(g, { kind: 'forward-kl' }, emitFullDistributions(g, z, tLogits, g.scalar(TEMPERATURE)));
   const perToken = g.add(g.scale(kl, ALPHA * TEMPERATURE ** 2), g.scale(emitCrossEntropy(g, z, nextIds), 1 - ALPHA));
@@ -150,7 +99,6 @@ test('full labels with float32 hidden states equal the live teacher: loss and ev
   for (const [name, value] of wanted) g.output(`gradient.${name}`, gradients.get(value)!);
   const program = await engine.compile(encodeModel(g), { name: g.name });
   const batch = padSequences(sequences);
-  const shape = [batch.rows, batch.length];
   const outputs = Object.fromEntries([
     ['loss', engine.allocate('float64', [])],
     ...wanted.map(
@@ -162,14 +110,7 @@ test('full labels with float32 hidden states equal the live teacher: loss and ev
       kind: 'run',
       program,
       inputs: {
-        ids: engine.upload(batch.ids, 'int64', shape),
-        positions: engine.upload(batch.positions, 'int64', shape),
-        segments: engine.upload(batch.segments, 'int64', shape),
-        columns: engine.upload(
-          BigInt64Array.from({ length: batch.length }, (_, i) => BigInt(i)),
-          'int64',
-          [batch.length],
-        ),
+        ...uploadBatchInputs(engine, batch),
         targets: engine.upload(
           BigInt64Array.from(labels.positions, (position, n) =>
             BigInt(flatIndex(batch, batch.placements[labels.rows[n]!]!, position)),
@@ -178,8 +119,8 @@ test('full labels with float32 hidden states equal the live teacher: loss and ev
           [labels.count],
         ),
         labels: engine.upload(labels.labels, 'int64', [labels.count]),
-        ...(await upload(weights, config, 'student.')),
-        ...(await upload(teacherWeights, teacherConfig, 'teacher.')),
+        ...(await uploadParameters(engine, weights, config, 'student.', 'float64')),
+        ...(await uploadParameters(engine, teacherWeights, teacherConfig, 'teacher.', 'float64')),
       },
       outputs,
     },

@@ -1,0 +1,73 @@
+import { describeParameters, type ModelConfig, type TensorSource } from '@stillhouse/checkpoint';
+import { emitBlock, emitRotaryTables, emitSegmentBias, type TokenBatch } from '@stillhouse/decoder';
+import type { FloatDtype, GraphBuilder, Value } from '@stillhouse/onnx-graph';
+import type { Engine } from '@stillhouse/runtime';
+
+/** What a whole decoder reads of a batch: ids, positions and segments int64 [B, T], columns int64 [T]. */
+export interface BatchInputs {
+  readonly ids: Value;
+  readonly positions: Value;
+  readonly segments: Value;
+  readonly columns: Value;
+}
+
+export function batchInputs(g: GraphBuilder): BatchInputs {
+  const matrix = (name: string) => g.input(name, 'int64', ['B', 'T']);
+  return {
+    ids: matrix('ids'),
+    positions: matrix('positions'),
+    segments: matrix('segments'),
+    columns: g.input('columns', 'int64', ['T']),
+  };
+}
+
+/**
+ * A whole decoder in one graph, put together independently of the layer programs: logits [B·T, V], and its parameters
+ * by name, inputs called `prefix` + name.
+ */
+export function emitDecoder(g: GraphBuilder, config: ModelConfig, prefix: string, batch: BatchInputs) {
+  const parameters = new Map(
+    describeParameters(config).map(({ name, shape }) => [name, g.floatInput(`${prefix}${name}`, shape)]),
+  );
+  const get = (name: string) => parameters.get(name)!;
+  const rotary = emitRotaryTables(g, config, batch.positions);
+  const bias = emitSegmentBias(g, batch.segments, batch.columns);
+  let x = g.reshape(g.gather(get('model.embed_tokens.weight'), batch.ids), ['B*T', config.hiddenSize]);
+  for (let layer = 0; layer < config.layerCount; layer++) {
+    const start = `model.layers.${layer}.`;
+    const own = [...parameters].filter(([name]) => name.startsWith(start));
+    const weights = new Map(own.map(([name, value]) => [name.slice(start.length), value]));
+    x = g.scope(`${prefix}${layer}`, () => emitBlock(g, config, { x, rotary, bias, weights }).x);
+  }
+  const hidden = g.rmsNormalization(x, get('model.norm.weight'), config.rmsNormEpsilon);
+  const head = config.tieWordEmbeddings ? get('model.embed_tokens.weight') : get('lm_head.weight');
+  return { logits: g.gemm(hidden, head, { transB: true }), parameters };
+}
+
+export function uploadBatchInputs(engine: Engine, batch: TokenBatch) {
+  const shape = [batch.rows, batch.length];
+  return {
+    ids: engine.upload(batch.ids, 'int64', shape),
+    positions: engine.upload(batch.positions, 'int64', shape),
+    segments: engine.upload(batch.segments, 'int64', shape),
+    columns: engine.upload(
+      BigInt64Array.from({ length: batch.length }, (_, t) => BigInt(t)),
+      'int64',
+      [batch.length],
+    ),
+  };
+}
+
+export async function uploadParameters(
+  engine: Engine,
+  source: TensorSource,
+  config: ModelConfig,
+  prefix: string,
+  float: FloatDtype,
+) {
+  const read = (name: string) => (float === 'float64' ? source.readFloat64(name) : source.readFloat32(name));
+  const entries = describeParameters(config).map(
+    async ({ name, shape }) => [`${prefix}${name}`, engine.upload(await read(name), float, shape)] as const,
+  );
+  return Object.fromEntries(await Promise.all(entries));
+}
