@@ -35,7 +35,7 @@ const TEST = join(root, 'data/demo/test.jsonl');
 const STUDENT = { layers: 4, hidden: 80, heads: 5, kvHeads: 1, intermediate: 200 };
 /** What both students share. */
 const TRAINING = {
-  steps: 700,
+  steps: 600,
   batchTokens: 2048,
   lr: 4e-3,
   warmupSteps: 60,
@@ -46,7 +46,7 @@ const TRAINING = {
   checkpointEvery: 100_000,
 };
 /** What only the distilled one has: the teacher's whole distribution and its final hidden states. */
-const DISTILLATION = { labels: 'full', temperature: 4, alpha: 0.9, hiddenWeight: 1 } as const;
+const DISTILLATION = { labels: 'full', temperature: 2, alpha: 1, hiddenWeight: 10 } as const;
 
 const { values } = parseArgs({
   options: { seeds: { type: 'string', default: '1' }, out: { type: 'string', default: 'out/demo' } },
@@ -126,7 +126,7 @@ function curve(metrics: readonly StepMetrics[], key: 'ce' | 'kl'): (readonly [nu
 const startedAt = performance.now();
 await rm(out, { recursive: true, force: true });
 await mkdir(out, { recursive: true });
-say('1 of 3: the teacher scores 2,000 problems once, and the held-out ones for comparison');
+say('1 of 3: the teacher scores 4,000 problems once, and the held-out ones for comparison');
 const cache = await build('cache', PROBLEMS);
 const heldOut = await build('held-out', TEST);
 const teacher = await ask(TEACHER, 'teacher');

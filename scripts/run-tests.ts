@@ -1,4 +1,4 @@
-// Runs every *.test.ts of the packages and of test/, or those whose path contains one of the arguments.
+// Runs every *.test.ts of packages/, test/ and data/, or those whose path contains one of the arguments.
 // The last line printed is always `N passed, N failed`, with `, N skipped` when there are any.
 import { readdirSync } from 'node:fs';
 import { dirname, join, relative, resolve, sep } from 'node:path';
@@ -37,7 +37,7 @@ function listTests(folder: string): string[] {
 
 function findTestFiles(filters: readonly string[]): string[] {
   const folders = readdirSync(root, { withFileTypes: true })
-    .filter((entry) => entry.isDirectory() && (entry.name === 'packages' || entry.name === 'test'))
+    .filter((entry) => entry.isDirectory() && ['packages', 'test', 'data'].includes(entry.name))
     .map((entry) => join(root, entry.name));
   return folders
     .flatMap(listTests)
@@ -103,7 +103,8 @@ if (option !== undefined) {
 const files = findTestFiles(filters);
 const tally: Tally =
   files.length === 0 ? { passed: 0, failed: 0, skipped: [], problems: [] } : await runTestFiles(files);
-if (files.length === 0) tally.problems.push(`no test file matches ${filters.join(', ') || 'packages/ and test/'}`);
+if (files.length === 0)
+  tally.problems.push(`no test file matches ${filters.join(', ') || 'packages/, test/ and data/'}`);
 else if (tally.passed + tally.failed === 0) tally.problems.push('no test ran');
 
 for (const line of tally.skipped) console.log(`skipped: ${line}`);

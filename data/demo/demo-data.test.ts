@@ -6,6 +6,7 @@ import {
   makeProblems,
   type Problem,
   SPLITS,
+  STORED_SELECTION,
   STORED_SPLITS,
   splitOfSkeleton,
   storedSplitPath,
@@ -87,7 +88,7 @@ test('no split shares a prompt or a skeleton with another, also under one seed',
 test('the stored files are what the generator makes, and repeat no prompt', async () => {
   for (const { split, seed, count } of STORED_SPLITS) {
     const rows = await readRows(storedSplitPath(split));
-    assert.deepEqual(rows, makeProblems(split, seed, count));
+    assert.deepEqual(rows, makeProblems(split, seed, count, STORED_SELECTION));
     assert.equal(new Set(rows.map(({ prompt }) => prompt)).size, count);
     assert.equal(new Set(rows.map(({ id }) => id)).size, count);
   }

@@ -28,9 +28,23 @@ export interface Problem {
   readonly answer: string;
 }
 
+/** Which problems of a stream are taken. */
+export interface Selection {
+  /** Names of templates. */
+  readonly kinds: readonly string[];
+  /** The largest number in prompt and response. */
+  readonly largestNumber: number;
+}
+
+/** Half of the kinds and small numbers: what a student of a quarter of a million parameters can learn in a minute. */
+export const STORED_SELECTION: Selection = {
+  kinds: Object.keys(TEMPLATES).filter((_, i) => i % 2 === 0),
+  largestNumber: 40,
+};
+
 /** The files kept in the repository: small, fixed and made from these numbers. */
 export const STORED_SPLITS: readonly { readonly split: Split; readonly seed: number; readonly count: number }[] = [
-  { split: 'distil', seed: 1, count: 2000 },
+  { split: 'distil', seed: 1, count: 4000 },
   { split: 'test', seed: 1, count: 500 },
 ];
 
@@ -79,13 +93,14 @@ export interface PlacedProblem {
  * An endless stream of one split's problems: the same seed gives the same problems. The small splits never repeat a
  * prompt; the teacher's may, as it is drawn at will.
  */
-export function* streamProblems(split: Split, seed: number): Generator<PlacedProblem, never> {
+export function* streamProblems(split: Split, seed: number, selection?: Selection): Generator<PlacedProblem, never> {
   const seen = new Set<string>();
   let made = 0;
   const drafts = draftProblems(hashText(`${split}:${seed}`));
   for (;;) {
     const { skeleton, ...texts } = drafts.next().value;
     if (splitOfSkeleton(skeleton) !== split) continue;
+    if (selection !== undefined && !isSelected(selection, skeleton, texts)) continue;
     if (split !== 'teacher-train') {
       if (seen.has(texts.prompt)) continue;
       seen.add(texts.prompt);
@@ -95,17 +110,28 @@ export function* streamProblems(split: Split, seed: number): Generator<PlacedPro
   }
 }
 
+function isSelected({ kinds, largestNumber }: Selection, skeleton: string, { prompt, response }: Omit<Draft, 'skeleton'>): boolean {
+  const numbers = `${prompt}${response}`.match(/\d+/g) ?? [];
+  return kinds.includes(skeleton.split(':')[0]!) && numbers.every((number) => Number(number) <= largestNumber);
+}
+
 /** The first `count` problems of a stream. */
-export function makeProblems(split: Split, seed: number, count: number): readonly Problem[] {
-  const stream = streamProblems(split, seed);
+export function makeProblems(split: Split, seed: number, count: number, selection?: Selection): readonly Problem[] {
+  const stream = streamProblems(split, seed, selection);
   return Array.from({ length: count }, () => stream.next().value.problem);
 }
 
 /** Writes JSON lines while making them, so any count fits in memory. */
-export async function writeProblems(path: string, split: Split, seed: number, count: number): Promise<void> {
+export async function writeProblems(
+  path: string,
+  split: Split,
+  seed: number,
+  count: number,
+  selection?: Selection,
+): Promise<void> {
   const file = createWriteStream(path);
   const finished = once(file, 'finish');
-  const stream = streamProblems(split, seed);
+  const stream = streamProblems(split, seed, selection);
   for (let at = 0; at < count; at++) {
     if (!file.write(`${JSON.stringify(stream.next().value.problem)}\n`)) await once(file, 'drain');
   }
@@ -129,7 +155,9 @@ async function main(): Promise<void> {
     },
   });
   if (values.stored) {
-    for (const { split, seed, count } of STORED_SPLITS) await writeProblems(storedSplitPath(split), split, seed, count);
+    for (const { split, seed, count } of STORED_SPLITS) {
+      await writeProblems(storedSplitPath(split), split, seed, count, STORED_SELECTION);
+    }
     return;
   }
   const split = SPLITS.find((known) => known === values.split);
