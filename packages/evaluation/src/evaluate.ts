@@ -3,13 +3,14 @@ import { type ModelConfig, openModelWeights, readModelConfig } from '@stillhouse
 import { createGenerator, type DecoderOnDevice, loadDecoder } from '@stillhouse/decoder';
 import { writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
+import { checkModelTokenizer } from '@stillhouse/objectives';
 import { type Engine, openEngine } from '@stillhouse/runtime';
 import { openCache, type TeacherCache } from '@stillhouse/teacher-cache';
 import { openTokenizer } from '@stillhouse/tokenizer';
 import type { EvaluationSettings } from './evaluation-settings.ts';
 import { type ExactMatchFigures, encodeQuestions, evaluateExactMatch, findStopIds } from './exact-match.ts';
 import { evaluateKd, type KdFigures } from './kd-evaluation.ts';
-import { checkModelTokenizer, resolveKdLabels } from './kd-labels.ts';
+import { resolveKdLabels } from './kd-labels.ts';
 import { selectKdRows } from './kd-rows.ts';
 import { readQuestionFile } from './question-file.ts';
 

@@ -20,7 +20,7 @@ export {
 } from './exact-match.ts';
 export { type RateInterval, wilsonInterval } from './interval.ts';
 export { evaluateKd, type KdFigures, type KdOptions } from './kd-evaluation.ts';
-export { checkModelTokenizer, type KdLabels, resolveKdLabels } from './kd-labels.ts';
+export { type KdLabels, resolveKdLabels } from './kd-labels.ts';
 export { type KdRow, selectKdRows } from './kd-rows.ts';
 export { type ChatMessage, type Question, type QuestionPrompt, readQuestionFile } from './question-file.ts';
 export { estimateRatio, type RatioEstimate, type RowSum } from './ratio-estimate.ts';

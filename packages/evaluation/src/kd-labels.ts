@@ -1,8 +1,7 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
-import type { SoftLabels } from '@stillhouse/objectives';
-import type { CacheDescription, TeacherCache } from '@stillhouse/teacher-cache';
-import { assertSameMeanings, hasTokenizer, openTokenizer } from '@stillhouse/tokenizer';
+import { type SoftLabels, sharedVocabulary } from '@stillhouse/objectives';
+import type { CacheDescription } from '@stillhouse/teacher-cache';
 
 /** What the divergence is taken from. */
 export interface KdLabels {
@@ -27,7 +26,7 @@ export function resolveKdLabels(
   where: string,
 ): KdLabels {
   const { topk, hidden, head } = cache.labels;
-  const vocabSize = sharedVocabulary(cache, model, where);
+  const vocabSize = sharedVocabulary(cache, model.vocabSize, where);
   const hasTopK = topk !== null;
   if (head && hidden?.layers.includes('final') && cache.teacher !== null) {
     const soft = { kind: 'full', teacherHidden: cache.teacher.hiddenSize } as const;
@@ -57,54 +56,4 @@ export function resolveKdLabels(
   const soft = { kind: 'topk', k: topk.k, tail: 'tail', isWhole } as const;
   const detail = isWhole ? `the whole distribution` : `top-${topk.k} and the exact mass outside, a lower bound`;
   return { soft, vocabSize, hasTopK, detail };
-}
-
-function sharedVocabulary({ teacher, tokenizer }: CacheDescription, model: ModelConfig, where: string): number {
-  const real = tokenizer?.realVocabSize;
-  const needed = real ?? teacher?.vocabSize ?? 0;
-  const refuse = (problem: string, expected: string, remedy: string): never => {
-    throw new StillhouseError({
-      code: 'VOCABULARY_MISMATCH',
-      where,
-      problem,
-      expected,
-      got: String(model.vocabSize),
-      remedy,
-    });
-  };
-  if (model.vocabSize < needed) {
-    refuse(
-      'the cache has ids that the model does not know',
-      `a model of at least ${needed} ids`,
-      'Evaluate a model with the same tokenizer as the teacher',
-    );
-  }
-  if (teacher === null || teacher.vocabSize === model.vocabSize) return model.vocabSize;
-  // Rows beyond the tokenizer's ids are padding of either side: both are cut to the ids that exist.
-  return (
-    real ??
-    refuse(
-      'the vocabularies differ in size and the cache does not say which ids are real',
-      String(teacher.vocabSize),
-      'Build the cache with --tokenizer DIR',
-    )
-  );
-}
-
-/**
- * Ids must mean the same to cache and model: an id is all that the cache says of a token.
- * @throws StillhouseError TOKENIZER_MISMATCH, MODEL_TOKENIZER_MISSING
- */
-export async function checkModelTokenizer(cache: TeacherCache, modelFolder: string): Promise<void> {
-  if (cache.tokenizerFolder === null) return;
-  if (!(await hasTokenizer(modelFolder))) {
-    throw new StillhouseError({
-      code: 'MODEL_TOKENIZER_MISSING',
-      where: modelFolder,
-      problem: "the model has no tokenizer to hold against the cache's",
-      remedy: `Copy the files of ${cache.tokenizerFolder} into it if they are its own`,
-    });
-  }
-  const [teacher, model] = [await openTokenizer(cache.tokenizerFolder), await openTokenizer(modelFolder)];
-  assertSameMeanings(teacher, model, cache.tokenizerFolder, modelFolder);
 }

@@ -1,4 +1,5 @@
 /** Distillation losses as graph fragments, and the arrays of labels that they read. */
+export { checkModelTokenizer, sharedVocabulary } from './compatibility.ts';
 export { type Divergence, emitDivergence, type LogDistributions } from './divergence.ts';
 export {
   collectLabels,

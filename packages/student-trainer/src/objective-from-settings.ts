@@ -1,6 +1,6 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
-import type { Objective, SoftLabels } from '@stillhouse/objectives';
+import { type Objective, type SoftLabels, sharedVocabulary } from '@stillhouse/objectives';
 import type { CacheDescription } from '@stillhouse/teacher-cache';
 import type { TrainingSettings } from './training-settings.ts';
 
@@ -29,7 +29,7 @@ export function resolveObjective(
   student: ModelConfig,
   where: string,
 ): ResolvedObjective {
-  const vocabSize = sharedVocabulary(cache, student, where);
+  const vocabSize = sharedVocabulary(cache, student.vocabSize, where);
   const labels = resolveLabels(settings, cache, vocabSize, where);
   const divergence = { kind: 'forward-kl' } as const;
   if (settings.hiddenWeight === 0) return { objective: { labels, divergence }, vocabSize };
@@ -57,34 +57,6 @@ export function resolveObjective(
     objective: { labels, divergence, hidden: { loss: settings.hiddenLoss, teacherHidden, hasProjection } },
     vocabSize,
   };
-}
-
-function sharedVocabulary(cache: CacheDescription, student: ModelConfig, where: string): number {
-  const real = cache.tokenizer?.realVocabSize;
-  const teacherRows = cache.teacher?.vocabSize;
-  const needed = real ?? teacherRows ?? 0;
-  if (student.vocabSize < needed) {
-    refuse('VOCABULARY_MISMATCH', where, 'the cache has ids that the student does not know', {
-      expected: `a student of at least ${needed} ids`,
-      got: String(student.vocabSize),
-      remedy: 'Use a student with the same tokenizer as the teacher',
-    });
-  }
-  if (teacherRows === undefined || teacherRows === student.vocabSize) return student.vocabSize;
-  // Rows beyond the tokenizer's ids are padding of either side: both are cut to the ids that exist.
-  if (real === undefined) {
-    refuse(
-      'VOCABULARY_MISMATCH',
-      where,
-      'the vocabularies differ in size and the cache does not say which ids are real',
-      {
-        expected: String(teacherRows),
-        got: String(student.vocabSize),
-        remedy: 'Build the cache with --tokenizer DIR',
-      },
-    );
-  }
-  return real;
 }
 
 function resolveLabels(

@@ -11,11 +11,11 @@ import {
 } from '@stillhouse/checkpoint';
 import { writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
+import { checkModelTokenizer } from '@stillhouse/objectives';
 import type { Engine } from '@stillhouse/runtime';
 import { openEngine } from '@stillhouse/runtime';
 import { openCache, type TeacherCache } from '@stillhouse/teacher-cache';
 import { measureActivations } from './activation-store.ts';
-import { checkStudentTokenizer } from './compatibility.ts';
 import type { DataPosition } from './data-order.ts';
 import { learningRateAt } from './learning-rate.ts';
 import { METRICS_FILE, openMetricsLog, type StepMetrics } from './metrics.ts';
@@ -81,7 +81,7 @@ export async function trainStudent(given: TrainingSettings, events: TrainingEven
   const weights = await openModelWeights(settings.student, config);
   try {
     const resolved = resolveObjective(settings, cache.description, config, settings.cache);
-    await checkStudentTokenizer(cache, settings.student);
+    await checkModelTokenizer(cache, settings.student);
     for (const { name } of describeParameters(config)) {
       assertFinite(name, await weights.readFloat32(name), weights.tensors.get(name)!.file);
     }
