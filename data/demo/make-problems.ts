@@ -110,7 +110,11 @@ export function* streamProblems(split: Split, seed: number, selection?: Selectio
   }
 }
 
-function isSelected({ kinds, largestNumber }: Selection, skeleton: string, { prompt, response }: Omit<Draft, 'skeleton'>): boolean {
+function isSelected(
+  { kinds, largestNumber }: Selection,
+  skeleton: string,
+  { prompt, response }: Omit<Draft, 'skeleton'>,
+): boolean {
   const numbers = `${prompt}${response}`.match(/\d+/g) ?? [];
   return kinds.includes(skeleton.split(':')[0]!) && numbers.every((number) => Number(number) <= largestNumber);
 }

@@ -23,7 +23,13 @@ const at = (name: string) => join(work, name);
 await mkdir(work, { recursive: true });
 await writeProblems(at('problems.jsonl'), 'teacher-train', SEED, PROBLEMS);
 await buildTeacherCache(
-  resolveSettings(BUILD_SETTINGS, { data: at('problems.jsonl'), tokenizer: join(here, 'tokenizer'), labels: ['none'], rowsPerShard: 16384, out: at('rows') }),
+  resolveSettings(BUILD_SETTINGS, {
+    data: at('problems.jsonl'),
+    tokenizer: join(here, 'tokenizer'),
+    labels: ['none'],
+    rowsPerShard: 16384,
+    out: at('rows'),
+  }),
 );
 
 // A model to be like: the architecture with the demo's tokenizer.
@@ -49,13 +55,25 @@ await trainStudent(
     checkpointEvery: 500,
     saveDtype: 'bfloat16',
   }),
-  { onStep: ({ step, loss }, steps) => step % 50 === 0 && console.error(`step ${step} of ${steps}, loss ${loss.toFixed(4)}`) },
+  {
+    onStep: ({ step, loss }, steps) =>
+      step % 50 === 0 && console.error(`step ${step} of ${steps}, loss ${loss.toFixed(4)}`),
+  },
 );
 
 const teacher = join(here, 'teacher');
 await rm(teacher, { recursive: true, force: true });
 await mkdir(teacher);
-for (const name of ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json']) {
+for (const name of [
+  'config.json',
+  'model.safetensors',
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+]) {
   await cp(join(at('run'), name), join(teacher, name));
 }
-await writeFile(join(teacher, 'README.md'), 'Made by ../train-teacher.ts; weights under Apache-2.0 like the rest of this repository.\n');
+await writeFile(
+  join(teacher, 'README.md'),
+  'Made by ../train-teacher.ts; weights under Apache-2.0 like the rest of this repository.\n',
+);
