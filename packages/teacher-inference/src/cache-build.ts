@@ -143,7 +143,11 @@ async function fillCache(
       teacher === null
         ? (rows: readonly CachedRow[]) => Promise.resolve(rows.map((row) => withoutLabels(row, settings.positions)))
         : await prepareScoring(engine!, settings, inputs, teacher, { writer, keepAll, progress, events });
-    await writeShards(inputs, writer, score, (shard) => events.onProgress?.(progress.finishShard(shard)));
+    await writeShards(inputs, writer, score, (shard) => {
+      // Counted whether or not anyone listens.
+      const done = progress.finishShard(shard);
+      events.onProgress?.(done);
+    });
     return progress.tokensPerSecond;
   } finally {
     await engine?.close();
@@ -170,7 +174,10 @@ async function prepareScoring(
   const weights = createTeacherWeights(engine, source, config, { keepAll: run.keepAll });
   const scorer = await createRowScorer(engine, config, weights, { labels: description.labels, positions, batchTokens });
   return (rows, shard) =>
-    scorer.score(rows, run.writer, (step) => run.events.onProgress?.(run.progress.step(shard, step)));
+    scorer.score(rows, run.writer, (step) => {
+      const done = run.progress.step(shard, step);
+      run.events.onProgress?.(done);
+    });
 }
 
 async function writeShards(
