@@ -26,22 +26,22 @@ function sumOfSquaresGraph(float: FloatDtype): GraphBuilder {
 }
 
 /**
- * AdamW with decoupled decay (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2) on a flat chunk:
- * w ← w (1 - decay) - rate · m' / bias1 / (√(v' / bias2) + ε). Outputs are meant to alias w, m and v: each is
- * written by the last operator that has read it.
+ * AdamW with decoupled decay (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2) on a flat chunk, its scalars
+ * gathered so that each element meets as few operators as can be: with b1, b2 the bias corrections,
+ * m' / b1 / (√(v' / b2) + ε) = (√b2 / b1) · m' / (√v' + ε √b2). Outputs are meant to alias w, m and v: each is written by
+ * the last operator that has read it.
+ *
+ * Scalars: keep = 1 - rate · decay, gain1 = clip · (1 - β1), gain2 = clip² · (1 - β2), floor = ε √b2, rate = lr √b2 / b1.
  */
-function adamWGraph(float: FloatDtype, { beta1, beta2, epsilon }: AdamWSettings): GraphBuilder {
+function adamWGraph(float: FloatDtype, { beta1, beta2 }: AdamWSettings): GraphBuilder {
   const g = new GraphBuilder('adamw', float);
-  const [w, gradient, m, v] = ['w', 'gradient', 'm', 'v'].map((name) => g.floatInput(name, ['n']));
-  const [rate, decay, bias1, bias2, clip] = ['rate', 'decay', 'bias1', 'bias2', 'clip'].map((name) =>
-    g.floatInput(name, []),
-  );
-  const clipped = g.mul(gradient!, clip!);
-  const first = g.add(g.scale(m!, beta1), g.scale(clipped, 1 - beta1));
-  const second = g.add(g.scale(v!, beta2), g.scale(g.mul(clipped, clipped), 1 - beta2));
-  const denominator = g.add(g.sqrt(g.div(second, bias2!)), g.scalar(epsilon));
-  const step = g.mul(g.div(g.div(first, bias1!), denominator), rate!);
-  g.output('w.next', g.sub(g.mul(w!, g.sub(g.scalar(1), decay!)), step));
+  const vector = (name: string) => g.floatInput(name, ['n']);
+  const scalar = (name: string) => g.floatInput(name, []);
+  const [w, gradient, m, v] = [vector('w'), vector('gradient'), vector('m'), vector('v')];
+  const first = g.add(g.scale(m, beta1), g.mul(gradient, scalar('gain1')));
+  const second = g.add(g.scale(v, beta2), g.mul(g.mul(gradient, gradient), scalar('gain2')));
+  const step = g.mul(g.div(first, g.add(g.sqrt(second), scalar('floor'))), scalar('rate'));
+  g.output('w.next', g.sub(g.mul(w, scalar('keep')), step));
   g.output('m.next', first);
   g.output('v.next', second);
   return g;
@@ -86,12 +86,20 @@ export async function createAdamW(
     }),
   );
   const scalar = () => engine.allocate(float, []);
-  const [rate, bias1, bias2, clip, noDecay, fullDecay] = [scalar(), scalar(), scalar(), scalar(), scalar(), scalar()];
+  const [rate, gain1, gain2, floor, keepAll, keepDecayed] = [
+    scalar(),
+    scalar(),
+    scalar(),
+    scalar(),
+    scalar(),
+    scalar(),
+  ];
+  engine.fill(keepAll, 1);
   const updateCalls = chunks.map(
     ({ parameter, w, gradient, m, v }): Call => ({
       kind: 'run',
       program: adamw,
-      inputs: { w, gradient, m, v, rate, bias1, bias2, clip, decay: decays(parameter) ? fullDecay : noDecay },
+      inputs: { w, gradient, m, v, rate, gain1, gain2, floor, keep: decays(parameter) ? keepDecayed : keepAll },
       outputs: { 'w.next': w, 'm.next': m, 'v.next': v },
     }),
   );
@@ -102,12 +110,14 @@ export async function createAdamW(
       return Math.sqrt(Array.from(squares).reduce((sum, one) => sum + one, 0));
     },
     async update(step, learningRate, norm) {
-      const set = (tensor: DeviceTensor, value: number) => engine.fill(tensor, value);
-      set(rate, learningRate);
-      set(fullDecay, learningRate * settings.weightDecay);
-      set(bias1, 1 - settings.beta1 ** step);
-      set(bias2, 1 - settings.beta2 ** step);
-      set(clip, Math.min(1, settings.clip / (norm + CLIP_EPSILON)));
+      const { beta1, beta2, epsilon, weightDecay, clip } = settings;
+      const clipped = Math.min(1, clip / (norm + CLIP_EPSILON));
+      const root = Math.sqrt(1 - beta2 ** step);
+      engine.fill(rate, (learningRate * root) / (1 - beta1 ** step));
+      engine.fill(gain1, clipped * (1 - beta1));
+      engine.fill(gain2, clipped ** 2 * (1 - beta2));
+      engine.fill(floor, epsilon * root);
+      engine.fill(keepDecayed, 1 - learningRate * weightDecay);
       await engine.run(updateCalls);
     },
   };
