@@ -65,22 +65,3 @@ export function writeRecipeFile(path: string, settings: GivenSettings): Promise<
 export function recipeBeside(out: string): string {
   return join(dirname(out), `${basename(out, '.json')}.recipe.json`);
 }
-
-/**
- * A setting that a command cannot do without.
- * @throws StillhouseError SETTING_MISSING
- */
-export function requireSetting<Key extends string>(
-  settings: { readonly [key in Key]: string | undefined },
-  key: Key,
-  placeholder: string,
-): string {
-  const value = settings[key];
-  if (value !== undefined) return value;
-  throw new StillhouseError({
-    code: 'SETTING_MISSING',
-    where: flagOf(key),
-    problem: 'the setting is required',
-    remedy: `Give ${flagOf(key)} ${placeholder}`,
-  });
-}

@@ -44,12 +44,7 @@ export interface Readout {
  * Outputs: dx [N, H]; gradient.*.sum (meant to alias the accumulators); sums float[4]: Σ weights · (L's own value,
  * KL without T², CE, hidden).
  */
-export function lossGraph(
-  objective: Objective,
-  readout: Readout,
-  float: FloatDtype,
-  trains: { readonly head: boolean } = { head: true },
-): GraphBuilder {
+export function lossGraph(objective: Objective, readout: Readout, float: FloatDtype): GraphBuilder {
   const g = new GraphBuilder('loss', float);
   const { hiddenSize, vocabSize } = readout;
   const x = g.floatInput('x', ['N', hiddenSize]);
@@ -60,12 +55,10 @@ export function lossGraph(
   const hidden = g.scope('final_norm', () => g.rmsNormalization(x, norm, readout.rmsNormEpsilon));
   const logits = g.scope('lm_head', () => g.gemm(hidden, head, { transB: true }));
 
-  const trained: [name: string, value: Value][] = trains.head
-    ? [
-        ['norm', norm],
-        ['head', head],
-      ]
-    : [['norm', norm]];
+  const trained: [name: string, value: Value][] = [
+    ['norm', norm],
+    ['head', head],
+  ];
   const weigh = (perToken: Value) => g.sumAll(g.mul(perToken, weights));
   const ce = weigh(g.scope('ce', () => emitCrossEntropy(g, logits, labels)));
   let kl: Value | undefined;

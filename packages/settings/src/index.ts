@@ -13,4 +13,4 @@ export {
   type SettingsTable,
   text,
 } from './fields.ts';
-export { flagOf, parseFlagValue, resolveSettings } from './resolve.ts';
+export { flagOf, parseFlagValue, requireSetting, resolveSettings } from './resolve.ts';

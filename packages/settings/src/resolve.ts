@@ -78,3 +78,22 @@ export function parseFlagValue(field: Field<unknown>, value: string, where: stri
       return value;
   }
 }
+
+/**
+ * A setting that a command cannot do without.
+ * @throws StillhouseError SETTING_MISSING
+ */
+export function requireSetting<Key extends string>(
+  settings: { readonly [key in Key]: string | undefined },
+  key: Key,
+  placeholder: string,
+): string {
+  const value = settings[key];
+  if (value !== undefined) return value;
+  throw new StillhouseError({
+    code: 'SETTING_MISSING',
+    where: flagOf(key),
+    problem: 'the setting is required',
+    remedy: `Give ${flagOf(key)} ${placeholder}`,
+  });
+}

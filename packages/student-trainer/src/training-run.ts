@@ -14,6 +14,7 @@ import { StillhouseError } from '@stillhouse/errors';
 import { checkModelTokenizer } from '@stillhouse/objectives';
 import type { Engine } from '@stillhouse/runtime';
 import { openEngine } from '@stillhouse/runtime';
+import { requireSetting } from '@stillhouse/settings';
 import { openCache, type TeacherCache } from '@stillhouse/teacher-cache';
 import { measureActivations } from './activation-store.ts';
 import type { DataPosition } from './data-order.ts';
@@ -56,16 +57,7 @@ export interface TrainingResult {
 type RunSettings = TrainingSettings & { readonly cache: string; readonly student: string; readonly out: string };
 
 function requirePaths(settings: TrainingSettings): RunSettings {
-  for (const key of ['cache', 'student', 'out'] as const) {
-    if (settings[key] === undefined) {
-      throw new StillhouseError({
-        code: 'SETTING_MISSING',
-        where: `--${key}`,
-        problem: 'the setting is required',
-        remedy: `Give --${key} DIR`,
-      });
-    }
-  }
+  for (const key of ['cache', 'student', 'out'] as const) requireSetting(settings, key, 'DIR');
   return settings as RunSettings;
 }
 

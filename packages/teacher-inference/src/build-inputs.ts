@@ -9,7 +9,7 @@ import {
 } from '@stillhouse/checkpoint';
 import { hashFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import { flagOf } from '@stillhouse/settings';
+import { requireSetting } from '@stillhouse/settings';
 import type { CacheDescription, HiddenDtype, TokenizerIdentity } from '@stillhouse/teacher-cache';
 import { normaliseDescription } from '@stillhouse/teacher-cache';
 import { hasTokenizer, openTokenizer, type Tokenizer } from '@stillhouse/tokenizer';
@@ -52,17 +52,6 @@ const HIDDEN_DTYPES: Readonly<Record<BuildSettings['hiddenDtype'], HiddenDtype>>
   f16: 'float16',
   f32: 'float32',
 };
-
-function requireSetting(settings: BuildSettings, key: 'teacher' | 'data' | 'out', placeholder: string): string {
-  const value = settings[key];
-  if (value !== undefined) return value;
-  throw new StillhouseError({
-    code: 'SETTING_MISSING',
-    where: flagOf(key),
-    problem: 'the setting is required',
-    remedy: `Give ${flagOf(key)} ${placeholder}`,
-  });
-}
 
 /**
  * Opens teacher, tokenizer and data, reads every row once, and checks all that can be known before scoring.

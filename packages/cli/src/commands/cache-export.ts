@@ -1,8 +1,8 @@
-import { choice, text } from '@stillhouse/settings';
+import { choice, requireSetting, text } from '@stillhouse/settings';
 import { exportParquet, openCache } from '@stillhouse/teacher-cache';
 import { defineCommand } from '../command.ts';
 import { printBytes, printCount, printPairs } from '../quantities.ts';
-import { recipeBeside, requireSetting } from '../recipe.ts';
+import { recipeBeside } from '../recipe.ts';
 
 export const cacheExport = defineCommand({
   settings: {
