@@ -1,21 +1,27 @@
-import { stat } from 'node:fs/promises';
-import { join } from 'node:path';
 import { StillhouseError } from '@stillhouse/errors';
 import { decodeHidden, decodeRow, decodeText, decodeTopK } from './arrow-decoding.ts';
 import type { ArrowBatch } from './arrow-file-reader.ts';
+import { type CacheFiles, openFolderFiles } from './cache-files.ts';
 import { type CacheDescription, type CacheGroup, type HiddenLayer, hiddenGroup } from './description.ts';
 import { type HiddenLabels, type LabelledRow, labelPositions } from './labelled-row.ts';
 import { type CacheManifest, type ListedFile, type ListedMatrix, listFiles } from './manifest.ts';
 import { readManifest } from './manifest-parser.ts';
 import { type MatrixRows, readChannelRms, streamOutputMatrix, widenMatrixRows } from './output-matrix.ts';
+import { listOmittedGroups } from './pulled-state.ts';
 import { openShardFiles, type ShardFileReader } from './shard-files.ts';
 
 export interface OpenCacheOptions {
   /** Accept a cache that is still being built, as far as it goes. Default false. */
   readonly allowIncomplete?: boolean;
-  /** The groups whose files must be here; by default all that the manifest lists. `rows` is always needed. */
+  /**
+   * The groups whose files must be here; by default all that the manifest lists but those that `cache pull` left out.
+   * `rows` is always needed.
+   */
   readonly groups?: readonly CacheGroup[];
-  /** `first-touch` (default) hashes each file before anything is read from it, once per opened cache. */
+  /**
+   * `first-touch` (default) hashes each file before anything is read from it, unless `cache pull` has and size and times
+   * are as they were then; when it is opened again later, it is hashed again if size or times have changed.
+   */
   readonly verifyOnRead?: 'first-touch' | 'never';
   /** How much of the batches that were read last stays in memory. Default 64 MiB. */
   readonly batchCacheBytes?: number;
@@ -29,6 +35,7 @@ export interface LabelSelection {
 
 /** A cache opened for reading. Calls may overlap. */
 export interface TeacherCache {
+  /** Where it is: the folder, or the location that `openCacheFiles` was given. */
   readonly folder: string;
   readonly manifest: CacheManifest;
   readonly description: CacheDescription;
@@ -65,70 +72,78 @@ export interface TeacherCache {
  */
 export async function openCache(folder: string, options: OpenCacheOptions = {}): Promise<TeacherCache> {
   const manifest = await readManifest(folder);
-  if (!manifest.complete && options.allowIncomplete !== true) {
+  const omitted = await listOmittedGroups(folder, manifest);
+  const asked = options.groups?.find((group) => omitted.has(group));
+  if (asked !== undefined) {
     throw new StillhouseError({
-      code: 'CACHE_INCOMPLETE',
+      code: 'CACHE_GROUP_ABSENT',
       where: folder,
-      problem: `only ${manifest.rows.stored} of ${manifest.rows.planned} rows are there`,
-      remedy: 'Run the same `stillhouse cache build` command again, it goes on where it stopped',
+      problem: `${asked} was left out when the cache was pulled`,
+      remedy: `Run \`stillhouse cache pull\` again with ${asked} among --groups`,
     });
   }
-  const groups = new Set<CacheGroup>(options.groups ?? [...listFiles(manifest)].map(({ group }) => group));
-  groups.add('rows');
-  for (const { group, file } of listFiles(manifest)) {
-    if (groups.has(group)) await checkSize(folder, file);
-  }
-  const files = openShardFiles(folder, manifest, options);
+  const groups = options.groups ?? [...listFiles(manifest)].map(({ group }) => group).filter((g) => !omitted.has(g));
+  return openCacheFiles(await openFolderFiles(folder, options), manifest, { ...options, groups });
+}
+
+/**
+ * Opens a cache whose files come from elsewhere; `files` is closed with it.
+ * @throws StillhouseError as {@link openCache}
+ */
+export async function openCacheFiles(
+  files: CacheFiles,
+  manifest: CacheManifest,
+  options: Omit<OpenCacheOptions, 'verifyOnRead'> = {},
+): Promise<TeacherCache> {
+  const shardFiles = openShardFiles(files, manifest, options);
   try {
-    return await makeCache(folder, manifest, groups, files);
+    if (!manifest.complete && options.allowIncomplete !== true) {
+      throw new StillhouseError({
+        code: 'CACHE_INCOMPLETE',
+        where: files.where,
+        problem: `only ${manifest.rows.stored} of ${manifest.rows.planned} rows are there`,
+        remedy: 'Run the same `stillhouse cache build` command again, it goes on where it stopped',
+      });
+    }
+    const groups = new Set<CacheGroup>(options.groups ?? [...listFiles(manifest)].map(({ group }) => group));
+    groups.add('rows');
+    for (const { group, file } of listFiles(manifest)) {
+      if (groups.has(group)) await files.check(file);
+    }
+    return await makeCache(files, manifest, groups, shardFiles);
   } catch (error) {
+    await shardFiles.close();
     await files.close();
     throw error;
   }
 }
 
-async function checkSize(folder: string, file: ListedFile): Promise<void> {
-  const path = join(folder, file.path);
-  const sizeBytes = await stat(path).then(
-    ({ size }) => size,
-    () => undefined,
-  );
-  if (sizeBytes === file.sizeBytes) return;
-  throw new StillhouseError({
-    code: sizeBytes === undefined ? 'CACHE_FILE_MISSING' : 'CACHE_FILE_DAMAGED',
-    where: path,
-    problem: sizeBytes === undefined ? 'the file is missing' : 'the file does not have its length',
-    expected: `${file.sizeBytes} bytes`,
-    ...(sizeBytes === undefined ? {} : { got: `${sizeBytes} bytes` }),
-    remedy: 'Fetch the file again, or build the cache anew',
-  });
-}
-
 async function makeCache(
-  folder: string,
+  files: CacheFiles,
   manifest: CacheManifest,
   groups: ReadonlySet<CacheGroup>,
-  files: ShardFileReader,
+  shardFiles: ShardFileReader,
 ): Promise<TeacherCache> {
+  const folder = files.where;
   const { description, shards } = manifest;
   const rowIds: string[] = [];
-  for (const { files: shardFiles, rowCount } of shards) {
-    const found = await files.withFile(shardFiles.rows, 'rows', async (file) => {
+  for (const { files: listed, rowCount } of shards) {
+    await shardFiles.withFile(listed.rows, 'rows', async (file) => {
+      const found = file.batchStarts.at(-1);
+      if (found !== rowCount) {
+        throw new StillhouseError({
+          code: 'CACHE_FILE_UNREADABLE',
+          where: `${folder}/${listed.rows.path}`,
+          problem: 'the file has another number of rows than the manifest says',
+          expected: String(rowCount),
+          got: String(found),
+        });
+      }
       for (let i = 0; i + 1 < file.batchStarts.length; i++) {
         const batch = await file.readBatch(i);
         for (let row = 0; row < batch.rowCount; row++) rowIds.push(decodeText(batch.columns[0]!, row)!);
       }
-      return file.batchStarts.at(-1);
     });
-    if (found !== rowCount) {
-      throw new StillhouseError({
-        code: 'CACHE_FILE_UNREADABLE',
-        where: join(folder, shardFiles.rows.path),
-        problem: 'the file has another number of rows than the manifest says',
-        expected: String(rowCount),
-        got: String(found),
-      });
-    }
   }
   const places = new Map(rowIds.map((id, index) => [id, index]));
   const { topk, hidden } = description.labels;
@@ -162,13 +177,13 @@ async function makeCache(
     const place = index - shard.firstRow;
     const read = async <T>(group: 'rows' | 'topk' | HiddenLayer, decode: (batch: ArrowBatch, place: number) => T) => {
       const file = shard.files[group === 'rows' || group === 'topk' ? group : hiddenGroup(group)]!;
-      const found = await files.readAt(file, group, place);
+      const found = await shardFiles.readAt(file, group, place);
       try {
         return decode(found.batch, found.place);
       } catch (cause) {
         throw new StillhouseError({
           code: 'CACHE_FILE_UNREADABLE',
-          where: join(folder, file.path),
+          where: `${folder}/${file.path}`,
           problem: `row ${place} of the shard cannot be read (${(cause as Error).message})`,
           remedy: 'Run `stillhouse cache verify` on the cache',
           cause,
@@ -181,7 +196,7 @@ async function makeCache(
       if (id === row.id && count === positions.length) return;
       throw new StillhouseError({
         code: 'CACHE_FILE_UNREADABLE',
-        where: join(folder, shard.files[group as 'rows']!.path),
+        where: `${folder}/${shard.files[group as 'rows']!.path}`,
         problem: `${group} does not belong to the rows`,
         expected: `row ${row.id} with ${positions.length} positions`,
         got: `row ${id} with ${count}`,
@@ -222,8 +237,12 @@ async function makeCache(
   async function* stream(): AsyncGenerator<MatrixRows> {
     requireGroup('head', manifest.outputMatrix !== null);
     const matrix = manifest.outputMatrix as ListedMatrix;
-    await files.verify(matrix);
-    yield* streamOutputMatrix(join(folder, matrix.path), matrix);
+    const local = await files.acquire(matrix);
+    try {
+      yield* streamOutputMatrix(local.path, matrix);
+    } finally {
+      local.release();
+    }
   }
 
   return {
@@ -234,7 +253,7 @@ async function makeCache(
     rowCount: rowIds.length,
     rowIds,
     openLabels: everything,
-    tokenizerFolder: manifest.tokenizer.length > 0 && groups.has('tokenizer') ? join(folder, 'tokenizer') : null,
+    tokenizerFolder: manifest.tokenizer.length > 0 && groups.has('tokenizer') ? files.tokenizerFolder : null,
     indexOf: (id) => {
       const index = places.get(id);
       if (index === undefined) throw unknownRow(JSON.stringify(id));
@@ -245,8 +264,12 @@ async function makeCache(
     channelRms: async (layer) => {
       const file = manifest.channelRms.find((one) => one.layer === layer);
       requireGroup(hiddenGroup(layer), file !== undefined);
-      await files.verify(file!);
-      return readChannelRms(join(folder, file!.path), description.teacher!.hiddenSize);
+      const local = await files.acquire(file!);
+      try {
+        return await readChannelRms(local.path, description.teacher!.hiddenSize);
+      } finally {
+        local.release();
+      }
     },
     streamOutputMatrix: stream,
     readOutputMatrix: async () => {
@@ -259,6 +282,9 @@ async function makeCache(
       }
       return whole;
     },
-    close: files.close,
+    close: async () => {
+      await shardFiles.close();
+      await files.close();
+    },
   };
 }

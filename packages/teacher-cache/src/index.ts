@@ -3,7 +3,14 @@
  * any language with an Arrow library by FORMAT.md.
  */
 
-export { type LabelSelection, type OpenCacheOptions, openCache, type TeacherCache } from './cache-reader.ts';
+export { type CacheFiles, type FileStamp, type LocalFile, readStamp, sameStamp } from './cache-files.ts';
+export {
+  type LabelSelection,
+  type OpenCacheOptions,
+  openCache,
+  openCacheFiles,
+  type TeacherCache,
+} from './cache-reader.ts';
 export { type CacheSize, describeSize, estimateCacheSize, type GroupSize } from './cache-size.ts';
 export { type CacheWriter, openCacheWriter } from './cache-writer.ts';
 export {
@@ -33,9 +40,18 @@ export {
   type ListedFile,
   type ListedMatrix,
   type ListedShard,
+  listFiles,
+  MANIFEST_NAME,
   type MatrixDtype,
 } from './manifest.ts';
-export { readManifest } from './manifest-parser.ts';
+export { parseManifest, readManifest } from './manifest-parser.ts';
 export { type MatrixRows, type OutputMatrixSource, widenMatrixRows } from './output-matrix.ts';
 export { exportParquet, type ParquetExport } from './parquet-export.ts';
+export {
+  PULL_STAGING_NAME,
+  PULLED_STATE_NAME,
+  type PulledState,
+  readPulledState,
+  writePulledState,
+} from './pulled-state.ts';
 export { type VerifyProblem, type VerifyReport, verifyCache } from './verify.ts';

@@ -1,18 +1,17 @@
-import { join } from 'node:path';
-import { hashFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { type ArrowBatch, type ArrowFile, openArrowFile } from './arrow-file-reader.ts';
 import { shardSchema } from './arrow-schemas.ts';
+import type { CacheFiles } from './cache-files.ts';
 import type { HiddenLayer } from './description.ts';
 import type { CacheManifest, ListedFile } from './manifest.ts';
 
 const OPEN_FILE_LIMIT = 128;
 const DEFAULT_BATCH_CACHE_BYTES = 64 << 20;
+/** Another process that shares the place of the files may remove one between the moment we learn its path and open it. */
+const OPEN_ATTEMPTS = 3;
 
 /** The files of shards, opened when needed: open files and the batches read last are both bounded. */
 export interface ShardFileReader {
-  /** Compares a file's hash with the manifest, the first time it is asked to. @throws StillhouseError CACHE_FILE_DAMAGED */
-  verify(file: ListedFile): Promise<void>;
   withFile<T>(
     file: ListedFile,
     group: 'rows' | 'topk' | HiddenLayer,
@@ -40,50 +39,59 @@ function findBatch(starts: readonly number[], row: number): number | undefined {
   return low;
 }
 
-export function openShardFiles(
-  folder: string,
+interface OpenFile {
+  readonly arrow: ArrowFile;
+  close(): Promise<void>;
+}
+
+async function openFile(
+  files: CacheFiles,
   manifest: CacheManifest,
-  options: { readonly verifyOnRead?: 'first-touch' | 'never'; readonly batchCacheBytes?: number },
+  file: ListedFile,
+  group: 'rows' | 'topk' | HiddenLayer,
+): Promise<OpenFile> {
+  for (let attempt = 1; ; attempt++) {
+    const local = await files.acquire(file);
+    try {
+      const arrow = await openArrowFile(local.path, shardSchema(manifest.description, group));
+      return {
+        arrow,
+        close: async () => {
+          await arrow.close();
+          local.release();
+        },
+      };
+    } catch (error) {
+      local.release();
+      const isGone = ((error as Error).cause as NodeJS.ErrnoException | undefined)?.code === 'ENOENT';
+      if (!isGone || attempt === OPEN_ATTEMPTS) throw error;
+    }
+  }
+}
+
+export function openShardFiles(
+  files: CacheFiles,
+  manifest: CacheManifest,
+  options: { readonly batchCacheBytes?: number },
 ): ShardFileReader {
   const limitBytes = options.batchCacheBytes ?? DEFAULT_BATCH_CACHE_BYTES;
-  const hashed = new Map<string, Promise<void>>();
-  const opened = new Map<string, { readonly opening: Promise<ArrowFile>; users: number }>();
+  const opened = new Map<string, { readonly opening: Promise<OpenFile>; users: number }>();
   const indexes = new Map<string, readonly number[]>();
   // In order of use, the oldest first.
   const batches = new Map<string, { readonly reading: Promise<ArrowBatch>; sizeBytes: number }>();
   let heldBytes = 0;
 
-  const verify = (file: ListedFile): Promise<void> => {
-    if (options.verifyOnRead === 'never') return Promise.resolve();
-    const known = hashed.get(file.path);
-    if (known !== undefined) return known;
-    const checking = hashFile(join(folder, file.path)).then(({ sha256 }) => {
-      if (sha256 === file.sha256) return;
-      throw new StillhouseError({
-        code: 'CACHE_FILE_DAMAGED',
-        where: join(folder, file.path),
-        problem: 'the content is not what was written',
-        expected: `sha256 ${file.sha256}`,
-        got: sha256,
-        remedy: 'Fetch the file again, or build the cache anew',
-      });
-    });
-    hashed.set(file.path, checking);
-    return checking;
-  };
-
   const withFile: ShardFileReader['withFile'] = async (file, group, use) => {
     let entry = opened.get(file.path);
     if (entry === undefined) {
-      const schema = shardSchema(manifest.description, group);
-      entry = { opening: verify(file).then(() => openArrowFile(join(folder, file.path), schema)), users: 0 };
+      entry = { opening: openFile(files, manifest, file, group), users: 0 };
     } else {
       opened.delete(file.path);
     }
     opened.set(file.path, entry);
     entry.users++;
     try {
-      const arrow = await entry.opening.catch((error: unknown) => {
+      const { arrow } = await entry.opening.catch((error: unknown) => {
         opened.delete(file.path);
         throw error;
       });
@@ -95,14 +103,16 @@ export function openShardFiles(
     }
   };
 
-  const closeOldest = async () => {
+  const closeOldest = async (): Promise<boolean> => {
     for (const [path, { opening, users }] of opened) {
       if (users > 0) continue;
       opened.delete(path);
       await (await opening).close();
-      return;
+      return true;
     }
+    return false;
   };
+  files.setIdleCloser?.(closeOldest);
 
   const readAt: ShardFileReader['readAt'] = async (file, group, row) => {
     const starts = indexes.get(file.path) ?? (await withFile(file, group, async ({ batchStarts }) => batchStarts));
@@ -110,7 +120,7 @@ export function openShardFiles(
     if (index === undefined) {
       throw new StillhouseError({
         code: 'CACHE_FILE_UNREADABLE',
-        where: join(folder, file.path),
+        where: `${files.where}/${file.path}`,
         problem: `row ${row} of the shard is not in the file`,
       });
     }
@@ -144,7 +154,6 @@ export function openShardFiles(
   };
 
   return {
-    verify,
     withFile,
     readAt,
     close: async () => {

@@ -11,6 +11,7 @@ import { type CachedRow, labelPositions } from './labelled-row.ts';
 import { type CacheManifest, type ListedFile, type ListedShard, listFiles, MANIFEST_NAME } from './manifest.ts';
 import { readManifest } from './manifest-parser.ts';
 import { readChannelRms, streamOutputMatrix } from './output-matrix.ts';
+import { listOmittedGroups, PULL_STAGING_NAME, PULLED_STATE_NAME } from './pulled-state.ts';
 import { checkHidden, checkRow, checkTopK } from './row-checks.ts';
 
 export interface VerifyProblem {
@@ -50,7 +51,9 @@ export async function verifyCache(folder: string): Promise<VerifyReport> {
     return { ok: false, complete: false, digest: null, ...tally, problems: findings.list() };
   }
   const sound = new Set<string>();
-  for (const { file } of listFiles(manifest)) {
+  const omitted = await listOmittedGroups(folder, manifest);
+  for (const { group, file } of listFiles(manifest)) {
+    if (omitted.has(group)) continue;
     const problem = await checkContent(join(folder, file.path), file);
     tally.filesChecked++;
     if (problem === undefined) {
@@ -123,6 +126,7 @@ async function checkStrayFiles(folder: string, manifest: CacheManifest, findings
     const isLeftover =
       !manifest.complete && (path.endsWith('.partial') || /^(shards|scales|head|tokenizer)\//.test(path));
     if (listed.has(path) || path === MANIFEST_NAME || path === LOCK_NAME || isLeftover) continue;
+    if (path === PULLED_STATE_NAME || path.startsWith(`${PULL_STAGING_NAME}/`)) continue;
     findings.add(path, 'the file does not belong to the cache');
   }
 }
