@@ -35,10 +35,10 @@ const TEST = join(root, 'data/demo/test.jsonl');
 const STUDENT = { layers: 4, hidden: 80, heads: 5, kvHeads: 1, intermediate: 200 };
 /** What both students share. */
 const TRAINING = {
-  steps: 700,
-  batchTokens: 2048,
+  steps: 1200,
+  batchTokens: 1024,
   lr: 4e-3,
-  warmupSteps: 60,
+  warmupSteps: 100,
   finalLrRatio: 0.05,
   beta2: 0.98,
   weightDecay: 0.05,
