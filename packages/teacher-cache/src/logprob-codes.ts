@@ -1,0 +1,80 @@
+import { narrowToFloat16, widenFloat16 } from '@stillhouse/float-formats';
+
+/**
+ * How logprobs are kept, in packed labels:
+ * - `float32`: bit for bit;
+ * - `float16`: rounded to float16, relative error 2^-11;
+ * - `uint8`: one byte for the distance d below the position's first logprob, in steps that grow as exp(d / 4): where
+ *   the probability is, the step is 1/64 nat (error at most 1/128), at d = 8 it is 0.12, and d ends at 22. The first
+ *   logprob is not stored: it follows from the mass of all entries, which is, as log odds in float16. So the entries
+ *   always add up to the right mass, and what is outside is right too.
+ */
+export type LogprobDtype = 'float32' | 'float16' | 'uint8';
+
+/** Whole numbers that stand for the logprobs of P positions. */
+export interface LogprobCodes {
+  /** One for each entry: bits of float32 or float16, or the `uint8` code. */
+  readonly entries: Uint32Array;
+  /** For `uint8`: float16 bits of the log odds of the mass of the entries, one for each position. */
+  readonly odds?: Uint32Array;
+}
+
+export const ENTRY_BYTES: Readonly<Record<LogprobDtype, number>> = { float32: 4, float16: 2, uint8: 1 };
+
+/** code = STEPS · (1 - exp(-d / SPREAD)): the step near d = 0 is SPREAD / STEPS nats. */
+const SPREAD = 4;
+const STEPS = 256;
+
+/** Distance of each code below the first logprob, in nats. */
+const DISTANCE = Float64Array.from({ length: 256 }, (_, code) => -SPREAD * Math.log1p(-code / STEPS));
+
+export function encodeLogprobs(logprobs: Float32Array, counts: Int32Array, dtype: LogprobDtype): LogprobCodes {
+  if (dtype === 'float32') return { entries: new Uint32Array(logprobs.slice().buffer) };
+  if (dtype === 'float16') return { entries: Uint32Array.from(narrowToFloat16(logprobs)) };
+  const entries = new Uint32Array(logprobs.length);
+  const odds = new Float32Array(counts.length);
+  let start = 0;
+  for (const [position, count] of counts.entries()) {
+    let mass = 0;
+    for (let i = start; i < start + count; i++) {
+      const distance = Math.max(0, logprobs[start]! - logprobs[i]!);
+      entries[i] = Math.min(255, Math.round(STEPS * -Math.expm1(-distance / SPREAD)));
+      mass += Math.exp(logprobs[i]!);
+    }
+    odds[position] = mass < 1 ? Math.log(mass) - Math.log1p(-mass) : Infinity;
+    start += count;
+  }
+  return { entries, odds: Uint32Array.from(narrowToFloat16(odds)) };
+}
+
+export function decodeLogprobs({ entries, odds }: LogprobCodes, counts: Int32Array, dtype: LogprobDtype): Float32Array {
+  if (dtype === 'float32') return new Float32Array(entries.slice().buffer);
+  if (dtype === 'float16') return widenFloat16(Uint16Array.from(entries));
+  const logprobs = new Float32Array(entries.length);
+  const logOdds = widenFloat16(Uint16Array.from(odds!));
+  let start = 0;
+  for (const [position, count] of counts.entries()) {
+    let sum = 0;
+    for (let i = start; i < start + count; i++) sum += Math.exp(-DISTANCE[entries[i]!]!);
+    const first = -Math.log1p(Math.exp(-logOdds[position]!)) - Math.log(sum);
+    for (let i = start; i < start + count; i++) logprobs[i] = first - DISTANCE[entries[i]!]!;
+    start += count;
+  }
+  return logprobs;
+}
+
+/** log_z is kept in steps of 2^-12 nats unless everything is float32: error 2^-13. */
+const LOG_Z_STEPS = 4096;
+
+export const encodeLogZ = (logZ: Float32Array, dtype: LogprobDtype): Uint32Array =>
+  dtype === 'float32'
+    ? new Uint32Array(logZ.slice().buffer)
+    : Uint32Array.from(logZ, (value) => zigzag(Math.round(value * LOG_Z_STEPS)));
+
+export const decodeLogZ = (codes: Uint32Array, dtype: LogprobDtype): Float32Array =>
+  dtype === 'float32'
+    ? new Float32Array(codes.slice().buffer)
+    : Float32Array.from(codes, (code) => unzigzag(code) / LOG_Z_STEPS);
+
+const zigzag = (value: number) => (value >= 0 ? 2 * value : -2 * value - 1);
+const unzigzag = (code: number) => (code % 2 === 0 ? code / 2 : -(code + 1) / 2);
