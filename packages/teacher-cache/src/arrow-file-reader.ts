@@ -51,6 +51,25 @@ function holdsNull(data: Data): boolean {
   return data.nullCount > 0 || data.children.some(holdsNull);
 }
 
+/**
+ * Refuses a column that claims more entries than its buffers hold: a batch of a few bytes that says it has a thousand
+ * million rows would otherwise be read row by row.
+ */
+function requireWhole(name: string, data: Data): void {
+  const { length, children, valueOffsets, values, stride } = data;
+  const short = () => {
+    throw new Error(`column ${name} says it has ${length} entries and holds fewer`);
+  };
+  if (!(length >= 0)) short();
+  if (valueOffsets !== undefined && length > 0 && valueOffsets.length < length + 1) short();
+  if (children.length === 0 && valueOffsets === undefined && values.length < length * stride) short();
+  const fixedSize = (data.type as { readonly listSize?: number }).listSize;
+  for (const child of children) {
+    if (fixedSize !== undefined && child.length < length * fixedSize) short();
+    requireWhole(name, child);
+  }
+}
+
 /** Where a record batch stands in the file: its header, which the body follows. */
 interface BatchBlock {
   readonly offset: number;
@@ -84,6 +103,8 @@ export async function openArrowFile(path: string, schema: Schema): Promise<Arrow
           const wanted = columns.map((column) => data[column]!);
           for (const [i, column] of wanted.entries()) {
             const { name, nullable } = schema.fields[i]!;
+            if (column.length !== counts[index]) throw new Error(`column ${name} has not as many rows as its batch`);
+            requireWhole(name, column);
             if (!nullable && holdsNull(column)) throw new Error(`column ${name} has nulls`);
           }
           const rowCount = counts[index]!;

@@ -44,6 +44,7 @@ export {
   MANIFEST_NAME,
   type MatrixDtype,
 } from './manifest.ts';
+export { MANIFEST_LIMIT_BYTES } from './manifest-bounds.ts';
 export { parseManifest, readManifest } from './manifest-parser.ts';
 export { type MatrixRows, type OutputMatrixSource, widenMatrixRows } from './output-matrix.ts';
 export { exportParquet, type ParquetExport } from './parquet-export.ts';
