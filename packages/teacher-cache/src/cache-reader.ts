@@ -9,6 +9,7 @@ import { readManifest } from './manifest-parser.ts';
 import { type MatrixRows, readChannelRms, streamOutputMatrix, widenMatrixRows } from './output-matrix.ts';
 import { listOmittedGroups } from './pulled-state.ts';
 import { openShardFiles, type ShardFileReader } from './shard-files.ts';
+import { findRange } from './shard-layout.ts';
 
 export interface OpenCacheOptions {
   /** Accept a cache that is still being built, as far as it goes. Default false. */
@@ -166,7 +167,7 @@ async function makeCache(
     new StillhouseError({ code: 'CACHE_ROW_UNKNOWN', where: folder, problem: `there is no row ${name}` });
 
   const readRow = async (index: number, select: LabelSelection = everything): Promise<LabelledRow> => {
-    const shard = shards[Math.floor(index / description.rowsPerShard)];
+    const shard = findRange(shards, index);
     if (!Number.isInteger(index) || index < 0 || index >= rowIds.length || shard === undefined) {
       throw unknownRow(`number ${index}, they go from 0 to ${rowIds.length - 1}`);
     }

@@ -173,7 +173,7 @@ test('files of other content under a correct hash are found by what they say', a
 
 test('a manifest is not believed: paths, counts, newer versions, things that are no cache', async () => {
   const cases: readonly (readonly [string, RegExp, (manifest: Damageable) => void])[] = [
-    ['CACHE_VERSION_TOO_NEW', /format version 1 or lower, got 2/, (m) => (m.version = 2)],
+    ['CACHE_VERSION_TOO_NEW', /format version 2 or lower, got 99/, (m) => (m.version = 99)],
     ['CACHE_MANIFEST_INVALID', /format/, (m) => (m.format = 'other')],
     ['CACHE_MANIFEST_INVALID', /tokenizer\[0\]\.path/, (m) => (m.tokenizer[0].path = 'tokenizer/../../etc/passwd')],
     ['CACHE_MANIFEST_INVALID', /tokenizer\[0\]\.path/, (m) => (m.tokenizer[0].path = '/etc/passwd')],

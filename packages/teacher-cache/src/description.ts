@@ -25,15 +25,25 @@ export interface TokenizerIdentity {
   readonly chatTemplateSha256: string | null;
 }
 
+/** A data file, by its content. */
+export interface DataIdentity {
+  readonly sha256: string;
+  readonly name: string;
+  /** Its rows that are used. */
+  readonly rowCount: number;
+}
+
 /** Everything that decides the bytes of a cache. Two builds of equal description have equal bytes. */
 export interface CacheDescription {
   readonly teacher: TeacherIdentity | null;
   readonly tokenizer: TokenizerIdentity | null;
-  readonly data: { readonly sha256: string; readonly name: string; readonly rowCount: number };
+  readonly data: DataIdentity;
   /** Rows are cut (or refused, as the builder decides) above so many tokens. */
   readonly maxLength: number | null;
   /** Only so many rows of the data are used. */
   readonly limit: number | null;
+  /** Data whose rows were added later, in that order; left out where there is none. */
+  readonly furtherData?: readonly (DataIdentity & { readonly limit: number | null })[];
   readonly labels: {
     /** `k` is the largest count at a position; `temperatures` the grid of `log_z`. */
     readonly topk: { readonly k: number; readonly temperatures: readonly number[] } | null;
@@ -89,6 +99,10 @@ export function normaliseDescription(description: CacheDescription): CacheDescri
     const value = description[key];
     if (value !== null) requireCount(key, value, 1);
   }
+  for (const { rowCount, limit } of description.furtherData ?? []) {
+    requireCount('furtherData.rowCount', rowCount, 1);
+    if (limit !== null) requireCount('furtherData.limit', limit, 1);
+  }
   if (positions !== 'response' && positions !== 'all') refuse('positions is unknown', 'response or all', positions);
   if (tokenizer !== null) requireCount('tokenizer.realVocabSize', tokenizer.realVocabSize, 1);
   if (teacher === null && (topk !== null || hidden !== null || head)) refuse('there are labels but no teacher');
@@ -117,6 +131,16 @@ export function normaliseDescription(description: CacheDescription): CacheDescri
     data: { sha256: data.sha256, name: data.name, rowCount: data.rowCount },
     maxLength: description.maxLength,
     limit: description.limit,
+    ...((description.furtherData ?? []).length === 0
+      ? {}
+      : {
+          furtherData: description.furtherData!.map(({ sha256, name, rowCount, limit }) => ({
+            sha256,
+            name,
+            rowCount,
+            limit,
+          })),
+        }),
     labels: {
       topk: topk && { k: topk.k, temperatures: [...topk.temperatures] },
       hidden: hidden && { layers: [...hidden.layers].sort(byLayer), dtype: hidden.dtype },

@@ -12,10 +12,11 @@ export {
   type TeacherCache,
 } from './cache-reader.ts';
 export { type CacheSize, describeSize, estimateCacheSize, type GroupSize } from './cache-size.ts';
-export { type CacheWriter, openCacheWriter } from './cache-writer.ts';
+export { type CacheWriter, openCacheWriter, type WriterOptions } from './cache-writer.ts';
 export {
   type CacheDescription,
   type CacheGroup,
+  type DataIdentity,
   type DescriptionDifference,
   diffDescriptions,
   type HiddenDtype,
@@ -46,8 +47,11 @@ export {
 } from './manifest.ts';
 export { MANIFEST_LIMIT_BYTES } from './manifest-bounds.ts';
 export { parseManifest, readManifest } from './manifest-parser.ts';
+export { listUnfinishedParts, type MergeResult, mergeCache, type UnfinishedPart } from './merge-cache.ts';
 export { type MatrixRows, type OutputMatrixSource, widenMatrixRows } from './output-matrix.ts';
 export { exportParquet, type ParquetExport } from './parquet-export.ts';
+export { type Partition, printPartition } from './part-manifest.ts';
+export type { GroupProvenance, ScoringSettings } from './provenance.ts';
 export {
   PULL_STAGING_NAME,
   PULLED_STATE_NAME,

@@ -1,7 +1,13 @@
-import { readFile } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
-import { type CacheDescription, type HiddenLayer, normaliseDescription, shardGroups } from './description.ts';
+import {
+  type CacheDescription,
+  type HiddenLayer,
+  normaliseDescription,
+  type ShardGroup,
+  shardGroups,
+} from './description.ts';
 import {
   type CacheManifest,
   channelRmsPath,
@@ -12,11 +18,15 @@ import {
   type ListedMatrix,
   type ListedShard,
   MANIFEST_NAME,
+  type ManifestBody,
   OUTPUT_MATRIX_PATH,
   type ShardFiles,
   shardPath,
   tokenizerPath,
 } from './manifest.ts';
+import { findAbsurdCount, findAbsurdFile, MANIFEST_LIMIT_BYTES } from './manifest-bounds.ts';
+import { type GroupProvenance, impliedProvenance } from './provenance.ts';
+import { layOutShards } from './shard-layout.ts';
 
 /** A file name without folders that hides nothing and is no temporary name. */
 export const isPlainFileName = (name: string) =>
@@ -59,12 +69,19 @@ function openReader(where: string) {
 }
 type Reader = ReturnType<typeof openReader>;
 
+/** The parts of a sealed file that every format has, checked. */
+export interface SealedFile {
+  readonly reader: Reader;
+  readonly root: Record<string, unknown>;
+  readonly version: number;
+  readonly digest: string;
+}
+
 /**
- * Checks the text of a manifest: shape, digest, and that every path is the one its place has, so that none can lead
- * out of the cache.
+ * Reads the text of a manifest, or of a file like one: format name, version, digest.
  * @throws StillhouseError CACHE_MANIFEST_INVALID, CACHE_VERSION_TOO_NEW
  */
-export function parseManifest(content: string, where: string): CacheManifest {
+export function openSealed(content: string, where: string, format: string): SealedFile {
   const reader = openReader(where);
   let parsed: unknown;
   try {
@@ -73,7 +90,7 @@ export function parseManifest(content: string, where: string): CacheManifest {
     reader.fail('the file', 'JSON', content.slice(0, 40));
   }
   const root = reader.object(parsed, 'the file');
-  if (root.format !== FORMAT_NAME) reader.fail('format', JSON.stringify(FORMAT_NAME), root.format);
+  if (root.format !== format) reader.fail('format', JSON.stringify(format), root.format);
   const version = reader.count(root.version, 'version');
   if (version > FORMAT_VERSION) {
     throw new StillhouseError({
@@ -86,29 +103,78 @@ export function parseManifest(content: string, where: string): CacheManifest {
     });
   }
   if (version < 1) reader.fail('version', `1 to ${FORMAT_VERSION}`, version);
-  const actual = digestManifest(root);
+  const actual = digestOf(reader, root);
   if (root.digest !== actual) reader.fail('digest', `${actual}, which is what the rest gives`, root.digest);
+  return { reader, root, version, digest: actual };
+}
+
+/**
+ * Checks the text of a manifest: shape, digest, and that every path is the one its place has, so that none can lead
+ * out of the cache.
+ * @throws StillhouseError CACHE_MANIFEST_INVALID, CACHE_VERSION_TOO_NEW
+ */
+export function parseManifest(content: string, where: string): CacheManifest {
+  const sealed = openSealed(content, where, FORMAT_NAME);
+  const manifest = {
+    format: FORMAT_NAME,
+    version: sealed.version,
+    digest: sealed.digest,
+    ...readBody(sealed, where, (index) => index),
+  };
+  checkAgreement(sealed.reader, manifest);
+  const absurd = findAbsurdFile(manifest);
+  if (absurd !== undefined) sealed.reader.fail(absurd.key, absurd.expected, absurd.got);
+  return manifest;
+}
+
+function digestOf(reader: Reader, root: object): string {
+  try {
+    return digestManifest(root);
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    return reader.fail('the file', 'JSON that is not nested without end', 'a nesting too deep to read');
+  }
+}
+
+/**
+ * What follows the head of a sealed file; its shards may be some of the cache's.
+ * @param indexOf the number of the shard that is listed at a place, undefined where no shard begins with that row
+ */
+export function readBody(
+  { reader, root, version }: SealedFile,
+  where: string,
+  indexOf: (place: number, firstRow: number, description: CacheDescription, planned: number) => number | undefined,
+): ManifestBody {
   const description = readDescription(reader, root.description, where);
   const rows = reader.object(root.rows, 'rows');
-  const manifest: CacheManifest = {
-    format: FORMAT_NAME,
-    version,
-    digest: actual,
+  const planned = reader.count(rows.planned, 'rows.planned');
+  const stored = reader.count(rows.stored, 'rows.stored');
+  const absurd = findAbsurdCount(description, { planned, stored });
+  if (absurd !== undefined) reader.fail(absurd.key, absurd.expected, absurd.got);
+  const readIndex = (value: unknown, place: number) => {
+    const key = `shards[${place}].firstRow`;
+    const firstRow = reader.count(reader.object(value, `shards[${place}]`).firstRow, key);
+    return indexOf(place, firstRow, description, planned) ?? reader.fail(key, 'the first row of a shard', firstRow);
+  };
+  return {
     complete: reader.flag(root.complete, 'complete'),
-    rows: {
-      planned: reader.count(rows.planned, 'rows.planned'),
-      stored: reader.count(rows.stored, 'rows.stored'),
-    },
+    rows: { planned, stored },
     description,
     tokenizer: reader.array(root.tokenizer, 'tokenizer').map((value, i) => readTokenizerFile(reader, value, i)),
     outputMatrix: reader.orNull(root.outputMatrix, 'outputMatrix', (value) => readMatrix(reader, value)),
     channelRms: reader
       .array(root.channelRms, 'channelRms')
       .map((value, i) => readChannelRms(reader, value, `channelRms[${i}]`)),
-    shards: reader.array(root.shards, 'shards').map((value, i) => readShard(reader, value, i, description)),
+    shards: reader
+      .array(root.shards, 'shards')
+      .map((value, i) => readShard(reader, value, `shards[${i}]`, readIndex(value, i), description, version)),
+    provenance:
+      version === 1
+        ? impliedProvenance(description, stored)
+        : reader
+            .array(root.provenance, 'provenance')
+            .map((value, i) => readProvenance(reader, value, `provenance[${i}]`, description)),
   };
-  checkAgreement(reader, manifest);
-  return manifest;
 }
 
 function readListedFile(reader: Reader, value: unknown, key: string, path: string): ListedFile {
@@ -152,8 +218,14 @@ function readChannelRms(reader: Reader, value: unknown, key: string) {
   return { layer, ...readListedFile(reader, value, key, channelRmsPath(layer)) };
 }
 
-function readShard(reader: Reader, value: unknown, index: number, description: CacheDescription): ListedShard {
-  const key = `shards[${index}]`;
+function readShard(
+  reader: Reader,
+  value: unknown,
+  key: string,
+  index: number,
+  description: CacheDescription,
+  version: number,
+): ListedShard {
   const shard = reader.object(value, key);
   const files = reader.object(shard.files, `${key}.files`);
   const groups = shardGroups(description);
@@ -166,13 +238,49 @@ function readShard(reader: Reader, value: unknown, index: number, description: C
     tokenCount: reader.count(shard.tokenCount, `${key}.tokenCount`),
     positionCount: reader.count(shard.positionCount, `${key}.positionCount`),
     files: Object.fromEntries(
-      groups.map((group) => [
-        group,
-        readListedFile(reader, files[group], `${key}.files.${group}`, shardPath(index, group)),
-      ]),
+      groups.map((group) => {
+        const place = `${key}.files.${group}`;
+        const file = reader.object(files[group], place);
+        const revision = version === 1 ? 0 : readRevision(file.path);
+        return [group, readListedFile(reader, file, place, shardPath(index, group, revision))];
+      }),
     ) as unknown as ShardFiles,
   };
 }
+
+/** 0 for whatever is no revised path; then it must be the plain one. */
+export const readRevision = (path: unknown) => Number(/\.r([1-9]\d{0,5})\.arrow$/.exec(String(path))?.[1] ?? 0);
+
+function readProvenance(reader: Reader, value: unknown, key: string, description: CacheDescription): GroupProvenance {
+  const entry = reader.object(value, key);
+  const data = reader.object(entry.data, `${key}.data`);
+  const generator = reader.object(entry.generator, `${key}.generator`);
+  const settings = reader.object(entry.settings, `${key}.settings`);
+  const group = reader.text(entry.group, `${key}.group`) as ShardGroup;
+  const groups = shardGroups(description);
+  if (!groups.includes(group)) reader.fail(`${key}.group`, `one of ${groups.join(', ')}`, group);
+  for (const [name, setting] of Object.entries(settings)) {
+    if (typeof setting !== 'string') reader.number(setting, `${key}.settings.${name}`);
+  }
+  return {
+    group,
+    firstRow: reader.count(entry.firstRow, `${key}.firstRow`),
+    rowCount: reader.count(entry.rowCount, `${key}.rowCount`),
+    data: readData(reader, data, `${key}.data`),
+    teacherSha256: reader.orNull(entry.teacherSha256, `${key}.teacherSha256`, reader.text),
+    generator: {
+      name: reader.text(generator.name, `${key}.generator.name`),
+      version: reader.text(generator.version, `${key}.generator.version`),
+    },
+    settings: settings as GroupProvenance['settings'],
+  };
+}
+
+const readData = (reader: Reader, data: Record<string, unknown>, key: string) => ({
+  sha256: reader.text(data.sha256, `${key}.sha256`),
+  name: reader.text(data.name, `${key}.name`),
+  rowCount: reader.count(data.rowCount, `${key}.rowCount`),
+});
 
 function readDescription(reader: Reader, value: unknown, where: string): CacheDescription {
   const key = (name: string) => `description.${name}`;
@@ -205,13 +313,20 @@ function readDescription(reader: Reader, value: unknown, where: string): CacheDe
         ),
       };
     }),
-    data: {
-      sha256: reader.text(data.sha256, key('data.sha256')),
-      name: reader.text(data.name, key('data.name')),
-      rowCount: reader.count(data.rowCount, key('data.rowCount')),
-    },
+    data: readData(reader, data, key('data')),
     maxLength: reader.orNull(root.maxLength, key('maxLength'), reader.count),
     limit: reader.orNull(root.limit, key('limit'), reader.count),
+    ...(root.furtherData === undefined
+      ? {}
+      : {
+          furtherData: reader.array(root.furtherData, key('furtherData')).map((raw) => {
+            const further = reader.object(raw, key('furtherData'));
+            return {
+              ...readData(reader, further, key('furtherData')),
+              limit: reader.orNull(further.limit, key('furtherData.limit'), reader.count),
+            };
+          }),
+        }),
     labels: {
       topk: reader.orNull(labels.topk, key('labels.topk'), (raw) => {
         const topk = reader.object(raw, key('labels.topk'));
@@ -252,17 +367,25 @@ function readDescription(reader: Reader, value: unknown, where: string): CacheDe
   }
 }
 
-/** The counts must follow from each other: row ranges are contiguous, shards full, nothing missing when complete. */
+/** The counts must follow from each other: row ranges are contiguous, laid out as they must be, nothing missing when complete. */
 function checkAgreement(reader: Reader, manifest: CacheManifest): void {
   const { description, rows, shards, complete, outputMatrix, channelRms } = manifest;
+  const addedRows = (description.furtherData ?? []).reduce((sum, { rowCount }) => sum + rowCount, 0);
+  if (addedRows > 0 && addedRows >= rows.planned) {
+    reader.fail('rows.planned', `more than the ${addedRows} of description.furtherData`, rows.planned);
+  }
+  const layout = layOutShards(description, rows.planned);
   let nextRow = 0;
   for (const [i, shard] of shards.entries()) {
+    const range = layout.next().value ?? reader.fail(`shards[${i}]`, `no more than ${i} shards`, shard.firstRow);
     if (shard.firstRow !== nextRow) reader.fail(`shards[${i}].firstRow`, String(nextRow), shard.firstRow);
-    const rowCount = Math.min(description.rowsPerShard, rows.planned - nextRow);
-    if (shard.rowCount !== rowCount) reader.fail(`shards[${i}].rowCount`, String(rowCount), shard.rowCount);
-    nextRow += rowCount;
+    if (shard.rowCount !== range.rowCount) {
+      reader.fail(`shards[${i}].rowCount`, String(range.rowCount), shard.rowCount);
+    }
+    nextRow += shard.rowCount;
   }
   if (rows.stored !== nextRow) reader.fail('rows.stored', String(nextRow), rows.stored);
+  checkProvenance(reader, manifest);
   const { teacher, labels } = description;
   if (outputMatrix !== null && !labels.head)
     reader.fail('outputMatrix', 'null, by description.labels.head', outputMatrix);
@@ -287,6 +410,20 @@ function checkAgreement(reader: Reader, manifest: CacheManifest): void {
   }
 }
 
+/** Every stored row of every group has one entry. */
+function checkProvenance(reader: Reader, { provenance, rows, description }: ManifestBody): void {
+  const ends = new Map<ShardGroup, number>();
+  for (const [i, { group, firstRow, rowCount }] of provenance.entries()) {
+    const end = ends.get(group) ?? 0;
+    if (firstRow !== end) reader.fail(`provenance[${i}].firstRow`, `${end} of group ${group}`, firstRow);
+    ends.set(group, end + rowCount);
+  }
+  for (const group of shardGroups(description)) {
+    const end = ends.get(group) ?? 0;
+    if (end !== rows.stored) reader.fail('provenance', `${rows.stored} rows of group ${group}`, end);
+  }
+}
+
 /**
  * Reads and checks the manifest of a cache folder; the files it lists are not looked at.
  * @throws StillhouseError CACHE_NOT_FOUND, CACHE_MANIFEST_INVALID, CACHE_VERSION_TOO_NEW
@@ -295,6 +432,8 @@ export async function readManifest(folder: string): Promise<CacheManifest> {
   const path = join(folder, MANIFEST_NAME);
   let text: string;
   try {
+    const { size } = await stat(path);
+    if (size > MANIFEST_LIMIT_BYTES) openReader(path).fail('the file', `at most ${MANIFEST_LIMIT_BYTES} bytes`, size);
     text = await readFile(path, 'utf8');
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException;

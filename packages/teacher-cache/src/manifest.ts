@@ -8,11 +8,12 @@ import {
   type ShardGroup,
   shardGroups,
 } from './description.ts';
+import { type GroupProvenance, joinProvenance } from './provenance.ts';
 
 export const MANIFEST_NAME = 'manifest.json';
 export const FORMAT_NAME = 'stillhouse-teacher-cache';
 /** Readers of version n read 1 to n; a change that an old reader would misread raises it. */
-export const FORMAT_VERSION = 1;
+export const FORMAT_VERSION = 2;
 
 export interface ListedFile {
   /** Relative to the cache, with `/`. */
@@ -53,12 +54,18 @@ export interface CacheManifest {
   readonly outputMatrix: ListedMatrix | null;
   readonly channelRms: readonly (ListedFile & { readonly layer: HiddenLayer })[];
   readonly shards: readonly ListedShard[];
+  /** Who made which group for which rows; every stored row of every group once. */
+  readonly provenance: readonly GroupProvenance[];
 }
+
+/** A manifest before it is sealed. */
+export type ManifestBody = Omit<CacheManifest, 'digest' | 'format' | 'version'>;
 
 export const OUTPUT_MATRIX_PATH = 'head/output_matrix.arrow';
 export const channelRmsPath = (layer: HiddenLayer) => `scales/${hiddenGroup(layer)}.channel_rms.arrow`;
-export const shardPath = (index: number, group: ShardGroup) =>
-  `shards/${String(index).padStart(5, '0')}.${group}.arrow`;
+/** @param revision counts how often the file of a group was replaced by one with more in it */
+export const shardPath = (index: number, group: ShardGroup, revision = 0) =>
+  `shards/${String(index).padStart(5, '0')}.${group}${revision === 0 ? '' : `.r${revision}`}.arrow`;
 export const tokenizerPath = (name: string) => `tokenizer/${name}`;
 
 /** sha256, in hexadecimal, over everything a manifest says; students' reports name it. */
@@ -70,33 +77,40 @@ export function digestManifest(manifest: object): string {
 }
 
 /** The text of a manifest file; equal manifests have equal bytes. */
-export function serialiseManifest(manifest: Omit<CacheManifest, 'digest' | 'format' | 'version'>): string {
-  const { complete, rows, description, tokenizer, outputMatrix, channelRms, shards } = manifest;
+export function serialiseManifest(body: ManifestBody): string {
+  return sealBody(FORMAT_NAME, {}, body);
+}
+
+/** The text of a file that says what a manifest says, under a name of its own and with more before it. */
+export function sealBody(format: string, more: Readonly<Record<string, JsonValue>>, body: ManifestBody): string {
+  const { complete, rows, description, tokenizer, outputMatrix, channelRms, shards, provenance } = body;
   const groups = shardGroups(description);
-  const fixed = {
-    format: FORMAT_NAME,
-    version: FORMAT_VERSION,
+  const rest = {
+    ...more,
     complete,
     rows: { planned: rows.planned, stored: rows.stored },
     description,
     tokenizer: [...tokenizer].sort((a, b) => (a.path < b.path ? -1 : 1)),
     outputMatrix,
     channelRms: groups.flatMap((group) => channelRms.filter(({ layer }) => hiddenGroup(layer) === group)),
-    shards: shards.map((shard) => ({
-      firstRow: shard.firstRow,
-      rowCount: shard.rowCount,
-      tokenCount: shard.tokenCount,
-      positionCount: shard.positionCount,
-      files: Object.fromEntries(groups.map((group) => [group, shard.files[group]])),
-    })),
+    shards: [...shards]
+      .sort((a, b) => a.firstRow - b.firstRow)
+      .map((shard) => ({
+        firstRow: shard.firstRow,
+        rowCount: shard.rowCount,
+        tokenCount: shard.tokenCount,
+        positionCount: shard.positionCount,
+        files: Object.fromEntries(groups.map((group) => [group, shard.files[group]])),
+      })),
+    provenance: joinProvenance(provenance, description),
   };
-  const { format, version, ...rest } = fixed;
-  return `${JSON.stringify({ format, version, digest: digestManifest(fixed), ...rest }, null, 1)}\n`;
+  const head = { format, version: FORMAT_VERSION };
+  return `${JSON.stringify({ ...head, digest: digestManifest({ ...head, ...rest }), ...rest }, null, 1)}\n`;
 }
 
 /** Every file a manifest lists, with the group it belongs to. */
 export function* listFiles(
-  manifest: CacheManifest,
+  manifest: ManifestBody,
 ): Generator<{ readonly group: CacheGroup; readonly file: ListedFile }> {
   for (const file of manifest.tokenizer) yield { group: 'tokenizer', file };
   if (manifest.outputMatrix !== null) yield { group: 'head', file: manifest.outputMatrix };

@@ -9,7 +9,10 @@ const caches = fileURLToPath(new URL('../../../test/caches', import.meta.url));
 
 /** What newer versions say more is no fault; what an old cache said, they must say too. */
 function expectContains(actual: unknown, expected: unknown, where: string): void {
-  if (expected === null || typeof expected !== 'object') return assert.deepEqual(actual, expected, where);
+  if (expected === null || typeof expected !== 'object') {
+    assert.deepEqual(actual, expected, where);
+    return;
+  }
   if (Array.isArray(expected)) assert.equal((actual as unknown[]).length, expected.length, `${where}.length`);
   for (const [key, value] of Object.entries(expected)) {
     expectContains((actual as Record<string, unknown>)[key], value, `${where}.${key}`);

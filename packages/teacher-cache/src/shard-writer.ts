@@ -1,0 +1,352 @@
+import { createHash, randomUUID } from 'node:crypto';
+import { link, rename, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { explainWriteFailure, hashFile, writeFileAtomically } from '@stillhouse/durable-files';
+import { StillhouseError } from '@stillhouse/errors';
+import { encodeShard } from './arrow-encoding.ts';
+import { writeArrowFile } from './arrow-file-writer.ts';
+import type { BuilderLock } from './builder-lock.ts';
+import type { CacheWriter } from './cache-writer.ts';
+import {
+  type CacheDescription,
+  diffDescriptions,
+  type HiddenLayer,
+  hiddenGroup,
+  type ShardGroup,
+  shardGroups,
+} from './description.ts';
+import type { LabelledRow } from './labelled-row.ts';
+import {
+  type CacheManifest,
+  channelRmsPath,
+  type ListedFile,
+  type ListedShard,
+  type ManifestBody,
+  OUTPUT_MATRIX_PATH,
+  type ShardFiles,
+  shardPath,
+  tokenizerPath,
+} from './manifest.ts';
+import { isPlainFileName } from './manifest-parser.ts';
+import { encodeChannelRms, encodeOutputMatrix, readChannelRms } from './output-matrix.ts';
+import { recordShard } from './provenance.ts';
+import { checkLabelledRow } from './row-checks.ts';
+import { layOutShards, type RowRange } from './shard-layout.ts';
+
+/** A shard to write, whole or some groups of it. */
+export interface ShardTask extends RowRange {
+  readonly index: number;
+  /** The groups that are written. */
+  readonly groups: readonly ShardGroup[];
+  pathOf(group: ShardGroup): string;
+  /** The shard as it is, where only some groups are written, with the ids of its rows. */
+  readonly former?: ListedShard;
+  readonly formerIds?: readonly string[];
+}
+
+/** The shards of a whole cache as tasks. */
+export function listTasks(description: CacheDescription, totalRows: number): readonly ShardTask[] {
+  const groups = shardGroups(description);
+  return Array.from(layOutShards(description, totalRows), (range, index) => ({
+    ...range,
+    index,
+    groups,
+    pathOf: (group) => shardPath(index, group),
+  }));
+}
+
+/** What a writer needs to know of the build it does: a whole cache, a part of one, or more for one. */
+export interface WriterPlan {
+  readonly folder: string;
+  readonly lock: BuilderLock;
+  /** The program that computes the labels. */
+  readonly generator: CacheDescription['generator'];
+  readonly shardCount: number;
+  rangeOf(index: number): RowRange;
+  readonly tasks: readonly ShardTask[];
+  /** The ids of rows that are in the cache and not in finished tasks. */
+  readonly takenIds: Iterable<string>;
+  /** False where another builder brings tokenizer and output matrix. */
+  readonly bringsFixedFiles: boolean;
+  /** Whether other builders fix scales in the same folder at the same time. */
+  readonly sharesScales: boolean;
+  /** Writes the state down so that a later run goes on there. */
+  persist(state: ManifestBody): Promise<void>;
+  /** Called once, with everything written. */
+  publish(state: ManifestBody): Promise<void>;
+}
+
+/** The layers whose states need scales before the first shard. */
+export const scaledLayers = ({ labels: { hidden } }: CacheDescription): readonly HiddenLayer[] =>
+  hidden?.dtype === 'int8' ? hidden.layers : [];
+
+/** A writer for the tasks of a plan, from a state in which some are finished. */
+export async function makeShardWriter(plan: WriterPlan, initial: ManifestBody): Promise<CacheWriter> {
+  const { folder, lock, tasks } = plan;
+  let state = initial;
+  let isOpen = true;
+  const { description, rows } = initial;
+  const rowIds = new Set(plan.takenIds);
+  const scales = new Map<HiddenLayer, Float32Array>();
+  const width = description.teacher?.hiddenSize ?? 0;
+  for (const { layer, path } of initial.channelRms) scales.set(layer, await readChannelRms(join(folder, path), width));
+
+  const requireOpen = () => {
+    if (!isOpen) throw new Error('the cache writer is closed');
+  };
+  const commit = async (change: Partial<ManifestBody>) => {
+    requireOpen();
+    await lock.requireHeld();
+    const next = { ...state, ...change };
+    await plan.persist(next);
+    state = next;
+  };
+  const put = async (path: string, batches: Parameters<typeof writeArrowFile>[1]): Promise<ListedFile> => {
+    requireOpen();
+    const { sizeBytes, sha256 } = await writeArrowFile(join(folder, path), batches);
+    return { path, sizeBytes, sha256 };
+  };
+  const adoptScale = async (layer: HiddenLayer, file: ListedFile) => {
+    const rms = await readChannelRms(join(folder, file.path), width);
+    await commit({ channelRms: [...state.channelRms, { layer, ...file }] });
+    scales.set(layer, rms);
+  };
+
+  return {
+    description,
+    totalRows: rows.planned,
+    shardCount: plan.shardCount,
+    shards: tasks.map(({ index }) => index),
+    get completedShards() {
+      return state.complete ? tasks.length : state.shards.length;
+    },
+    get isComplete() {
+      return state.complete;
+    },
+    get hasTokenizerFiles() {
+      return !plan.bringsFixedFiles || state.tokenizer.length > 0;
+    },
+    get hasOutputMatrix() {
+      return !plan.bringsFixedFiles || state.outputMatrix !== null;
+    },
+    shardRange: (index) => {
+      const { firstRow, rowCount } = plan.rangeOf(index);
+      return [firstRow, firstRow + rowCount] as const;
+    },
+    putTokenizerFiles: async (files) => {
+      if (!plan.bringsFixedFiles) return;
+      const sorted = [...files].sort((a, b) => (a.name < b.name ? -1 : 1));
+      const tokenizer = sorted.map(({ name, bytes }) => {
+        if (!isPlainFileName(name) || description.tokenizer === null) refuseTokenizerFile(folder, name);
+        return { path: tokenizerPath(name), sizeBytes: bytes.length, sha256: sha256Of(bytes) };
+      });
+      if (state.tokenizer.length > 0) return requireSameTokenizer(folder, state.tokenizer, tokenizer);
+      requireOpen();
+      for (const { name, bytes } of sorted) await writeFileAtomically(join(folder, tokenizerPath(name)), bytes);
+      await commit({ tokenizer });
+    },
+    putOutputMatrix: async (source) => {
+      if (!plan.bringsFixedFiles || state.outputMatrix !== null) return;
+      const { teacher, labels } = description;
+      if (!labels.head || source.rows !== teacher?.vocabSize || source.columns !== teacher.hiddenSize) {
+        throw new StillhouseError({
+          code: 'CACHE_MATRIX_INVALID',
+          where: 'output matrix',
+          problem: 'it is not the one the description has',
+          expected: labels.head ? `${teacher?.vocabSize} x ${teacher?.hiddenSize}` : 'none',
+          got: `${source.rows} x ${source.columns}`,
+        });
+      }
+      const file = await put(OUTPUT_MATRIX_PATH, encodeOutputMatrix(source));
+      await commit({ outputMatrix: { ...file, dtype: source.dtype, rows: source.rows, columns: source.columns } });
+    },
+    setChannelRms: async (layer, rms) => {
+      const known = scales.get(layer);
+      if (known !== undefined && known.length === rms.length && known.every((value, i) => value === rms[i])) return;
+      const isWanted = scaledLayers(description).includes(layer);
+      const isUsable = rms.length === width && rms.every((value) => value > 0 && value < Infinity);
+      if (!isWanted || !isUsable || known !== undefined || state.shards.length > 0) {
+        throw new StillhouseError({
+          code: 'CACHE_SCALE_INVALID',
+          where: `channel RMS of ${hiddenGroup(layer)}`,
+          problem:
+            isWanted && isUsable ? 'it is fixed already and shards may depend on it' : 'the cache has no place for it',
+          expected: isWanted ? `${width} positive finite numbers, once, before the first shard` : 'no such scale',
+        });
+      }
+      const path = channelRmsPath(layer);
+      if (!plan.sharesScales) return adoptScale(layer, await put(path, encodeChannelRms(rms)));
+      const own = `${path}.${randomUUID()}`;
+      await put(own, encodeChannelRms(rms));
+      await publishFirst(join(folder, own), join(folder, path));
+      await adoptScale(layer, { path, ...(await hashFile(join(folder, path))) });
+    },
+    channelRms: (layer) => scales.get(layer),
+    adoptCalibration: async () => {
+      for (const layer of scaledLayers(description)) {
+        if (scales.has(layer)) continue;
+        const path = channelRmsPath(layer);
+        const digest = plan.sharesScales ? await hashFile(join(folder, path)).catch(() => undefined) : undefined;
+        if (digest === undefined) return false;
+        await adoptScale(layer, { path, ...digest });
+      }
+      return true;
+    },
+    writeShard: async (index, labelled, settings = {}) => {
+      const task = tasks[state.shards.length];
+      if (state.complete || task === undefined || index !== task.index || labelled.length !== task.rowCount) {
+        throw new StillhouseError({
+          code: 'CACHE_SHARD_UNEXPECTED',
+          where: `shard ${index}`,
+          problem: 'shards are written in order, each with its rows',
+          expected:
+            state.complete || task === undefined
+              ? 'none, the cache is complete'
+              : `shard ${task.index} of ${plan.shardCount} with ${task.rowCount} rows`,
+          got: `${labelled.length} rows for shard ${index}`,
+        });
+      }
+      const written = restrictLabels(description, task.groups);
+      refuseBadRows(labelled, written, rowIds, task.formerIds);
+      refuseMissingScale(written, scales);
+      const files: Partial<Record<ShardGroup, ListedFile>> = { ...task.former?.files };
+      for (const group of task.groups) {
+        const layer = description.labels.hidden?.layers.find((one) => hiddenGroup(one) === group);
+        const content = layer ?? (group as 'rows' | 'topk');
+        files[group] = await put(task.pathOf(group), encodeShard(labelled, content, description));
+      }
+      const { firstRow, rowCount, groups } = task;
+      const shard: ListedShard = {
+        firstRow,
+        rowCount,
+        tokenCount: labelled.reduce((sum, { row }) => sum + row.inputIds.length, 0),
+        positionCount: labelled.reduce((sum, { positions }) => sum + positions.length, 0),
+        files: files as ShardFiles,
+      };
+      const made = { generator: plan.generator, settings };
+      await commit({
+        rows: { planned: rows.planned, stored: state.rows.stored + rowCount },
+        shards: [...state.shards, shard],
+        provenance: [
+          ...state.provenance,
+          ...recordShard(description, rows.planned, { firstRow, rowCount, groups }, made),
+        ],
+      });
+      for (const { row } of labelled) rowIds.add(row.id);
+    },
+    finish: async () => {
+      if (state.complete) return;
+      const { bringsFixedFiles } = plan;
+      const missing = [
+        ...(state.shards.length < tasks.length ? [`${tasks.length - state.shards.length} shards`] : []),
+        ...(bringsFixedFiles && description.tokenizer !== null && state.tokenizer.length === 0
+          ? ['the tokenizer files']
+          : []),
+        ...(bringsFixedFiles && description.labels.head && state.outputMatrix === null ? ['the output matrix'] : []),
+      ];
+      if (missing.length > 0) {
+        throw new StillhouseError({
+          code: 'CACHE_UNFINISHED',
+          where: folder,
+          problem: `the cache cannot be called complete without ${missing.join(', ')}`,
+        });
+      }
+      requireOpen();
+      await lock.requireHeld();
+      const done = { ...state, complete: true };
+      await plan.publish(done);
+      state = done;
+    },
+    close: async () => {
+      if (!isOpen) return;
+      isOpen = false;
+      await lock.release();
+    },
+  };
+}
+
+const sha256Of = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
+
+/** Moves `own` to `path`, unless another builder was first: then that file stays, and `own` goes. */
+async function publishFirst(own: string, path: string): Promise<void> {
+  try {
+    await link(own, path);
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    // A file system without hard links: the last one wins, with the same bytes on machines of the same kind.
+    if (code === 'EPERM' || code === 'ENOTSUP' || code === 'EOPNOTSUPP' || code === 'ENOSYS') return rename(own, path);
+    if (code !== 'EEXIST') throw explainWriteFailure(path, error);
+  }
+  await rm(own, { force: true });
+}
+
+/** The description of a cache that has only these groups of labels. */
+export function restrictLabels(description: CacheDescription, groups: readonly ShardGroup[]): CacheDescription {
+  const { topk, hidden, head } = description.labels;
+  const layers = hidden?.layers.filter((layer) => groups.includes(hiddenGroup(layer))) ?? [];
+  return {
+    ...description,
+    labels: {
+      ...description.labels,
+      topk: groups.includes('topk') ? topk : null,
+      hidden: hidden === null || layers.length === 0 ? null : { ...hidden, layers },
+      head,
+    },
+  };
+}
+
+const digests = (files: CacheManifest['tokenizer']) =>
+  Object.fromEntries(files.map((file) => [file.path, file.sha256]));
+
+function requireSameTokenizer(folder: string, have: readonly ListedFile[], asked: readonly ListedFile[]): void {
+  const differences = diffDescriptions(digests(have), digests(asked));
+  if (differences.length === 0) return;
+  throw new StillhouseError({
+    code: 'CACHE_CONFIG_MISMATCH',
+    where: folder,
+    problem: 'the cache has other tokenizer files',
+    got: differences.map(({ key }) => key).join(', '),
+    remedy: 'Run the command that began it, or choose another folder',
+  });
+}
+
+function refuseTokenizerFile(folder: string, name: string): never {
+  throw new StillhouseError({
+    code: 'CACHE_DESCRIPTION_INVALID',
+    where: `${folder}, tokenizer file ${JSON.stringify(name)}`,
+    problem: 'it cannot be kept in the cache',
+    expected: 'a plain file name, and a tokenizer in the description',
+  });
+}
+
+/** @param wanted the ids of the rows, where they are in the cache already */
+function refuseBadRows(
+  labelled: readonly LabelledRow[],
+  description: CacheDescription,
+  known: ReadonlySet<string>,
+  wanted: readonly string[] | undefined,
+): void {
+  const ids = new Set<string>();
+  for (const [i, row] of labelled.entries()) {
+    const { id } = row.row;
+    const isMisplaced = wanted === undefined ? known.has(id) || ids.has(id) : id !== wanted[i];
+    const misplaced = wanted === undefined ? 'another row has the same id' : `the cache has row ${wanted[i]} there`;
+    const [finding] = checkLabelledRow(row, description);
+    const problem = isMisplaced ? misplaced : finding && `${finding.group}: ${finding.problem}`;
+    if (problem !== undefined) {
+      throw new StillhouseError({ code: 'CACHE_ROW_INVALID', where: `row ${JSON.stringify(id)}`, problem });
+    }
+    ids.add(id);
+  }
+}
+
+function refuseMissingScale(description: CacheDescription, scales: ReadonlyMap<HiddenLayer, Float32Array>): void {
+  for (const layer of scaledLayers(description)) {
+    if (scales.has(layer)) continue;
+    throw new StillhouseError({
+      code: 'CACHE_SCALE_INVALID',
+      where: `channel RMS of ${hiddenGroup(layer)}`,
+      problem: 'it must be set before the first shard',
+    });
+  }
+}
