@@ -3,6 +3,7 @@
  * any language with an Arrow library by FORMAT.md.
  */
 
+export { type BuilderLock, lockForBuilding } from './builder-lock.ts';
 export { type CacheFiles, type FileStamp, type LocalFile, readStamp, sameStamp } from './cache-files.ts';
 export {
   type LabelSelection,
