@@ -1,9 +1,11 @@
-import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { hashFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
+import { type FileStamp, readStamp, sameStamp } from './file-stamp.ts';
 import type { ListedFile } from './manifest.ts';
 import { readPulledState } from './pulled-state.ts';
+
+export { type FileStamp, readStamp, sameStamp } from './file-stamp.ts';
 
 /** A file of a cache on this machine, with the content that the manifest says. */
 export interface LocalFile {
@@ -29,32 +31,6 @@ export interface CacheFiles {
   setIdleCloser?(closeIdle: () => Promise<boolean>): void;
   close(): Promise<void>;
 }
-
-/** What changes when a file's content does. The time of the last change of status cannot be set back by a program. */
-export interface FileStamp {
-  readonly sizeBytes: number;
-  readonly mtimeMs: number;
-  readonly ctimeMs: number;
-}
-
-/** @returns undefined if there is no file */
-export async function readStamp(path: string): Promise<FileStamp | undefined> {
-  try {
-    const { size, mtimeMs, ctimeMs } = await stat(path);
-    return { sizeBytes: size, mtimeMs, ctimeMs };
-  } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
-    if (code === 'ENOENT' || code === 'ENOTDIR') return undefined;
-    throw error;
-  }
-}
-
-export const sameStamp = (a: FileStamp | undefined, b: FileStamp | undefined): boolean =>
-  a !== undefined &&
-  b !== undefined &&
-  a.sizeBytes === b.sizeBytes &&
-  a.mtimeMs === b.mtimeMs &&
-  a.ctimeMs === b.ctimeMs;
 
 const REMEDY = 'Fetch the file again, or build the cache anew';
 

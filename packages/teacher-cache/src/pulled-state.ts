@@ -1,8 +1,8 @@
 import { access, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { writeFileAtomically } from '@stillhouse/durable-files';
-import type { FileStamp } from './cache-files.ts';
 import type { CacheGroup } from './description.ts';
+import type { FileStamp } from './file-stamp.ts';
 import { type CacheManifest, listFiles } from './manifest.ts';
 
 /** Beside the files of a pulled cache: which groups were left out, and what was hashed. Never part of the cache. */

@@ -1,0 +1,27 @@
+import { stat } from 'node:fs/promises';
+
+/** What changes when a file's content does. The time of the last change of status cannot be set back by a program. */
+export interface FileStamp {
+  readonly sizeBytes: number;
+  readonly mtimeMs: number;
+  readonly ctimeMs: number;
+}
+
+/** @returns undefined if there is no file */
+export async function readStamp(path: string): Promise<FileStamp | undefined> {
+  try {
+    const { size, mtimeMs, ctimeMs } = await stat(path);
+    return { sizeBytes: size, mtimeMs, ctimeMs };
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'ENOENT' || code === 'ENOTDIR') return undefined;
+    throw error;
+  }
+}
+
+export const sameStamp = (a: FileStamp | undefined, b: FileStamp | undefined): boolean =>
+  a !== undefined &&
+  b !== undefined &&
+  a.sizeBytes === b.sizeBytes &&
+  a.mtimeMs === b.mtimeMs &&
+  a.ctimeMs === b.ctimeMs;
