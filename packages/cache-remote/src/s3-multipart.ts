@@ -5,8 +5,8 @@ import {
   CreateMultipartUploadCommand,
   HeadObjectCommand,
   ListMultipartUploadsCommand,
+  ListPartsCommand,
   type Part,
-  paginateListParts,
   type S3Client,
   UploadPartCommand,
 } from '@aws-sdk/client-s3';
@@ -129,9 +129,15 @@ function listParts(
 ): Promise<ReadonlyMap<number, Part>> {
   return call(async (abortSignal) => {
     const parts = new Map<number, Part>();
-    for await (const { Parts = [] } of paginateListParts({ client }, { Bucket, Key, UploadId }, { abortSignal })) {
-      for (const part of Parts) parts.set(part.PartNumber!, part);
-    }
+    // By hand: the SDK's own paginator goes on for ever where storage names a next part that is not there.
+    let marker: string | undefined;
+    do {
+      const position = marker === undefined ? {} : { PartNumberMarker: marker };
+      const page = await client.send(new ListPartsCommand({ Bucket, Key, UploadId, ...position }), { abortSignal });
+      for (const part of page.Parts ?? []) parts.set(part.PartNumber!, part);
+      const next = page.IsTruncated === true ? page.NextPartNumberMarker : undefined;
+      marker = next === marker ? undefined : next;
+    } while (marker !== undefined);
     return parts;
   });
 }

@@ -40,7 +40,9 @@ export async function startFaultProxy(
     requests.push(`${key}${request.headers.range === undefined ? '' : ` ${request.headers.range}`}`);
     const fault = plan({ method: request.method!, path, nth });
     if (fault !== undefined) faults++;
-    const body = await collect(request);
+    const body = await collect(request).catch(() => undefined);
+    // The client is gone.
+    if (body === undefined) return;
     if (fault?.kind === 'flip-request' && body.length > fault.atByte) body[fault.atByte]! ^= 4;
     if (fault?.kind === 'reset') {
       request.socket.resetAndDestroy();
