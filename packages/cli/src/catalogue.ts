@@ -38,6 +38,27 @@ export const COMMANDS: readonly ListedCommand[] = [
     load: async () => (await import('./commands/cache-verify.ts')).cacheVerify,
   },
   {
+    name: 'cache merge',
+    summary: 'join the parts that several machines have built',
+    usage: 'CACHE [PARTS...] [options]',
+    hasRecipe: false,
+    load: async () => (await import('./commands/cache-merge.ts')).cacheMerge,
+  },
+  {
+    name: 'cache repair',
+    summary: 'compute anew what is damaged or missing, to the same bytes',
+    usage: 'CACHE [--teacher DIR] [--data FILE.jsonl,...] [options]',
+    hasRecipe: false,
+    load: async () => (await import('./commands/cache-repair.ts')).cacheRepair,
+  },
+  {
+    name: 'cache extend',
+    summary: 'add rows, labels, layers or a larger k to a cache without computing the rest again',
+    usage: 'CACHE (--in-place | --out DIR) [--teacher DIR] [--data FILE.jsonl] [options]',
+    hasRecipe: true,
+    load: async () => (await import('./commands/cache-extend.ts')).cacheExtend,
+  },
+  {
     name: 'cache export',
     summary: 'write a cache as Parquet for other tools',
     usage: 'CACHE --format parquet --out DIR [options]',

@@ -23,7 +23,10 @@ export async function runCommandLine(args: readonly string[], context: CommandCo
     if (loaded.argument !== undefined) {
       command.argument(`<${loaded.argument}>`, loaded.settings[loaded.argument]!.help);
     }
-    addFlags(command, loaded.settings, loaded.argument);
+    if (loaded.furtherArguments !== undefined) {
+      command.argument(`[${loaded.furtherArguments}...]`, loaded.settings[loaded.furtherArguments]!.help);
+    }
+    addFlags(command, loaded.settings, [loaded.argument, loaded.furtherArguments]);
     if (asked.hasRecipe) {
       command.option(
         '--recipe <FILE.json>',
@@ -50,7 +53,12 @@ export async function runCommandLine(args: readonly string[], context: CommandCo
 async function runCommand(command: Command, loaded: LoadedCommand, context: CommandContext): Promise<number> {
   const { json, recipe: recipePath } = command.opts<{ readonly json?: boolean; readonly recipe?: string }>();
   const flags = readFlags(command, loaded.settings);
-  const argument = loaded.argument === undefined ? {} : { [loaded.argument]: command.args[0] };
+  const argument = {
+    ...(loaded.argument === undefined ? {} : { [loaded.argument]: command.args[0] }),
+    ...(loaded.furtherArguments === undefined || command.args.length < 2
+      ? {}
+      : { [loaded.furtherArguments]: command.args.slice(1) }),
+  };
   const recipe =
     recipePath === undefined ? undefined : { path: recipePath, settings: await readRecipeFile(recipePath) };
   const settings = resolveWithRecipe(loaded.settings, { ...flags, ...argument }, recipe);

@@ -8,9 +8,9 @@ type Field = SettingsTable[string];
  * Gives a command one flag for each setting of a table, in kebab case. The flags have no default of their own: what
  * is not given stays open for the recipe.
  */
-export function addFlags(command: Command, table: SettingsTable, argument: string | undefined): void {
+export function addFlags(command: Command, table: SettingsTable, plain: readonly (string | undefined)[] = []): void {
   for (const [key, field] of Object.entries(table)) {
-    if (key === argument) continue;
+    if (plain.includes(key)) continue;
     const flag = flagOf(key);
     if (field.kind === 'boolean') {
       command.addOption(new Option(flag, describe(field)));

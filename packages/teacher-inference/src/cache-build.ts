@@ -1,31 +1,33 @@
-import { createReadStream } from 'node:fs';
-import { access, readFile } from 'node:fs/promises';
-import { totalmem } from 'node:os';
+import { access } from 'node:fs/promises';
 import { join } from 'node:path';
-import { describeParameters } from '@stillhouse/checkpoint';
-import { StillhouseError } from '@stillhouse/errors';
-import { type Engine, openEngine } from '@stillhouse/runtime';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import {
   type CachedRow,
   type CacheSize,
   type CacheWriter,
-  describeSize,
-  type LabelledRow,
-  labelPositions,
-  type OutputMatrixSource,
+  listUnfinishedParts,
+  mergeCache,
   openCacheWriter,
+  type Partition,
   readManifest,
+  type UnfinishedPart,
 } from '@stillhouse/teacher-cache';
-import type { Tokenizer } from '@stillhouse/tokenizer';
-import { type BuildInputs, openBuildInputs, type Teacher } from './build-inputs.ts';
-import { type BuildPlan, describePlan, matrixDtype } from './build-plan.ts';
-import { type BuildProgress, type ProgressTracker, trackProgress } from './build-progress.ts';
+import { type BuildInputs, openBuildInputs } from './build-inputs.ts';
+import { type BuildPlan, describePlan } from './build-plan.ts';
+import { type BuildProgress, trackProgress } from './build-progress.ts';
 import type { BuildSettings } from './build-settings.ts';
-import { createRowScorer } from './row-scorer.ts';
-import { checkWeightsFinite, createTeacherWeights, measureWeights, outputMatrixName } from './teacher-weights.ts';
+import { readOutputMatrix, readTokenizerFiles } from './fixed-files.ts';
+import { checkTeacher } from './known-teacher.ts';
+import { parsePartition } from './partition-setting.ts';
+import type { ScoringStep } from './row-scorer.ts';
+import { openTeacherSession, type TeacherSession } from './teacher-session.ts';
 
 export interface BuildStart extends BuildPlan {
-  /** Finished by earlier runs of the same command. */
+  /** null where the whole cache is built. */
+  readonly partition: Partition | null;
+  readonly shardsOfPartition: number;
+  /** Of these, finished by earlier runs of the same command. */
   readonly shardsDone: number;
   /** Where it is computed and why; null where nothing is. */
   readonly device: string | null;
@@ -41,8 +43,12 @@ export interface BuildEvents {
 
 export interface BuildResult {
   readonly out: string;
-  /** The cache was complete before; nothing was done. */
+  /** The cache, or the part, was complete before; nothing was done. */
   readonly wasComplete: boolean;
+  /** null where the whole cache was built. Then all counts are of the part. */
+  readonly partition: Partition | null;
+  /** The parts that are to be finished before the cache is there. */
+  readonly unfinishedParts: readonly UnfinishedPart[];
   readonly rows: number;
   readonly tokens: number;
   readonly labelPositions: number;
@@ -54,7 +60,8 @@ export interface BuildResult {
   readonly tokensPerSecond: number;
   readonly elapsedMs: number;
   readonly peakRssBytes: number;
-  readonly cacheDigest: string;
+  /** null as long as parts are missing. */
+  readonly cacheDigest: string | null;
 }
 
 /**
@@ -68,55 +75,75 @@ export interface BuildResult {
 export async function buildTeacherCache(settings: BuildSettings, events: BuildEvents = {}): Promise<BuildResult> {
   if (settings.dryRun) throw new TypeError('dryRun: call planBuild, this function builds');
   const startedAt = performance.now();
+  const partition = parsePartition(settings.partition);
   const inputs = await openBuildInputs(settings);
   try {
     // A cache that was begun has this teacher's digest, or is refused: its weights were checked then.
     if (inputs.teacher !== null && !(await isBegun(inputs.out))) await checkTeacher(inputs.teacher);
-    const { description, summary, out } = inputs;
-    const writer = await openCacheWriter(out, description, { totalRows: summary.rowCount });
+    const { description, summary, out, shards } = inputs;
+    const options = { totalRows: summary.rowCount, ...(partition === undefined ? {} : { partition }) };
+    const writer = await openCacheWriter(out, description, options);
+    const { completedShards, isComplete } = writer;
+    let tokensPerSecond = 0;
+    let size: CacheSize;
     try {
-      const { completedShards, isComplete } = writer;
-      const tokensPerSecond = isComplete ? 0 : await fillCache(settings, inputs, writer, events);
-      const plan = describePlan(inputs);
-      const manifest = await readManifest(out);
-      return {
-        out,
-        wasComplete: isComplete,
-        rows: plan.rows,
-        tokens: plan.tokens,
-        labelPositions: plan.labelPositions,
-        shards: plan.shards,
-        shardsDoneBefore: completedShards,
-        size: describeSize(manifest),
-        tokensPerSecond,
-        elapsedMs: performance.now() - startedAt,
-        peakRssBytes: process.resourceUsage().maxRSS * 1024,
-        cacheDigest: manifest.digest,
-      };
+      if (!isComplete) tokensPerSecond = await fillCache(settings, inputs, writer, events);
+      size = writer.size;
     } finally {
       await writer.close();
     }
+    const unfinishedParts = partition === undefined ? [] : await mergeWhenFinished(out);
+    const own = writer.shards.map((shard) => shards[shard]!);
+    const sum = (key: 'rows' | 'tokens' | 'positions') => own.reduce((total, shard) => total + shard[key], 0);
+    return {
+      out,
+      wasComplete: isComplete,
+      partition: partition ?? null,
+      unfinishedParts,
+      rows: sum('rows'),
+      tokens: sum('tokens'),
+      labelPositions: sum('positions'),
+      shards: writer.shards.length,
+      shardsDoneBefore: completedShards,
+      size,
+      tokensPerSecond,
+      elapsedMs: performance.now() - startedAt,
+      peakRssBytes: process.resourceUsage().maxRSS * 1024,
+      cacheDigest: unfinishedParts.length > 0 ? null : (await readManifest(out)).digest,
+    };
   } finally {
     await inputs.close();
   }
 }
 
-const isBegun = (out: string) =>
-  access(join(out, 'manifest.json')).then(
-    () => true,
+/** The last part to be finished merges them all. @returns the parts that are missing before that can be */
+async function mergeWhenFinished(out: string): Promise<readonly UnfinishedPart[]> {
+  const unfinished = await listUnfinishedParts(out);
+  if (unfinished.length > 0 && !(await isMerged(out))) return unfinished;
+  // Two parts that finish together see each other finished: one merges, the other waits for it.
+  for (;;) {
+    try {
+      await mergeCache(out);
+      return [];
+    } catch (error) {
+      if (!isStillhouseError(error, 'CACHE_IN_USE')) throw error;
+      await sleep(200);
+    }
+  }
+}
+
+const isMerged = (out: string) =>
+  readManifest(out).then(
+    ({ complete }) => complete,
     () => false,
   );
 
-function checkTeacher({ weights, config }: Teacher): Promise<void> {
-  return checkWeightsFinite(
-    weights,
-    describeParameters(config).map(({ name }) => name),
-  );
+async function isBegun(out: string): Promise<boolean> {
+  const tries = await Promise.allSettled(['manifest.json', 'parts/plan.json'].map((name) => access(join(out, name))));
+  return tries.some(({ status }) => status === 'fulfilled');
 }
 
-type Score = (rows: readonly CachedRow[], shard: number) => Promise<readonly LabelledRow[]>;
-
-/** @returns tokens per second */
+/** Fills what is missing. @returns tokens per second */
 async function fillCache(
   settings: BuildSettings,
   inputs: BuildInputs,
@@ -124,70 +151,69 @@ async function fillCache(
   events: BuildEvents,
 ): Promise<number> {
   const { teacher, tokenizer, shards, description } = inputs;
-  const start = { ...describePlan(inputs), shardsDone: writer.completedShards };
-  if (tokenizer !== null && !writer.hasTokenizerFiles) await putTokenizer(writer, tokenizer);
+  if (tokenizer !== null && !writer.hasTokenizerFiles) {
+    await writer.putTokenizerFiles(await readTokenizerFiles(tokenizer));
+  }
   if (teacher !== null && description.labels.head && !writer.hasOutputMatrix) {
     await writer.putOutputMatrix(readOutputMatrix(teacher));
   }
-  const { device, threads } = settings;
-  const engine = teacher === null ? null : await openEngine({ device, ...(threads === undefined ? {} : { threads }) });
+  const session = await openTeacherSession(teacher, settings);
   try {
-    const keepAll = teacher !== null && measureWeights(teacher.config) <= residentBudget();
     events.onPlan?.({
-      ...start,
-      device: engine && `${engine.device} (${engine.deviceReason})`,
-      weights: teacher && (keepAll ? 'resident' : 'streamed'),
+      ...describePlan(inputs),
+      shardsDone: writer.completedShards,
+      partition: parsePartition(settings.partition) ?? null,
+      shardsOfPartition: writer.shards.length,
+      device: session.device,
+      weights: session.weights,
     });
-    const progress = trackProgress(teacher?.config ?? null, shards, writer.completedShards);
-    const score =
-      teacher === null
-        ? (rows: readonly CachedRow[]) => Promise.resolve(rows.map((row) => withoutLabels(row, settings.positions)))
-        : await prepareScoring(engine!, settings, inputs, teacher, { writer, keepAll, progress, events });
-    await writeShards(inputs, writer, score, (shard) => {
+    const own = writer.shards.map((shard) => shards[shard]!);
+    const progress = trackProgress(teacher?.config ?? null, own, writer.completedShards);
+    await calibrate(inputs, writer, session);
+    await writeShards(inputs, writer, session, {
       // Counted whether or not anyone listens.
-      const done = progress.finishShard(shard);
-      events.onProgress?.(done);
+      onStep: (place, step) => {
+        const done = progress.step(place, step);
+        events.onProgress?.(done);
+      },
+      onShard: (place) => {
+        const done = progress.finishShard(place);
+        events.onProgress?.(done);
+      },
     });
     return progress.tokensPerSecond;
   } finally {
-    await engine?.close();
+    await session.close();
   }
 }
 
-const withoutLabels = (row: CachedRow, positions: BuildSettings['positions']): LabelledRow => ({
-  row,
-  positions: labelPositions(row.lossMask, positions),
-});
-
-async function prepareScoring(
-  engine: Engine,
-  { batchTokens, positions }: BuildSettings,
-  { description }: BuildInputs,
-  { config, weights: source }: Teacher,
-  run: {
-    readonly writer: CacheWriter;
-    readonly keepAll: boolean;
-    readonly progress: ProgressTracker;
-    readonly events: BuildEvents;
-  },
-): Promise<Score> {
-  const weights = createTeacherWeights(engine, source, config, { keepAll: run.keepAll });
-  const scorer = await createRowScorer(engine, config, weights, { labels: description.labels, positions, batchTokens });
-  return (rows, shard) =>
-    scorer.score(rows, run.writer, (step) => {
-      const done = run.progress.step(shard, step);
-      run.events.onProgress?.(done);
-    });
+/**
+ * What is measured on the first shard, for a partition that does not have it: taken from the folder, or else measured by
+ * scoring that shard too, to the same numbers.
+ */
+async function calibrate(inputs: BuildInputs, writer: CacheWriter, session: TeacherSession): Promise<void> {
+  const next = writer.shards[writer.completedShards];
+  if (next === undefined || next === 0 || (await writer.adoptCalibration())) return;
+  const [, end] = writer.shardRange(0);
+  const rows: CachedRow[] = [];
+  for await (const row of inputs.rows((number) => number < end)) rows.push(row);
+  await session.score(rows, inputs.description.labels, writer);
 }
 
 async function writeShards(
   inputs: BuildInputs,
   writer: CacheWriter,
-  score: Score,
-  onShard: (shard: number) => void,
+  session: TeacherSession,
+  events: {
+    readonly onStep: (place: number, step: ScoringStep) => void;
+    readonly onShard: (place: number) => void;
+  },
 ): Promise<void> {
-  const rows = inputs.rows(writer.shardRange(writer.completedShards)[0]);
-  for (let shard = writer.completedShards; shard < writer.shardCount; shard++) {
+  const { rowsPerShard, labels } = inputs.description;
+  const ahead = new Set(writer.shards.slice(writer.completedShards));
+  const rows = inputs.rows((row) => ahead.has(Math.floor(row / rowsPerShard)));
+  for (let place = writer.completedShards; place < writer.shards.length; place++) {
+    const shard = writer.shards[place]!;
     const [first, end] = writer.shardRange(shard);
     const members: CachedRow[] = [];
     while (members.length < end - first) {
@@ -195,8 +221,9 @@ async function writeShards(
       if (done) refuseChangedData(inputs);
       members.push(value);
     }
-    await writer.writeShard(shard, await score(members, shard));
-    onShard(shard);
+    const labelled = await session.score(members, labels, writer, (step) => events.onStep(place, step));
+    await writer.writeShard(shard, labelled, session.settings);
+    events.onShard(place);
   }
   if ((await inputs.hashData()) !== inputs.description.data.sha256) refuseChangedData(inputs);
   await writer.finish();
@@ -209,42 +236,4 @@ function refuseChangedData({ description, out }: BuildInputs): never {
     problem: 'the data file changed while its rows were scored',
     remedy: `Delete ${out}, which may hold rows of both, and build it anew`,
   });
-}
-
-async function putTokenizer(writer: CacheWriter, { files }: Tokenizer): Promise<void> {
-  const contents = files.map(async ({ name, path }) => ({ name, bytes: await readFile(path) }));
-  await writer.putTokenizerFiles(await Promise.all(contents));
-}
-
-/** The output matrix as the teacher stores it, read as it is written. */
-function readOutputMatrix({ config, weights }: Teacher): OutputMatrixSource {
-  const name = outputMatrixName(config);
-  const { dtype, file, offsetBytes, sizeBytes } = weights.tensors.get(name)!;
-  const asStored = createReadStreamOf(file, offsetBytes, sizeBytes);
-  return {
-    dtype: matrixDtype(dtype),
-    rows: config.vocabSize,
-    columns: config.hiddenSize,
-    // The cache has no float64.
-    chunks: dtype === 'float64' ? readAsFloat32(weights, name) : asStored,
-  };
-}
-
-async function* createReadStreamOf(file: string, start: number, sizeBytes: number): AsyncGenerator<Uint8Array> {
-  yield* createReadStream(file, { start, end: start + sizeBytes - 1, highWaterMark: 4 << 20 });
-}
-
-async function* readAsFloat32(weights: Teacher['weights'], name: string): AsyncGenerator<Uint8Array> {
-  yield new Uint8Array((await weights.readFloat32(name)).buffer);
-}
-
-/**
- * Weights stay in memory when they take at most this much. Reading a layer again costs a few percent of what it takes
- * to compute it for a shard of some thousand tokens, so only small teachers are worth the memory.
- */
-const RESIDENT_SHARE = 0.1;
-
-function residentBudget(): number {
-  const limit = process.constrainedMemory() ?? 0;
-  return RESIDENT_SHARE * (limit > 0 ? Math.min(limit, totalmem()) : totalmem());
 }

@@ -1,4 +1,4 @@
-import type { CacheSize } from '@stillhouse/teacher-cache';
+import { type CacheSize, printPartition } from '@stillhouse/teacher-cache';
 import {
   BUILD_SETTINGS,
   type BuildPlan,
@@ -7,6 +7,7 @@ import {
   type BuildSettings,
   type BuildStart,
   buildTeacherCache,
+  findPartition,
   planBuild,
 } from '@stillhouse/teacher-inference';
 import { type CommandContext, defineCommand, type Outcome } from '../command.ts';
@@ -26,27 +27,41 @@ async function plan(settings: BuildSettings): Promise<Outcome> {
 
 async function build(settings: BuildSettings, context: CommandContext): Promise<Outcome> {
   let progress: Progress | undefined;
-  const result = await buildTeacherCache(settings, {
-    onPlan: (start) => context.note(printStart(start)),
-    onProgress: (now) => {
-      progress ??= context.openProgress({ label: 'cache build', unit: 'tokens', total: now.tokens });
-      progress.update({
-        done: Math.round(now.tokensDone),
-        pace: {
-          tokensPerSecond: now.tokensPerSecond,
-          leftMs: now.etaSeconds === null ? null : now.etaSeconds * 1000,
-        },
-        note: printStage(now),
-      });
+  const found = settings.partition === undefined ? findPartition(process.env) : undefined;
+  if (found !== undefined) context.note(`cache build: partition ${found.setting}, by ${found.source}`);
+  const partition = settings.partition ?? found?.setting;
+  const result = await buildTeacherCache(
+    { ...settings, partition },
+    {
+      onPlan: (start) => context.note(printStart(start)),
+      onProgress: (now) => {
+        progress ??= context.openProgress({ label: 'cache build', unit: 'tokens', total: now.tokens });
+        progress.update({
+          done: Math.round(now.tokensDone),
+          pace: {
+            tokensPerSecond: now.tokensPerSecond,
+            leftMs: now.etaSeconds === null ? null : now.etaSeconds * 1000,
+          },
+          note: printStage(now),
+        });
+      },
     },
-  });
+  );
   progress?.stop();
-  return { result, summary: printResult(result), recipeFile: recipeBeside(result.out) };
+  // Parts that run at the same time would write the same file: the first does.
+  const writesRecipe = result.partition === null || result.partition.index === 1;
+  return {
+    result,
+    summary: printResult(result),
+    ...(writesRecipe ? { recipeFile: recipeBeside(result.out) } : {}),
+  };
 }
 
-function printStart({ rows, tokens, shards, shardsDone, device, weights, size, truncatedRows }: BuildStart): string {
+function printStart(start: BuildStart): string {
+  const { rows, tokens, shards, shardsDone, shardsOfPartition, device, weights, size, truncatedRows } = start;
   const parts = [
     `cache build: ${printCount(rows)} rows (${printCount(tokens)} tokens) in ${printCount(shards)} shards`,
+    start.partition === null ? undefined : `${printCount(shardsOfPartition)} of them in this part`,
     shardsDone === 0 ? undefined : `${printCount(shardsDone)} of them done before`,
     truncatedRows === 0 ? undefined : `${printCount(truncatedRows)} rows cut`,
     `about ${printBytes(size.totalBytes)}`,
@@ -83,9 +98,17 @@ function printPlan(plan: BuildPlan): string {
   ]);
 }
 
+function printParts({ partition, unfinishedParts }: BuildResult): string | undefined {
+  if (partition === null) return undefined;
+  const name = printPartition(partition);
+  if (unfinishedParts.length === 0) return `${name}, all parts are merged`;
+  return `${name}, not finished yet: ${unfinishedParts.map((part) => printPartition(part.partition)).join(', ')}`;
+}
+
 function printResult(result: BuildResult): string {
   return printPairs([
     ['cache', result.wasComplete ? `${result.out} (was complete already)` : result.out],
+    ['part', printParts(result)],
     ['rows', printCount(result.rows)],
     ['tokens', printCount(result.tokens)],
     ['labels at', `${printCount(result.labelPositions)} positions`],
@@ -93,6 +116,6 @@ function printResult(result: BuildResult): string {
     ...printGroups(result.size),
     ['speed', result.wasComplete ? undefined : `${printCount(result.tokensPerSecond)} tokens/s`],
     ['peak memory', printBytes(result.peakRssBytes)],
-    ['digest', result.cacheDigest],
+    ['digest', result.cacheDigest ?? undefined],
   ]);
 }

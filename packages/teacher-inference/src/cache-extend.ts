@@ -1,0 +1,311 @@
+import { basename } from 'node:path';
+import { hashFile } from '@stillhouse/durable-files';
+import { StillhouseError } from '@stillhouse/errors';
+import { requireSetting } from '@stillhouse/settings';
+import {
+  type CacheDescription,
+  type CachedRow,
+  type CacheExtension,
+  type CacheManifest,
+  type CacheSize,
+  type DataIdentity,
+  describeSize,
+  openCache,
+  openCacheExtension,
+  readManifest,
+} from '@stillhouse/teacher-cache';
+import type { Tokenizer } from '@stillhouse/tokenizer';
+import {
+  countShards,
+  encodeRows,
+  everyRow,
+  identifyGenerator,
+  type ShardCounts,
+  type Teacher,
+} from './build-inputs.ts';
+import { type BuildProgress, trackProgress } from './build-progress.ts';
+import type { EncodedRow } from './encode-rows.ts';
+import { asBuildSettings, type ExtendSettings, extendLabels } from './extend-settings.ts';
+import { readOutputMatrix } from './fixed-files.ts';
+import { openKnownTeacher, openKnownTokenizer } from './known-teacher.ts';
+import { summariseRows } from './row-summary.ts';
+import { openTeacherSession } from './teacher-session.ts';
+
+export interface ExtendEvents {
+  /** Once, before the first row is scored; not where there is nothing to do. */
+  readonly onPlan?: (start: ExtendStart) => void;
+  readonly onProgress?: (progress: BuildProgress) => void;
+}
+
+export interface ExtendStart {
+  readonly labels: CacheDescription['labels'];
+  readonly rowsAdded: number;
+  /** Shards that get something, and how many of these earlier runs have finished. */
+  readonly shards: number;
+  readonly shardsDone: number;
+  readonly device: string | null;
+}
+
+export interface ExtendResult {
+  readonly out: string;
+  /** The cache had all of this before; nothing was done. */
+  readonly wasComplete: boolean;
+  readonly rowsAdded: number;
+  readonly rows: number;
+  readonly labels: CacheDescription['labels'];
+  readonly size: CacheSize;
+  readonly tokensPerSecond: number;
+  readonly elapsedMs: number;
+  readonly formerDigest: string;
+  readonly cacheDigest: string;
+}
+
+/**
+ * Adds to a cache what it lacks of what is asked for: rows of a further data file, labels, layers, a larger k. Only that
+ * is computed; every other file stays as it is. A cache that has all of it already is left alone.
+ * @throws StillhouseError SETTING_MISSING, EXTEND_PLACE, TEACHER_MISMATCH, TOKENIZER_MISMATCH, ROW_ID_DUPLICATE,
+ *   DATA_CHANGED, and those of `openCacheExtension`, `openBuildInputs`, `RowScorer.score`
+ */
+export async function extendTeacherCache(settings: ExtendSettings, events: ExtendEvents = {}): Promise<ExtendResult> {
+  const startedAt = performance.now();
+  const cache = requireSetting(settings, 'cache', 'CACHE');
+  const out = resolvePlace(settings, cache);
+  const base = await readManifest(cache);
+  const labels = extendLabels(base.description.labels, settings);
+  const added = await readAddedRows(settings, base);
+  const inputs = await openExtendInputs(settings, cache, base, labels, added);
+  try {
+    const { furtherData = [] } = base.description;
+    const description: CacheDescription = {
+      ...base.description,
+      teacher: inputs.identity,
+      labels,
+      ...(added === undefined ? {} : { furtherData: [...furtherData, added.identity] }),
+    };
+    const rowsAdded = inputs.shards.reduce((sum, { rows }) => sum + rows, 0);
+    const totalRows = base.rows.planned + rowsAdded;
+    const identified = added === undefined ? description : withRowCount(description, rowsAdded);
+    const generator = await identifyGenerator();
+    const extension = await openCacheExtension({ cache, out, description: identified, totalRows, generator });
+    const { isComplete } = extension.writer;
+    let tokensPerSecond = 0;
+    try {
+      if (!isComplete) {
+        tokensPerSecond = await fillExtension(settings, base, { ...inputs, added, rowsAdded }, extension, events);
+      }
+    } finally {
+      await extension.close();
+    }
+    const manifest = await readManifest(out);
+    return {
+      out,
+      wasComplete: isComplete,
+      rowsAdded,
+      rows: manifest.rows.stored,
+      labels: manifest.description.labels,
+      size: describeSize(manifest),
+      tokensPerSecond,
+      elapsedMs: performance.now() - startedAt,
+      formerDigest: base.digest,
+      cacheDigest: manifest.digest,
+    };
+  } finally {
+    await inputs.teacher?.weights.close();
+  }
+}
+
+function resolvePlace({ out, inPlace }: ExtendSettings, cache: string): string {
+  if ((out === undefined) !== inPlace) {
+    throw new StillhouseError({
+      code: 'EXTEND_PLACE',
+      where: 'cache extend',
+      problem: 'it is not said where the extended cache goes',
+      expected: 'either --out DIR or --in-place',
+      got: inPlace ? 'both' : 'neither',
+    });
+  }
+  return out ?? cache;
+}
+
+type AddedData = DataIdentity & { readonly limit: number | null };
+
+interface AddedRows {
+  readonly data: string;
+  readonly identity: AddedData;
+}
+
+/** The data file, unless the cache has its rows already. */
+async function readAddedRows(
+  { data, limit }: ExtendSettings,
+  { description }: CacheManifest,
+): Promise<AddedRows | undefined> {
+  if (data === undefined) return undefined;
+  const { sha256 } = await hashFile(data).catch((cause: NodeJS.ErrnoException) => {
+    throw new StillhouseError({
+      code: 'DATA_NOT_READABLE',
+      where: data,
+      problem: cause.code === 'ENOENT' ? 'there is no such file' : `the data file cannot be read (${cause.code})`,
+      remedy: 'Check the path given with --data',
+      cause,
+    });
+  });
+  const known = [{ ...description.data, limit: description.limit }, ...(description.furtherData ?? [])];
+  if (known.some((one) => one.sha256 === sha256 && one.limit === (limit ?? null))) return undefined;
+  return { data, identity: { sha256, name: basename(data), rowCount: 0, limit: limit ?? null } };
+}
+
+/** The number of rows is known only once they are read. */
+function withRowCount(description: CacheDescription, rowCount: number): CacheDescription {
+  const further = description.furtherData!;
+  return { ...description, furtherData: [...further.slice(0, -1), { ...further.at(-1)!, rowCount }] };
+}
+
+interface ExtendInputs {
+  /** null where no labels are computed. */
+  readonly teacher: Teacher | null;
+  readonly identity: CacheDescription['teacher'];
+  readonly tokenizer: Tokenizer | null;
+  /** Of the rows that are added. */
+  readonly shards: readonly ShardCounts[];
+}
+
+async function openExtendInputs(
+  settings: ExtendSettings,
+  cache: string,
+  base: CacheManifest,
+  labels: CacheDescription['labels'],
+  added: AddedRows | undefined,
+): Promise<ExtendInputs> {
+  const { description } = base;
+  const isLabelled = labels.topk !== null || labels.hidden !== null;
+  const isMore = JSON.stringify(labels) !== JSON.stringify(description.labels);
+  const opened =
+    isLabelled && (isMore || added !== undefined)
+      ? await openKnownTeacher(requireSetting(settings, 'teacher', 'DIR'), labels, description.teacher)
+      : undefined;
+  const teacher = opened?.teacher ?? null;
+  try {
+    const folders = { tokenizer: settings.tokenizer, teacher: settings.teacher };
+    const tokenizer =
+      added === undefined || description.tokenizer === null
+        ? null
+        : await openKnownTokenizer(cache, description.tokenizer, folders);
+    const shards: { rows: number; tokens: number; positions: number }[] = [];
+    if (added !== undefined) {
+      const rows = encodeAdded(settings, base, added, teacher, tokenizer);
+      await summariseRows(countShards(await refuseKnownRows(cache, added.data, rows), description, shards));
+    }
+    return { teacher, identity: opened?.identity ?? description.teacher, tokenizer, shards };
+  } catch (error) {
+    await teacher?.weights.close();
+    throw error;
+  }
+}
+
+function encodeAdded(
+  { limit }: ExtendSettings,
+  { description }: CacheManifest,
+  { data }: AddedRows,
+  teacher: Teacher | null,
+  tokenizer: Tokenizer | null,
+  isWanted: (row: number) => boolean = everyRow,
+): AsyncGenerator<EncodedRow> {
+  const maxLength = description.maxLength ?? undefined;
+  return encodeRows({ limit, maxLength }, data, teacher, tokenizer, isWanted);
+}
+
+async function refuseKnownRows(
+  cache: string,
+  data: string,
+  rows: AsyncGenerator<EncodedRow>,
+): Promise<AsyncGenerator<EncodedRow>> {
+  const opened = await openCache(cache, { groups: ['rows'] });
+  const known = new Set(opened.rowIds);
+  await opened.close();
+  return (async function* () {
+    for await (const row of rows) {
+      if (known.has(row.id)) {
+        throw new StillhouseError({
+          code: 'ROW_ID_DUPLICATE',
+          where: `${data}, line ${row.line}`,
+          problem: `the cache has a row with the id ${JSON.stringify(row.id)} already`,
+          expected: 'an id of its own for every row',
+          remedy: 'Leave out the rows that the cache has, or rename them',
+        });
+      }
+      yield row;
+    }
+  })();
+}
+
+/** @returns tokens per second */
+async function fillExtension(
+  settings: ExtendSettings,
+  base: CacheManifest,
+  inputs: ExtendInputs & { readonly added: AddedRows | undefined; readonly rowsAdded: number },
+  extension: CacheExtension,
+  events: ExtendEvents,
+): Promise<number> {
+  const { teacher, tokenizer, added, shards, rowsAdded } = inputs;
+  const { writer } = extension;
+  const { labels, positions } = writer.description;
+  if (teacher !== null && labels.head && !writer.hasOutputMatrix) {
+    await writer.putOutputMatrix(readOutputMatrix(teacher));
+  }
+  const session = await openTeacherSession(teacher, { ...asBuildSettings(settings), positions });
+  try {
+    events.onPlan?.({
+      labels,
+      rowsAdded,
+      shards: writer.shards.length,
+      shardsDone: writer.completedShards,
+      device: session.device,
+    });
+    const former = base.shards.map((shard) => ({
+      rows: shard.rowCount,
+      tokens: shard.tokenCount,
+      positions: shard.positionCount,
+    }));
+    const counts = writer.shards.map((shard) => [...former, ...shards][shard]!);
+    const progress = trackProgress(teacher?.config ?? null, counts, writer.completedShards);
+    const ahead = writer.shards.slice(writer.completedShards).find((shard) => shard >= base.shards.length);
+    const firstNew = ahead === undefined ? Infinity : writer.shardRange(ahead)[0] - base.rows.planned;
+    const newRows = added && encodeAdded(settings, base, added, teacher, tokenizer, (row) => row >= firstNew);
+    for (let place = writer.completedShards; place < writer.shards.length; place++) {
+      const shard = writer.shards[place]!;
+      const [first, end] = writer.shardRange(shard);
+      const rows = (await extension.readFormerRows(shard)) ?? (await takeRows(newRows!, end - first, added!.data));
+      const labelled = await session.score(rows, extension.labelsOf(shard), writer, (step) => {
+        const done = progress.step(place, step);
+        events.onProgress?.(done);
+      });
+      await writer.writeShard(shard, labelled, session.settings);
+      const done = progress.finishShard(place);
+      events.onProgress?.(done);
+    }
+    if (added !== undefined && (await hashFile(added.data)).sha256 !== added.identity.sha256) refuseChange(added.data);
+    await writer.finish();
+    return progress.tokensPerSecond;
+  } finally {
+    await session.close();
+  }
+}
+
+async function takeRows(rows: AsyncGenerator<EncodedRow>, count: number, data: string): Promise<readonly CachedRow[]> {
+  const taken: CachedRow[] = [];
+  while (taken.length < count) {
+    const { done, value } = await rows.next();
+    if (done) refuseChange(data);
+    taken.push(value);
+  }
+  return taken;
+}
+
+function refuseChange(data: string): never {
+  throw new StillhouseError({
+    code: 'DATA_CHANGED',
+    where: data,
+    problem: 'the data file changed while its rows were scored',
+    remedy: 'Delete the unfinished extension, extend.json in the folder of the cache, and extend again',
+  });
+}
