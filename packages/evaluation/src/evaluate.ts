@@ -1,11 +1,12 @@
 import { stat } from 'node:fs/promises';
+import { openCacheAt } from '@stillhouse/cache-remote';
 import { type ModelConfig, openModelWeights, readModelConfig } from '@stillhouse/checkpoint';
 import { createGenerator, type DecoderOnDevice, loadDecoder } from '@stillhouse/decoder';
 import { writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { checkModelTokenizer } from '@stillhouse/objectives';
 import { type Engine, openEngine } from '@stillhouse/runtime';
-import { openCache, type TeacherCache } from '@stillhouse/teacher-cache';
+import type { TeacherCache } from '@stillhouse/teacher-cache';
 import { openTokenizer } from '@stillhouse/tokenizer';
 import type { EvaluationSettings } from './evaluation-settings.ts';
 import { type ExactMatchFigures, encodeQuestions, evaluateExactMatch, findStopIds } from './exact-match.ts';
@@ -147,7 +148,7 @@ async function withModel<Figures>(
 
 async function runKd(settings: EvaluationSettings, events: EvaluationEvents): Promise<KdResult> {
   const folder = requireSetting(settings, 'model');
-  const cache = await openCache(requireSetting(settings, 'cache'));
+  const cache = await openCacheAt(requireSetting(settings, 'cache'));
   try {
     return await evaluateOnCache(settings, folder, cache, events);
   } finally {

@@ -9,13 +9,14 @@ import {
   readModelConfig,
   type TensorSource,
 } from '@stillhouse/checkpoint';
+import { openCacheAt } from '@stillhouse/cache-remote';
 import { writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { checkModelTokenizer } from '@stillhouse/objectives';
 import type { Engine } from '@stillhouse/runtime';
 import { openEngine } from '@stillhouse/runtime';
 import { requireSetting } from '@stillhouse/settings';
-import { openCache, type TeacherCache } from '@stillhouse/teacher-cache';
+import type { TeacherCache } from '@stillhouse/teacher-cache';
 import { measureActivations } from './activation-store.ts';
 import type { DataPosition } from './data-order.ts';
 import { learningRateAt } from './learning-rate.ts';
@@ -68,7 +69,7 @@ function requirePaths(settings: TrainingSettings): RunSettings {
  */
 export async function trainStudent(given: TrainingSettings, events: TrainingEvents = {}): Promise<TrainingResult> {
   const settings = requirePaths(given);
-  const cache = await openCache(settings.cache);
+  const cache = await openCacheAt(settings.cache);
   const config = await readModelConfig(settings.student);
   const weights = await openModelWeights(settings.student, config);
   try {
