@@ -1,6 +1,7 @@
 import { access, mkdir } from 'node:fs/promises';
 import { totalmem } from 'node:os';
 import { join } from 'node:path';
+import { openCacheAt } from '@stillhouse/cache-remote';
 import {
   assertFinite,
   describeParameters,
@@ -9,7 +10,6 @@ import {
   readModelConfig,
   type TensorSource,
 } from '@stillhouse/checkpoint';
-import { openCacheAt } from '@stillhouse/cache-remote';
 import { writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { checkModelTokenizer } from '@stillhouse/objectives';

@@ -160,7 +160,9 @@ async function makeCache(
       where: folder,
       problem: `${group} is not in this cache${exists ? ' as it was opened' : ''}`,
       got: `the groups ${[...groups].sort().join(', ')}`,
-      remedy: exists ? 'Bring that group with `stillhouse cache pull --groups`, or choose labels that do without' : 'Build a cache with that label, or train on another',
+      remedy: exists
+        ? 'Bring that group with `stillhouse cache pull --groups`, or choose labels that do without'
+        : 'Build a cache with that label, or train on another',
     });
   };
   const unknownRow = (name: string) =>
