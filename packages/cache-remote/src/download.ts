@@ -19,6 +19,8 @@ class WrongContent extends Error {
 /**
  * Fetches the content of a listed file into `target`. What stands there already, from a try that was broken off, is hashed
  * again and continued. Never writes more than the file's size.
+ * @param options.isDurable false where the content is hashed again before it is believed, so that it need not survive a
+ *   power cut
  * @param onBytes told of bytes gained, and with a negative number of bytes thrown away
  * @throws StillhouseError REMOTE_FILE_MISSING, REMOTE_FILE_DAMAGED, REMOTE_TRANSFER_FAILED, DISK_FULL, NOT_WRITABLE, all
  *   naming the file
@@ -29,6 +31,7 @@ export async function downloadBlob(
   target: string,
   { policy, signal }: ReadContext,
   onBytes: (count: number) => void,
+  { isDurable = true }: { readonly isDurable?: boolean } = {},
 ): Promise<void> {
   const where = `${store.where}, ${file.path}`;
   const guardWrite = async <T>(work: () => Promise<T>): Promise<T> => {
@@ -87,7 +90,7 @@ export async function downloadBlob(
         const sha256 = state.hash.copy().digest('hex');
         if (sha256 !== file.sha256) throw new WrongContent(`it has sha256 ${sha256}`);
         if ((await handle.stat()).size !== file.sizeBytes) throw new WrongContent('another process wrote to it');
-        await guardWrite(() => handle.sync());
+        if (isDurable) await guardWrite(() => handle.sync());
         return;
       } catch (fault) {
         if (!(fault instanceof WrongContent)) {

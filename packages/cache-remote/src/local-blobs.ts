@@ -63,8 +63,9 @@ export function openLocalBlobs(
   };
 
   const usedBytes = async () => {
-    const here = (await listBlobs()).reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
-    return [...reserved.values()].reduce((sum, sizeBytes) => sum + sizeBytes, here);
+    // Before the folder is looked at: a file that arrives in between counts twice rather than not at all.
+    const expected = [...reserved.values()].reduce((sum, sizeBytes) => sum + sizeBytes, 0);
+    return (await listBlobs()).reduce((sum, { sizeBytes }) => sum + sizeBytes, expected);
   };
 
   /** Takes the oldest contents away until so much more fits, then reserves it. */

@@ -102,7 +102,7 @@ function streamFiles(
   const blobs = openLocalBlobs(
     folder,
     limitBytes,
-    (file, path) => downloadBlob(store, file, path, context, () => {}),
+    (file, path) => downloadBlob(store, file, path, context, () => {}, { isDurable: false }),
     () => closeIdle(),
   );
   return {
