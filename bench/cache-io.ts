@@ -98,7 +98,7 @@ try {
   const cachePath = join(folder, 'cache');
   const write = async () => {
     const writer = await openCacheWriter(cachePath, description, { totalRows: ROWS });
-    await writer.setChannelRms('final', new Float32Array(WIDTH).fill(1));
+    await writer.setScale('final', new Float32Array(WIDTH).fill(1));
     for (let index = 0; index < writer.shardCount; index++) {
       await writer.writeShard(index, rows.slice(...writer.shardRange(index)));
     }

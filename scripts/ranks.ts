@@ -41,6 +41,7 @@ export const libraryOwners: Readonly<Record<string, readonly string[]>> = {
   '@huggingface/jinja': ['tokenizer'],
   'apache-arrow': ['teacher-cache'],
   '@hpcc-js/wasm-zstd': ['teacher-cache'],
+  'ml-matrix': ['teacher-inference'],
   hyparquet: ['cache-exchange'],
   'hyparquet-writer': ['cache-exchange'],
   '@aws-sdk/client-s3': ['cache-remote'],

@@ -48,10 +48,10 @@ export async function createKdRunner(
   const { config, float } = model;
   const { vocabSize, soft } = labels;
   const isFull = soft.kind === 'full';
-  const { hidden, topk } = cache.description.labels;
+  const { topk } = cache.description.labels;
   const forward = await compileForwardPrograms(engine, config, float);
   const program = await compileGraph(engine, kdGraph(labels, config, temperatures, float));
-  const channelRms = isFull && hidden?.dtype === 'int8' ? await cache.channelRms('final') : undefined;
+  const hiddenScale = isFull ? await cache.hiddenScale('final') : undefined;
   const teacherHead = isFull
     ? engine.upload(
         await cache.readOutputMatrix(),
@@ -77,7 +77,7 @@ export async function createKdRunner(
         temperatures: topk?.temperatures ?? [],
         vocabSize,
         float,
-        ...(channelRms === undefined ? {} : { channelRms }),
+        ...(hiddenScale === undefined ? {} : { hiddenScale }),
       });
     const first = at(temperatures[0]!);
     if (soft.kind === 'full') return first;

@@ -1,5 +1,5 @@
 import type { FloatDtype } from '@stillhouse/onnx-graph';
-import { dequantiseHidden, type LabelledRow } from '@stillhouse/teacher-cache';
+import { dequantiseHidden, type HiddenCodebook, type HiddenScale, type LabelledRow } from '@stillhouse/teacher-cache';
 import { ABSENT_LOGPROB } from './label-distributions.ts';
 import type { Objective } from './loss-graph.ts';
 
@@ -29,8 +29,8 @@ export interface LabelOptions {
   readonly temperature: number;
   /** The cache's grid of temperatures; needed for `tail`. */
   readonly temperatures: readonly number[];
-  /** RMS of each channel of the final hidden state, for int8. */
-  readonly channelRms?: Float32Array;
+  /** What the final hidden states are decoded with, for int8 and coded. */
+  readonly hiddenScale?: HiddenScale;
   /** Ids from here on are left out of the student's vocabulary: their mass goes to the tail. */
   readonly vocabSize: number;
   readonly float: FloatDtype;
@@ -84,12 +84,13 @@ function floats(float: FloatDtype, length: number): FloatArray {
 function collectFinalHidden(
   labelled: readonly LabelledRow[],
   targets: readonly Target[],
-  { channelRms, float }: LabelOptions,
+  { hiddenScale, float }: LabelOptions,
 ) {
   const dequantised = labelled.map(({ row, hidden }) => {
     const labels = hidden?.get('final');
     if (labels === undefined) throw new Error(`row ${row.id} was read without its final hidden states`);
-    return { width: labels.width, states: dequantiseHidden(labels, channelRms) };
+    const states = dequantiseHidden(labels, hiddenScale);
+    return { width: labels.dtype === 'coded' ? (hiddenScale as HiddenCodebook).width : labels.width, states };
   });
   const width = dequantised[0]?.width ?? 1;
   const data = floats(float, targets.length * width);

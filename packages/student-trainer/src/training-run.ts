@@ -262,10 +262,8 @@ async function runSteps(engine: Engine, run: Run, events: TrainingEvents): Promi
     device: `${engine.device} (${engine.deviceReason})`,
     cacheDigest: cache.digest,
   });
-  const channelRms =
-    cache.description.labels.hidden?.dtype === 'int8' && cache.description.labels.hidden.layers.includes('final')
-      ? await cache.channelRms('final')
-      : undefined;
+  const hasFinal = cache.description.labels.hidden?.layers.includes('final') === true;
+  const hiddenScale = hasFinal ? await cache.hiddenScale('final') : undefined;
   const stepDataOptions = {
     labels: {
       objective: resolved.objective,
@@ -273,7 +271,7 @@ async function runSteps(engine: Engine, run: Run, events: TrainingEvents): Promi
       temperatures: cache.description.labels.topk?.temperatures ?? [],
       vocabSize: resolved.vocabSize,
       float: 'float32' as const,
-      ...(channelRms === undefined ? {} : { channelRms }),
+      ...(hiddenScale === undefined ? {} : { hiddenScale }),
     },
     seed: settings.seed,
     batchTokens: settings.batchTokens,

@@ -1,8 +1,14 @@
 import type { Data } from 'apache-arrow';
 import type { ArrowBatch } from './arrow-file-reader.ts';
 import { METADATA_COLUMNS } from './arrow-schemas.ts';
-import type { HiddenDtype, HiddenLayer } from './description.ts';
-import type { CachedRow, HiddenLabels, TopKLabels } from './labelled-row.ts';
+import { type CacheDescription, GROUP_CHANNELS, type HiddenDtype, type HiddenLayer } from './description.ts';
+import { type HiddenCodebook, openHiddenCoder } from './hidden-codebook.ts';
+import type { HiddenScale } from './hidden-scale.ts';
+import { largestTopKCount } from './label-policy.ts';
+import type { CachedRow, HiddenLabels, SampledLabels, TopKLabels } from './labelled-row.ts';
+import { unpackSampled } from './sampled-packing.ts';
+import { unpackTopK } from './topk-packing.ts';
+import type { ZstdCodec } from './zstd.ts';
 
 const decoder = new TextDecoder('utf-8', { fatal: true });
 
@@ -20,6 +26,15 @@ function part<T>(data: Data, start: number, end: number): T {
   const values = data.values as Int32Array;
   if (end > values.length) throw new RangeError('a column is shorter than its lists');
   return values.subarray(start, end) as T;
+}
+
+/** A byte string of a column. */
+export function bytesAt(column: Data, index: number): Uint8Array {
+  const offsets = column.valueOffsets as Int32Array;
+  const [start, end] = [offsets[index]!, offsets[index + 1]!];
+  const bytes = column.values as Uint8Array;
+  if (!(start >= 0 && start <= end && end <= bytes.length)) throw new RangeError('offsets are not ascending');
+  return bytes.subarray(start, end);
 }
 
 export function decodeText(column: Data, index: number): string | undefined {
@@ -45,12 +60,39 @@ export function decodeRow({ columns }: ArrowBatch, index: number): CachedRow {
   };
 }
 
-/** Row `index` of a batch of `topk`, its id first. */
-export function decodeTopK(
-  { columns }: ArrowBatch,
+/** Reads the labels of row `index` of a batch, its id first. @throws RangeError if they are damaged */
+export type LabelDecoder<Labels> = (
+  batch: ArrowBatch,
   index: number,
-  temperatures: number,
-): readonly [string, TopKLabels] {
+  positions: number,
+) => readonly [id: string, labels: Labels];
+
+export function openTopKDecoder({ labels, teacher }: CacheDescription, zstd: ZstdCodec): LabelDecoder<TopKLabels> {
+  const policy = labels.topk!;
+  const { vocabSize } = teacher!;
+  const temperatures = policy.temperatures.length;
+  if (policy.packing !== 'zstd') return (batch, index) => decodeTopK(batch, index, temperatures);
+  const k = largestTopKCount(policy, vocabSize);
+  return ({ columns }, index, positions) => {
+    const shape = { positions, temperatures, k, vocabSize };
+    const packed = bytesAt(columns[1]!, index);
+    return [decodeText(columns[0]!, index)!, unpackTopK(packed, shape, policy.logprobDtype ?? 'float32', zstd)];
+  };
+}
+
+export function openSampledDecoder(
+  { labels, teacher }: CacheDescription,
+  zstd: ZstdCodec,
+): LabelDecoder<SampledLabels> {
+  const { draws } = labels.sampled!;
+  const { vocabSize } = teacher!;
+  return ({ columns }, index, positions) => {
+    const packed = bytesAt(columns[1]!, index);
+    return [decodeText(columns[0]!, index)!, unpackSampled(packed, { positions, draws, vocabSize }, zstd)];
+  };
+}
+
+function decodeTopK({ columns }: ArrowBatch, index: number, temperatures: number): readonly [string, TopKLabels] {
   const [rowIds, ids, logprobs, logZ] = columns as [Data, Data, Data, Data];
   const [start, end] = range(ids, index);
   const entries = (column: Data): readonly [number, number, Int32Array] => {
@@ -82,13 +124,33 @@ export function decodeTopK(
   ];
 }
 
-/** Row `index` of a batch of hidden states, its id first. */
-export function decodeHidden(
+export type HiddenDecoder = LabelDecoder<HiddenLabels>;
+
+export interface HiddenShape {
+  readonly layer: HiddenLayer;
+  readonly dtype: HiddenDtype;
+  /** The teacher's hidden size. */
+  readonly width: number;
+}
+
+/** @param scale of the layer; needed for `coded` */
+export function openHiddenDecoder(shape: HiddenShape, scale: HiddenScale | undefined): HiddenDecoder {
+  if (shape.dtype !== 'coded') return (batch, index) => decodeHidden(batch, index, shape);
+  const { coder, rank } = scale as HiddenCodebook;
+  const opened = openHiddenCoder(coder);
+  return ({ columns }, index, positions) => {
+    const [ids, coded] = columns as [Data, Data];
+    const values = opened.decode(bytesAt(coded, index), positions);
+    return [decodeText(ids, index)!, { layer: shape.layer, dtype: 'coded', width: rank, values }];
+  };
+}
+
+function decodeHidden(
   { columns }: ArrowBatch,
   index: number,
-  { layer, dtype, width }: { readonly layer: HiddenLayer; readonly dtype: HiddenDtype; readonly width: number },
+  { layer, dtype, width }: HiddenShape,
 ): readonly [string, HiddenLabels] {
-  const [rowIds, values, tokenScale] = columns as [Data, Data, Data?];
+  const [rowIds, values, scale] = columns as [Data, Data, Data?];
   const [start, end] = range(values, index);
   const labels = {
     layer,
@@ -96,7 +158,12 @@ export function decodeHidden(
     width,
     values: part<Int8Array>(values.children[0]!.children[0]!, start * width, end * width),
   };
-  if (tokenScale === undefined) return [decodeText(rowIds, index)!, labels];
-  const scales = part<Float32Array>(tokenScale.children[0]!, ...range(tokenScale, index));
-  return [decodeText(rowIds, index)!, { ...labels, tokenScale: scales }];
+  if (scale === undefined) return [decodeText(rowIds, index)!, labels];
+  const [from, to] = range(scale, index);
+  if (dtype === 'int8-groups') {
+    const groups = width / GROUP_CHANNELS;
+    const groupScale = part<Uint16Array>(scale.children[0]!.children[0]!, from * groups, to * groups);
+    return [decodeText(rowIds, index)!, { ...labels, groupScale }];
+  }
+  return [decodeText(rowIds, index)!, { ...labels, tokenScale: part<Float32Array>(scale.children[0]!, from, to) }];
 }

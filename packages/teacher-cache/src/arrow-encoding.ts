@@ -2,10 +2,15 @@ import { StillhouseError } from '@stillhouse/errors';
 import { type Data, type DataType, makeData, RecordBatch, type Schema, Struct } from 'apache-arrow';
 import { BATCH_TARGET_BYTES, LARGEST_BUFFER_BYTES } from './arrow-file-writer.ts';
 import { METADATA_COLUMNS, shardSchema } from './arrow-schemas.ts';
-import type { CacheDescription, HiddenLayer } from './description.ts';
+import type { CacheDescription, HiddenLayer, ShardContent } from './description.ts';
+import { type HiddenCoder, openHiddenCoder } from './hidden-codebook.ts';
+import { type HiddenScale, isCodebook } from './hidden-scale.ts';
 import type { HiddenLabels, LabelledRow, TopKLabels } from './labelled-row.ts';
+import { packSampled } from './sampled-packing.ts';
+import { packTopK } from './topk-packing.ts';
+import type { ZstdCodec } from './zstd.ts';
 
-type Numbers = Int8Array | Uint8Array | Uint16Array | Int32Array | Float32Array;
+type Numbers = Int8Array | Int16Array | Uint8Array | Uint16Array | Int32Array | Float32Array;
 
 /** The arrays of many rows as one; a single array is handed on as it is. */
 function concatenate<T extends Numbers>(parts: readonly T[]): T {
@@ -58,6 +63,20 @@ function texts(type: DataType, values: readonly (string | undefined)[]): Data {
       values.length,
     ),
     data: new Uint8Array(Buffer.concat(encoded)),
+  } as never);
+}
+
+/** A column of byte strings. */
+export function binaries(type: DataType, values: readonly Uint8Array[]): Data {
+  return makeData({
+    type,
+    length: values.length,
+    nullCount: 0,
+    valueOffsets: offsetsOf(
+      values.map((bytes) => bytes.length),
+      values.length,
+    ),
+    data: new Uint8Array(Buffer.concat(values)),
   } as never);
 }
 
@@ -122,8 +141,22 @@ function encodeTopK(schema: Schema, labelled: readonly LabelledRow[]): RecordBat
   ]);
 }
 
-function encodeHidden(schema: Schema, labelled: readonly LabelledRow[], layer: HiddenLayer): RecordBatch {
+function encodeHidden(
+  schema: Schema,
+  labelled: readonly LabelledRow[],
+  layer: HiddenLayer,
+  coder: HiddenCoder | undefined,
+): RecordBatch {
   const labels = labelled.map(({ hidden }) => hidden?.get(layer) as HiddenLabels);
+  if (coder !== undefined) {
+    const [rowId, coded] = schema.fields.map(({ type }) => type) as [DataType, DataType];
+    const ids = texts(
+      rowId,
+      labelled.map(({ row }) => row.id),
+    );
+    const bytes = labels.map(({ values }) => coder.encode(values as Int16Array));
+    return assembleBatch(schema, [ids, binaries(coded, bytes)]);
+  }
   const [idType, valuesType, scaleType] = schema.fields.map(({ type }) => type) as [DataType, DataType, DataType?];
   const positions = offsetsOf(
     labelled.map((row) => row.positions.length),
@@ -138,18 +171,51 @@ function encodeHidden(schema: Schema, labelled: readonly LabelledRow[], layer: H
     ),
     list(valuesType, positions, fixedList(vector, positions.at(-1)!, values)),
   ];
-  if (scaleType !== undefined) {
+  if (scaleType !== undefined && labels[0]?.groupScale !== undefined) {
+    const scales = concatenate(labels.map((one) => one.groupScale!));
+    const group = childType(scaleType);
+    const child = fixedList(group, positions.at(-1)!, primitive(childType(group), scales));
+    columns.push(list(scaleType, positions, child));
+  } else if (scaleType !== undefined) {
     const scales = concatenate(labels.map((one) => one.tokenScale!));
     columns.push(list(scaleType, positions, primitive(childType(scaleType), scales)));
   }
   return assembleBatch(schema, columns);
 }
 
-/** The size of the largest column of a row in a group's file, which is nearly all of it. */
-function largestColumnBytes(row: LabelledRow, group: 'rows' | 'topk' | HiddenLayer): number {
+/** Packs the labels of a row, where a group keeps one blob a row. */
+function openPacker(
+  { labels: { topk }, teacher }: CacheDescription,
+  group: ShardContent,
+  zstd: ZstdCodec,
+): ((row: LabelledRow) => Uint8Array) | undefined {
+  if (group === 'sampled') return (row) => packSampled(row.sampled!, teacher!.vocabSize, zstd);
+  if (group !== 'topk' || topk?.packing !== 'zstd') return undefined;
+  return (row) => packTopK(row.topk!, topk.logprobDtype ?? 'float32', teacher!.vocabSize, zstd);
+}
+
+function encodePacked(schema: Schema, labelled: readonly LabelledRow[], packed: readonly Uint8Array[]): RecordBatch {
+  const [idType, packedType] = schema.fields.map(({ type }) => type) as [DataType, DataType];
+  const ids = texts(
+    idType,
+    labelled.map(({ row }) => row.id),
+  );
+  return assembleBatch(schema, [ids, binaries(packedType, packed)]);
+}
+
+/** The size of the largest column of a row in a group's file, or of what readers unpack it to: nearly all of it. */
+function largestColumnBytes(row: LabelledRow, group: ShardContent): number {
   if (group === 'rows') return row.row.inputIds.byteLength;
   if (group === 'topk') return Math.max(row.topk!.ids.byteLength, row.topk!.logZ.byteLength);
+  if (group === 'sampled') return row.sampled!.ids.byteLength;
   return row.hidden!.get(group)!.values.byteLength;
+}
+
+/** What the files of a shard are written with. */
+export interface ShardCodecs {
+  readonly zstd: ZstdCodec;
+  /** Of the layer; needed for `coded`. */
+  readonly scale?: HiddenScale | undefined;
 }
 
 /**
@@ -158,15 +224,20 @@ function largestColumnBytes(row: LabelledRow, group: 'rows' | 'topk' | HiddenLay
  */
 export function* encodeShard(
   rows: readonly LabelledRow[],
-  group: 'rows' | 'topk' | HiddenLayer,
+  group: ShardContent,
   description: CacheDescription,
+  { scale, zstd }: ShardCodecs,
 ): Generator<RecordBatch> {
   const schema = shardSchema(description, group);
-  const encode = (batch: readonly LabelledRow[]) => {
+  const coder = scale !== undefined && isCodebook(scale) ? openHiddenCoder(scale.coder) : undefined;
+  const pack = openPacker(description, group, zstd);
+  const encode = (batch: readonly LabelledRow[], blobs: readonly Uint8Array[]) => {
     if (group === 'rows') return encodeRows(schema, batch);
-    return group === 'topk' ? encodeTopK(schema, batch) : encodeHidden(schema, batch, group);
+    if (group === 'sampled' || pack !== undefined) return encodePacked(schema, batch, blobs);
+    return group === 'topk' ? encodeTopK(schema, batch) : encodeHidden(schema, batch, group, coder);
   };
   let batch: LabelledRow[] = [];
+  let blobs: Uint8Array[] = [];
   let batchBytes = 0;
   for (const row of rows) {
     const rowBytes = largestColumnBytes(row, group);
@@ -180,13 +251,17 @@ export function* encodeShard(
         remedy: 'Cut rows with --max-length or store a smaller hidden dtype',
       });
     }
-    if (batch.length > 0 && batchBytes + rowBytes > BATCH_TARGET_BYTES) {
-      yield encode(batch);
+    const blob = pack?.(row);
+    const storedBytes = blob?.length ?? rowBytes;
+    if (batch.length > 0 && batchBytes + storedBytes > BATCH_TARGET_BYTES) {
+      yield encode(batch, blobs);
       batch = [];
+      blobs = [];
       batchBytes = 0;
     }
     batch.push(row);
-    batchBytes += rowBytes;
+    if (blob !== undefined) blobs.push(blob);
+    batchBytes += storedBytes;
   }
-  if (batch.length > 0) yield encode(batch);
+  if (batch.length > 0) yield encode(batch, blobs);
 }

@@ -1,4 +1,5 @@
 import {
+  Binary,
   type DataType,
   Field,
   FixedSizeList,
@@ -11,13 +12,20 @@ import {
   Uint16,
   Utf8,
 } from 'apache-arrow';
-import type { CacheDescription, HiddenDtype, HiddenLayer } from './description.ts';
+import {
+  type CacheDescription,
+  GROUP_CHANNELS,
+  type HiddenDtype,
+  type HiddenLayer,
+  type ShardContent,
+} from './description.ts';
+import type { SampledPolicy, TopKPolicy } from './label-policy.ts';
 import type { MatrixDtype } from './manifest.ts';
 
 const listOf = (child: DataType) => new List(new Field('item', child, false));
 const fixedListOf = (size: number, child: DataType) => new FixedSizeList(size, new Field('item', child, false));
 const field = (name: string, type: DataType) => new Field(name, type, false);
-const elementTypes = { int8: Int8, float16: Float16, float32: Float32, bfloat16: Uint16 } as const;
+const elementTypes = { int8: Int8, 'int8-groups': Int8, float16: Float16, float32: Float32, bfloat16: Uint16 } as const;
 
 /** Columns of `rows` that may be null. */
 export const METADATA_COLUMNS = ['task', 'split', 'source', 'answer'] as const;
@@ -29,23 +37,39 @@ export const rowsSchema = new Schema([
   ...METADATA_COLUMNS.map((name) => new Field(name, new Utf8(), true)),
 ]);
 
-/** One list entry a label position; the metadata names the temperatures of `log_z`. */
-export function topkSchema(temperatures: readonly number[]): Schema {
-  return new Schema(
-    [
-      field('row_id', new Utf8()),
-      field('ids', listOf(listOf(new Int32()))),
-      field('logprobs', listOf(listOf(new Float32()))),
-      field('log_z', listOf(fixedListOf(temperatures.length, new Float32()))),
-    ],
-    new Map([['stillhouse.temperatures', JSON.stringify(temperatures)]]),
-  );
+const packedColumns = () => [field('row_id', new Utf8()), field('packed', new Binary())];
+
+/** Plain: one list entry a label position. The metadata names the temperatures of `log_z`. */
+export function topkSchema({ temperatures, packing }: TopKPolicy): Schema {
+  const columns =
+    packing === 'zstd'
+      ? packedColumns()
+      : [
+          field('row_id', new Utf8()),
+          field('ids', listOf(listOf(new Int32()))),
+          field('logprobs', listOf(listOf(new Float32()))),
+          field('log_z', listOf(fixedListOf(temperatures.length, new Float32()))),
+        ];
+  return new Schema(columns, new Map([['stillhouse.temperatures', JSON.stringify(temperatures)]]));
+}
+
+export function sampledSchema({ draws, temperature }: SampledPolicy): Schema {
+  const metadata = new Map([
+    ['stillhouse.draws', String(draws)],
+    ['stillhouse.temperature', String(temperature)],
+  ]);
+  return new Schema(packedColumns(), metadata);
 }
 
 export function hiddenSchema(layer: HiddenLayer, dtype: HiddenDtype, width: number): Schema {
-  const columns = [field('row_id', new Utf8()), field('values', listOf(fixedListOf(width, new elementTypes[dtype]())))];
+  const rowId = field('row_id', new Utf8());
+  const metadata = new Map([['stillhouse.layer', String(layer)]]);
+  if (dtype === 'coded') return new Schema([rowId, field('coded', new Binary())], metadata);
+  const columns = [rowId, field('values', listOf(fixedListOf(width, new elementTypes[dtype]())))];
   if (dtype === 'int8') columns.push(field('token_scale', listOf(new Float32())));
-  return new Schema(columns, new Map([['stillhouse.layer', String(layer)]]));
+  if (dtype === 'int8-groups')
+    columns.push(field('group_scale', listOf(fixedListOf(width / GROUP_CHANNELS, new Float16()))));
+  return new Schema(columns, metadata);
 }
 
 /** One Arrow row a channel. */
@@ -59,9 +83,9 @@ export function outputMatrixSchema(dtype: MatrixDtype, columns: number): Schema 
   );
 }
 
-export function shardSchema(description: CacheDescription, group: 'rows' | 'topk' | HiddenLayer): Schema {
-  const { topk, hidden } = description.labels;
-  if (group === 'rows') return rowsSchema;
-  if (group === 'topk') return topkSchema(topk!.temperatures);
-  return hiddenSchema(group, hidden!.dtype, description.teacher!.hiddenSize);
+export function shardSchema({ labels, teacher }: CacheDescription, content: ShardContent): Schema {
+  if (content === 'rows') return rowsSchema;
+  if (content === 'topk') return topkSchema(labels.topk!);
+  if (content === 'sampled') return sampledSchema(labels.sampled!);
+  return hiddenSchema(content, labels.hidden!.dtype, teacher!.hiddenSize);
 }

@@ -75,7 +75,7 @@ export async function loadBuildState(
       description: asked,
       tokenizer: [],
       outputMatrix: null,
-      channelRms: [],
+      scales: [],
       shards: [],
       provenance: [],
     };
@@ -130,9 +130,9 @@ export async function requireFiles(folder: string, manifest: ManifestBody): Prom
   }
 }
 
-/** Files that a kill kept out of the manifest, in the folders that only the writer fills. */
-export async function removeLeftovers(folder: string, manifest: ManifestBody): Promise<void> {
-  const listed = new Set([...listFiles(manifest)].map(({ file }) => file.path));
+/** Files that a kill kept out of every manifest, in the folders that only the writer fills. */
+export async function removeLeftovers(folder: string, ...manifests: readonly ManifestBody[]): Promise<void> {
+  const listed = new Set(manifests.flatMap((manifest) => [...listFiles(manifest)].map(({ file }) => file.path)));
   for (const place of CONTENT_FOLDERS) {
     for (const name of await readdir(join(folder, place)).catch(() => [])) {
       if (!listed.has(`${place}/${name}`)) await rm(join(folder, place, name), { force: true });

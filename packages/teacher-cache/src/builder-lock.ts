@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { type FileHandle, open, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { type FileHandle, link, open, readdir, readFile, rename, rm } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -113,13 +113,21 @@ export async function lockForBuilding(folder: string, name = LOCK_NAME, times: L
         remedy: `Wait for it, or delete ${path} if no such process runs there`,
       });
     }
-    // Of several that find the stale lock only one can move it away; the others go round again.
-    const stale = `${path}-${process.pid}`;
-    await rename(path, stale).then(
-      () => rm(stale, { force: true }),
-      () => {},
-    );
+    await moveAway(path, holder);
   }
+}
+
+/** Of several that find a dead builder's lock one moves it away; whoever then moves a new one puts it back. */
+async function moveAway(path: string, dead: LockHolder | undefined): Promise<void> {
+  const stale = `${path}-${randomUUID()}`;
+  const isMoved = await rename(path, stale).then(
+    () => true,
+    () => false,
+  );
+  if (!isMoved) return;
+  const moved = await readFile(stale, 'utf8').catch(() => '');
+  if (dead !== undefined && !moved.includes(dead.token ?? String(dead.pid))) await link(stale, path).catch(() => {});
+  await rm(stale, { force: true });
 }
 
 async function writeHolder(handle: FileHandle, own: LockHolder, beat: number): Promise<void> {

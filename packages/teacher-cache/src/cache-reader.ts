@@ -1,15 +1,31 @@
 import { StillhouseError } from '@stillhouse/errors';
-import { decodeHidden, decodeRow, decodeText, decodeTopK } from './arrow-decoding.ts';
+import {
+  decodeRow,
+  decodeText,
+  type HiddenDecoder,
+  openHiddenDecoder,
+  openSampledDecoder,
+  openTopKDecoder,
+} from './arrow-decoding.ts';
 import type { ArrowBatch } from './arrow-file-reader.ts';
 import { type CacheFiles, openFolderFiles } from './cache-files.ts';
-import { type CacheDescription, type CacheGroup, type HiddenLayer, hiddenGroup } from './description.ts';
+import {
+  type CacheDescription,
+  type CacheGroup,
+  contentGroup,
+  type HiddenLayer,
+  hiddenGroup,
+  type ShardContent,
+} from './description.ts';
+import { type HiddenScale, readScale } from './hidden-scale.ts';
 import { type HiddenLabels, type LabelledRow, labelPositions } from './labelled-row.ts';
 import { type CacheManifest, type ListedFile, type ListedMatrix, listFiles } from './manifest.ts';
 import { readManifest } from './manifest-parser.ts';
-import { type MatrixRows, readChannelRms, streamOutputMatrix, widenMatrixRows } from './output-matrix.ts';
+import { type MatrixRows, streamOutputMatrix, widenMatrixRows } from './output-matrix.ts';
 import { listOmittedGroups } from './pulled-state.ts';
 import { openShardFiles, type ShardFileReader } from './shard-files.ts';
 import { findRange } from './shard-layout.ts';
+import { loadZstd } from './zstd.ts';
 
 export interface OpenCacheOptions {
   /** Accept a cache that is still being built, as far as it goes. Default false. */
@@ -31,6 +47,7 @@ export interface OpenCacheOptions {
 /** Which labels to read; what is left out is not touched. By default everything the cache has. */
 export interface LabelSelection {
   readonly topk?: boolean;
+  readonly sampled?: boolean;
   readonly hidden?: readonly HiddenLayer[];
 }
 
@@ -57,8 +74,8 @@ export interface TeacherCache {
   readRow(index: number, select?: LabelSelection): Promise<LabelledRow>;
   /** Rows by their numbers, in the given order or all in theirs; the next is read while one is worked on. */
   rows(order?: Iterable<number>, select?: LabelSelection): AsyncGenerator<LabelledRow>;
-  /** The RMS of each channel by which int8 states are scaled, [hiddenSize]. */
-  channelRms(layer: HiddenLayer): Promise<Float32Array>;
+  /** What a layer's states are decoded with: the RMS of each channel, [hiddenSize], or a codebook; undefined for others. */
+  hiddenScale(layer: HiddenLayer): Promise<HiddenScale | undefined>;
   /** The teacher's output matrix, some rows at a time, as it is stored. @throws StillhouseError CACHE_GROUP_ABSENT */
   streamOutputMatrix(): AsyncGenerator<MatrixRows>;
   /** The output matrix as float32, [vocabSize, hiddenSize]. */
@@ -147,9 +164,11 @@ async function makeCache(
     });
   }
   const places = new Map(rowIds.map((id, index) => [id, index]));
-  const { topk, hidden } = description.labels;
+  const { topk, sampled = null, hidden } = description.labels;
+  const zstd = await loadZstd();
   const everything: LabelSelection = {
     topk: topk !== null && groups.has('topk'),
+    sampled: sampled !== null && groups.has('sampled'),
     hidden: (hidden?.layers ?? []).filter((layer) => groups.has(hiddenGroup(layer))),
   };
 
@@ -174,13 +193,14 @@ async function makeCache(
       throw unknownRow(`number ${index}, they go from 0 to ${rowIds.length - 1}`);
     }
     if (select.topk === true) requireGroup('topk', topk !== null);
+    if (select.sampled === true) requireGroup('sampled', sampled !== null);
     for (const layer of select.hidden ?? []) {
       requireGroup(hiddenGroup(layer), hidden?.layers.includes(layer) ?? false);
     }
     const place = index - shard.firstRow;
-    const read = async <T>(group: 'rows' | 'topk' | HiddenLayer, decode: (batch: ArrowBatch, place: number) => T) => {
-      const file = shard.files[group === 'rows' || group === 'topk' ? group : hiddenGroup(group)]!;
-      const found = await shardFiles.readAt(file, group, place);
+    const read = async <T>(content: ShardContent, decode: (batch: ArrowBatch, place: number) => T) => {
+      const file = shard.files[contentGroup(content)]!;
+      const found = await shardFiles.readAt(file, content, place);
       try {
         return decode(found.batch, found.place);
       } catch (cause) {
@@ -208,22 +228,58 @@ async function makeCache(
     };
     let labelled: LabelledRow = { row, positions };
     if (select.topk === true) {
-      const grid = topk!.temperatures.length;
-      const [id, labels] = await read('topk', (batch, at) => decodeTopK(batch, at, grid));
+      const decode = openTopKDecoder(description, zstd);
+      const [id, labels] = await read('topk', (batch, at) => decode(batch, at, positions.length));
       requireSame('topk', id, labels.counts.length);
       labelled = { ...labelled, topk: labels };
+    }
+    if (select.sampled === true) {
+      const decode = openSampledDecoder(description, zstd);
+      const [id, labels] = await read('sampled', (batch, at) => decode(batch, at, positions.length));
+      requireSame('sampled', id, labels.counts.length);
+      labelled = { ...labelled, sampled: labels };
     }
     if (select.hidden !== undefined && select.hidden.length > 0) {
       const states = new Map<HiddenLayer, HiddenLabels>();
       for (const layer of select.hidden) {
-        const shape = { layer, dtype: hidden!.dtype, width: description.teacher!.hiddenSize };
-        const [id, labels] = await read(layer, (batch, at) => decodeHidden(batch, at, shape));
-        requireSame(hiddenGroup(layer), id, labels.values.length / shape.width);
+        const decode = await decoderOf(layer);
+        const [id, labels] = await read(layer, (batch, at) => decode(batch, at, positions.length));
+        requireSame(hiddenGroup(layer), id, labels.values.length / labels.width);
         states.set(layer, labels);
       }
       labelled = { ...labelled, hidden: states };
     }
     return labelled;
+  };
+
+  const scales = new Map<HiddenLayer, Promise<HiddenScale>>();
+  const hiddenScale = async (layer: HiddenLayer): Promise<HiddenScale | undefined> => {
+    requireGroup(hiddenGroup(layer), hidden?.layers.includes(layer) ?? false);
+    const file = manifest.scales.find((one) => one.layer === layer);
+    if (file === undefined) return undefined;
+    const known = scales.get(layer);
+    if (known !== undefined) return known;
+    const reading = readLocalScale(file);
+    scales.set(layer, reading);
+    reading.catch(() => scales.delete(layer));
+    return reading;
+  };
+  const readLocalScale = async (file: ListedFile): Promise<HiddenScale> => {
+    const local = await files.acquire(file);
+    try {
+      return await readScale(local.path, description);
+    } finally {
+      local.release();
+    }
+  };
+  const decoders = new Map<HiddenLayer, HiddenDecoder>();
+  const decoderOf = async (layer: HiddenLayer): Promise<HiddenDecoder> => {
+    const known = decoders.get(layer);
+    if (known !== undefined) return known;
+    const shape = { layer, dtype: hidden!.dtype, width: description.teacher!.hiddenSize };
+    const decoder = openHiddenDecoder(shape, hidden!.dtype === 'coded' ? await hiddenScale(layer) : undefined);
+    decoders.set(layer, decoder);
+    return decoder;
   };
 
   async function* rows(order?: Iterable<number>, select?: LabelSelection): AsyncGenerator<LabelledRow> {
@@ -264,16 +320,7 @@ async function makeCache(
     },
     readRow,
     rows,
-    channelRms: async (layer) => {
-      const file = manifest.channelRms.find((one) => one.layer === layer);
-      requireGroup(hiddenGroup(layer), file !== undefined);
-      const local = await files.acquire(file!);
-      try {
-        return await readChannelRms(local.path, description.teacher!.hiddenSize);
-      } finally {
-        local.release();
-      }
-    },
+    hiddenScale,
     streamOutputMatrix: stream,
     readOutputMatrix: async () => {
       requireGroup('head', manifest.outputMatrix !== null);

@@ -118,7 +118,10 @@ async function makeRepair(folder: string, manifest: CacheManifest, release: () =
       for (const group of groups) {
         const layer = description.labels.hidden?.layers.find((one) => hiddenGroup(one) === group);
         const scale = layer === undefined ? undefined : scales.get(layer);
-        const batches = encodeShard(rows, layer ?? (group as 'rows' | 'topk' | 'sampled'), description, { zstd, scale });
+        const batches = encodeShard(rows, layer ?? (group as 'rows' | 'topk' | 'sampled'), description, {
+          zstd,
+          scale,
+        });
         await restore(manifest.shards[index]!.files[group]!, (path) => writeArrowFile(path, batches));
       }
     },

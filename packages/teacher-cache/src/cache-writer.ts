@@ -4,7 +4,9 @@ import { explainWriteFailure, writeFileAtomically } from '@stillhouse/durable-fi
 import { StillhouseError } from '@stillhouse/errors';
 import { loadBuildState, loadRowIds, refuseForeignFolder, refuseParts } from './build-state.ts';
 import { lockForBuilding } from './builder-lock.ts';
+import type { CacheSize } from './cache-size.ts';
 import { type CacheDescription, type HiddenLayer, normaliseDescription } from './description.ts';
+import type { HiddenScale } from './hidden-scale.ts';
 import type { LabelledRow } from './labelled-row.ts';
 import { MANIFEST_NAME, type ManifestBody, serialiseManifest } from './manifest.ts';
 import type { OutputMatrixSource } from './output-matrix.ts';
@@ -31,16 +33,21 @@ export interface CacheWriter {
   /** Whether there is nothing to put: they are there, or another partition's to bring. */
   readonly hasTokenizerFiles: boolean;
   readonly hasOutputMatrix: boolean;
+  /** What the finished files take; of a partition its own. */
+  readonly size: CacheSize;
   /** The row numbers of a shard: [first, end). */
   shardRange(index: number): readonly [number, number];
   /** @throws StillhouseError CACHE_CONFIG_MISMATCH if other files were put before */
   putTokenizerFiles(files: readonly { readonly name: string; readonly bytes: Uint8Array }[]): Promise<void>;
   /** Does nothing if the matrix is there already. @throws StillhouseError CACHE_MATRIX_INVALID */
   putOutputMatrix(source: OutputMatrixSource): Promise<void>;
-  /** Fixes the scales of a layer's int8 states for all shards, before the first. [hiddenSize], each > 0. */
-  setChannelRms(layer: HiddenLayer, rms: Float32Array): Promise<void>;
+  /**
+   * Fixes what a layer's states are decoded with, for all shards, before the first: for `int8` the RMS of each channel,
+   * [hiddenSize], each > 0; for `coded` a codebook.
+   */
+  setScale(layer: HiddenLayer, scale: HiddenScale): Promise<void>;
   /** What was set, now or by the build that is resumed. */
-  channelRms(layer: HiddenLayer): Float32Array | undefined;
+  scale(layer: HiddenLayer): HiddenScale | undefined;
   /**
    * Takes over what other partitions have measured on the first shard and put in the same folder.
    * @returns whether all that must be measured there is fixed

@@ -1,9 +1,17 @@
-import { StillhouseError } from '@stillhouse/errors';
 import { canonicalJson, type JsonValue } from './canonical-json.ts';
+import { refuseDescription as refuse, requireWholeNumber as requireCount } from './description-error.ts';
+import { normaliseSampled, normaliseTopK, type SampledPolicy, type TopKPolicy } from './label-policy.ts';
 
 /** `final` is the state that enters the output matrix (after the final norm); n is the residual stream after layer n, 0 the embeddings. */
 export type HiddenLayer = 'final' | number;
-export type HiddenDtype = 'int8' | 'float16' | 'float32';
+/**
+ * - `int8`: one RMS a channel times one scale a position;
+ * - `int8-groups`: one float16 scale for each 64 channels of a position;
+ * - `coded`: transform-coded, see `HiddenCodebook`.
+ */
+export type HiddenDtype = 'int8' | 'int8-groups' | 'coded' | 'float16' | 'float32';
+/** Channels that share a scale in `int8-groups`. */
+export const GROUP_CHANNELS = 64;
 export type LabelPositions = 'response' | 'all';
 
 export interface TeacherIdentity {
@@ -45,9 +53,15 @@ export interface CacheDescription {
   /** Data whose rows were added later, in that order; left out where there is none. */
   readonly furtherData?: readonly (DataIdentity & { readonly limit: number | null })[];
   readonly labels: {
-    /** `k` is the largest count at a position; `temperatures` the grid of `log_z`. */
-    readonly topk: { readonly k: number; readonly temperatures: readonly number[] } | null;
-    readonly hidden: { readonly layers: readonly HiddenLayer[]; readonly dtype: HiddenDtype } | null;
+    readonly topk: TopKPolicy | null;
+    /** Left out where nothing is sampled. */
+    readonly sampled?: SampledPolicy | null;
+    readonly hidden: {
+      readonly layers: readonly HiddenLayer[];
+      readonly dtype: HiddenDtype;
+      /** For `coded`, and left out for others: the bytes a position is to take, for each layer. */
+      readonly codedBytes?: number;
+    } | null;
     /** Whether the teacher's output matrix is kept, which makes `full` labels possible. */
     readonly head: boolean;
   };
@@ -57,34 +71,25 @@ export interface CacheDescription {
 }
 
 /** A set of files that can be fetched alone. */
-export type CacheGroup = 'rows' | 'topk' | `hidden-${string}` | 'head' | 'tokenizer';
-export type ShardGroup = 'rows' | 'topk' | `hidden-${string}`;
+export type CacheGroup = ShardGroup | 'head' | 'tokenizer';
+export type ShardGroup = 'rows' | 'topk' | 'sampled' | `hidden-${string}`;
+/** What the file of a shard group holds. */
+export type ShardContent = 'rows' | 'topk' | 'sampled' | HiddenLayer;
 
 export const hiddenGroup = (layer: HiddenLayer): ShardGroup => `hidden-${layer}`;
+export const contentGroup = (content: ShardContent): ShardGroup =>
+  content === 'rows' || content === 'topk' || content === 'sampled' ? content : hiddenGroup(content);
 
 /** The groups every shard of such a cache has, `rows` first. */
 export function shardGroups(description: CacheDescription): readonly ShardGroup[] {
-  const { topk, hidden } = description.labels;
-  return ['rows', ...(topk === null ? [] : ['topk' as const]), ...(hidden?.layers ?? []).map(hiddenGroup)];
+  const { topk, sampled = null, hidden } = description.labels;
+  const contents: ShardContent[] = ['rows'];
+  if (topk !== null) contents.push('topk');
+  if (sampled !== null) contents.push('sampled');
+  return [...contents, ...(hidden?.layers ?? [])].map(contentGroup);
 }
 
 const byLayer = (a: HiddenLayer, b: HiddenLayer) => (a === 'final' ? -1 : a) - (b === 'final' ? -1 : b);
-
-function refuse(problem: string, expected?: string, got?: string): never {
-  throw new StillhouseError({
-    code: 'CACHE_DESCRIPTION_INVALID',
-    where: 'cache description',
-    problem,
-    ...(expected === undefined ? {} : { expected }),
-    ...(got === undefined ? {} : { got }),
-  });
-}
-
-function requireCount(name: string, value: number, least: number): void {
-  if (!Number.isSafeInteger(value) || value < least) {
-    refuse(`${name} is not a possible number`, `a whole number of at least ${least}`, String(value));
-  }
-}
 
 /**
  * A copy with every key in its fixed order, layers sorted (`final` first), nothing else.
@@ -92,7 +97,7 @@ function requireCount(name: string, value: number, least: number): void {
  */
 export function normaliseDescription(description: CacheDescription): CacheDescription {
   const { teacher, tokenizer, data, labels, positions, generator } = description;
-  const { topk, hidden, head } = labels;
+  const { topk, sampled = null, hidden, head } = labels;
   requireCount('data.rowCount', data.rowCount, 0);
   requireCount('rowsPerShard', description.rowsPerShard, 1);
   for (const key of ['maxLength', 'limit'] as const) {
@@ -105,13 +110,13 @@ export function normaliseDescription(description: CacheDescription): CacheDescri
   }
   if (positions !== 'response' && positions !== 'all') refuse('positions is unknown', 'response or all', positions);
   if (tokenizer !== null) requireCount('tokenizer.realVocabSize', tokenizer.realVocabSize, 1);
-  if (teacher === null && (topk !== null || hidden !== null || head)) refuse('there are labels but no teacher');
+  if (teacher === null && (topk !== null || sampled !== null || hidden !== null || head))
+    refuse('there are labels but no teacher');
   if (teacher !== null) {
     requireCount('teacher.hiddenSize', teacher.hiddenSize, 1);
     requireCount('teacher.layerCount', teacher.layerCount, 1);
     requireCount('teacher.vocabSize', teacher.vocabSize, 1);
-    if (topk !== null) requireTopK(topk, teacher.vocabSize);
-    if (hidden !== null) requireHidden(hidden, teacher.layerCount);
+    if (hidden !== null) requireHidden(hidden, teacher);
   }
   return {
     teacher: teacher && {
@@ -142,8 +147,13 @@ export function normaliseDescription(description: CacheDescription): CacheDescri
           })),
         }),
     labels: {
-      topk: topk && { k: topk.k, temperatures: [...topk.temperatures] },
-      hidden: hidden && { layers: [...hidden.layers].sort(byLayer), dtype: hidden.dtype },
+      topk: topk && normaliseTopK(topk, teacher!.vocabSize),
+      ...(sampled === null ? {} : { sampled: normaliseSampled(sampled) }),
+      hidden: hidden && {
+        layers: [...hidden.layers].sort(byLayer),
+        dtype: hidden.dtype,
+        ...(hidden.codedBytes === undefined ? {} : { codedBytes: hidden.codedBytes }),
+      },
       head,
     },
     positions,
@@ -152,28 +162,10 @@ export function normaliseDescription(description: CacheDescription): CacheDescri
   };
 }
 
-function requireTopK(topk: NonNullable<CacheDescription['labels']['topk']>, vocabSize: number): void {
-  requireCount('labels.topk.k', topk.k, 1);
-  if (topk.k > vocabSize) {
-    throw new StillhouseError({
-      code: 'TOP_K_LARGER_THAN_VOCABULARY',
-      where: 'labels.topk.k',
-      problem: 'the teacher has fewer ids than that',
-      expected: `at most ${vocabSize}`,
-      got: String(topk.k),
-    });
-  }
-  const { temperatures } = topk;
-  if (temperatures.length === 0) refuse('labels.topk.temperatures is empty', 'at least one temperature, such as 1');
-  for (const temperature of temperatures) {
-    if (!(temperature >= 0.01 && temperature <= 1000)) {
-      refuse('a temperature is out of range', '0.01 to 1000', String(temperature));
-    }
-  }
-  if (new Set(temperatures).size !== temperatures.length) refuse('a temperature is named twice');
-}
-
-function requireHidden(hidden: NonNullable<CacheDescription['labels']['hidden']>, layerCount: number): void {
+function requireHidden(
+  hidden: NonNullable<CacheDescription['labels']['hidden']>,
+  { layerCount, hiddenSize }: TeacherIdentity,
+): void {
   if (hidden.layers.length === 0) refuse('labels.hidden.layers is empty', 'final or layer numbers');
   for (const layer of hidden.layers) {
     if (layer !== 'final' && !(Number.isSafeInteger(layer) && layer >= 0 && layer <= layerCount)) {
@@ -181,9 +173,20 @@ function requireHidden(hidden: NonNullable<CacheDescription['labels']['hidden']>
     }
   }
   if (new Set(hidden.layers).size !== hidden.layers.length) refuse('a layer is named twice');
-  if (!['int8', 'float16', 'float32'].includes(hidden.dtype)) {
-    refuse('labels.hidden.dtype is unknown', 'int8, float16 or float32', String(hidden.dtype));
+  if (!['int8', 'int8-groups', 'coded', 'float16', 'float32'].includes(hidden.dtype)) {
+    refuse('labels.hidden.dtype is unknown', 'int8, int8-groups, coded, float16 or float32', String(hidden.dtype));
   }
+  if (hidden.dtype === 'int8-groups' && hiddenSize % GROUP_CHANNELS !== 0) {
+    refuse(
+      'int8-groups needs whole groups of channels',
+      `a hidden size that ${GROUP_CHANNELS} divides`,
+      String(hiddenSize),
+    );
+  }
+  if ((hidden.dtype === 'coded') !== (hidden.codedBytes !== undefined)) {
+    refuse('labels.hidden.codedBytes goes with coded, and coded with it');
+  }
+  if (hidden.codedBytes !== undefined) requireCount('labels.hidden.codedBytes', hidden.codedBytes, 1);
 }
 
 /** One leaf in which two descriptions differ; `undefined` where a side lacks it. */

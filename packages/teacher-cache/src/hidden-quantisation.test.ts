@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { narrowToFloat16 } from '@stillhouse/float-formats';
+import { narrowToFloat16, widenFloat16 } from '@stillhouse/float-formats';
 import fc from 'fast-check';
-import { dequantiseHidden, labelPositions, measureChannelRms, quantiseHidden } from './index.ts';
+import { dequantiseHidden, labelPositions, measureChannelRms, quantiseHidden, quantiseHiddenGroups } from './index.ts';
 
 test('int8 states are never off by more than half a level', () => {
   const finite = fc.float({ min: -1e4, max: 1e4, noNaN: true });
@@ -18,6 +18,30 @@ test('int8 states are never off by more than half a level', () => {
         assert.ok(Math.abs(labels.values[i]!) <= 127);
       }
     }),
+  );
+});
+
+test('int8 states in groups are never off by more than 0.51 of the scale of their group', () => {
+  const finite = fc.float({ min: -1e5, max: 1e5, noNaN: true });
+  fc.assert(
+    fc.property(
+      fc.array(finite, { minLength: 256, maxLength: 256 }),
+      fc.float({ min: 0, max: 1 }),
+      (numbers, faint) => {
+        const states = Float32Array.from(numbers, (number, i) => (i < 128 ? number : number * faint * 1e-6));
+        const labels = quantiseHiddenGroups('final', states, 128);
+        const scales = widenFloat16(labels.groupScale!);
+        assert.equal(scales.length, 4);
+        for (const [i, value] of dequantiseHidden(labels).entries()) {
+          const scale = scales[Math.floor(i / 64)]!;
+          assert.ok(
+            scale > 0 && Math.abs(value - states[i]!) <= 0.51 * scale,
+            `${states[i]} became ${value} at ${scale}`,
+          );
+          assert.ok(Math.abs(labels.values[i]!) <= 127);
+        }
+      },
+    ),
   );
 });
 

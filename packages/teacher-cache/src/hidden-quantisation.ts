@@ -1,5 +1,7 @@
-import { widenFloat16 } from '@stillhouse/float-formats';
-import type { HiddenLayer } from './description.ts';
+import { narrowToFloat16, widenFloat16 } from '@stillhouse/float-formats';
+import { GROUP_CHANNELS, type HiddenLayer } from './description.ts';
+import { decodeStates } from './hidden-codebook.ts';
+import { type HiddenScale, isCodebook } from './hidden-scale.ts';
 import type { HiddenLabels } from './labelled-row.ts';
 
 /** Below this a scale would be lost to underflow; the smallest normal float32. */
@@ -54,15 +56,49 @@ export function quantiseHidden(layer: HiddenLayer, states: Float32Array, channel
   return { layer, dtype: 'int8', width, values, tokenScale };
 }
 
+/** The least positive scale that float16 holds with all its digits. */
+const LEAST_GROUP_SCALE = 2 ** -14;
+
+/**
+ * int8 hidden states with one float16 scale for each group of 64 channels. In float32: scale = float16(max(max |h| / 127,
+ * 2^-14)), value = round(h / scale) to nearest even, within ±127. Error at most 0.51 scales.
+ * @param states [positions, width], below 127 · 65504 in size
+ */
+export function quantiseHiddenGroups(layer: HiddenLayer, states: Float32Array, width: number): HiddenLabels {
+  const wanted = new Float32Array(states.length / GROUP_CHANNELS);
+  for (let group = 0; group < wanted.length; group++) {
+    let largest = 0;
+    for (let i = group * GROUP_CHANNELS; i < (group + 1) * GROUP_CHANNELS; i++)
+      largest = Math.max(largest, Math.abs(states[i]!));
+    wanted[group] = Math.max(Math.fround(largest / 127), LEAST_GROUP_SCALE);
+  }
+  const groupScale = narrowToFloat16(wanted);
+  const scales = widenFloat16(groupScale);
+  const values = Int8Array.from(states, (state, i) => {
+    const level = roundHalfEven(Math.fround(state / scales[Math.floor(i / GROUP_CHANNELS)]!));
+    return Math.max(-127, Math.min(127, level));
+  });
+  return { layer, dtype: 'int8-groups', width, values, groupScale };
+}
+
 /**
  * Hidden states as float32, whatever they are stored as.
- * @param channelRms [width], used by int8 only
- * @returns [positions, width]; for float32 the stored array itself
+ * @param scale of the layer, for int8 and coded
+ * @returns [positions, hiddenSize]; for float32 the stored array itself
  */
-export function dequantiseHidden(labels: HiddenLabels, channelRms?: Float32Array): Float32Array {
-  const { values, width, tokenScale } = labels;
+export function dequantiseHidden(labels: HiddenLabels, scale?: HiddenScale): Float32Array {
+  const { values, width, tokenScale, groupScale } = labels;
   if (values instanceof Float32Array) return values;
   if (values instanceof Uint16Array) return widenFloat16(values);
+  if (values instanceof Int16Array) {
+    if (scale === undefined || !isCodebook(scale)) throw new TypeError('coded hidden states need their codebook');
+    return decodeStates(values, scale);
+  }
+  if (groupScale !== undefined) {
+    const scales = widenFloat16(groupScale);
+    return Float32Array.from(values, (value, i) => value * scales[Math.floor(i / GROUP_CHANNELS)]!);
+  }
+  const channelRms = scale === undefined || isCodebook(scale) ? undefined : scale;
   if (tokenScale === undefined || channelRms?.length !== width) {
     throw new TypeError(`int8 hidden states need a scale per position and the RMS of ${width} channels`);
   }

@@ -4,6 +4,7 @@
  */
 
 export { type BuilderLock, lockForBuilding } from './builder-lock.ts';
+export { type CacheExtension, type ExtensionRequest, openCacheExtension } from './cache-extension.ts';
 export { type CacheFiles, type FileStamp, type LocalFile, readStamp, sameStamp } from './cache-files.ts';
 export {
   type LabelSelection,
@@ -12,6 +13,7 @@ export {
   openCacheFiles,
   type TeacherCache,
 } from './cache-reader.ts';
+export { type CacheRepair, type DamagedShard, openCacheRepair } from './cache-repair.ts';
 export { type CacheSize, describeSize, estimateCacheSize, type GroupSize } from './cache-size.ts';
 export { type CacheWriter, openCacheWriter, type WriterOptions } from './cache-writer.ts';
 export {
@@ -20,6 +22,7 @@ export {
   type DataIdentity,
   type DescriptionDifference,
   diffDescriptions,
+  GROUP_CHANNELS,
   type HiddenDtype,
   type HiddenLayer,
   type LabelPositions,
@@ -27,14 +30,27 @@ export {
   type TeacherIdentity,
   type TokenizerIdentity,
 } from './description.ts';
-export { dequantiseHidden, measureChannelRms, quantiseHidden } from './hidden-quantisation.ts';
+export {
+  type CoordinateCoder,
+  decodeStates,
+  fitCoordinateCoder,
+  type HiddenCodebook,
+  LARGEST_CODE,
+  measureCodedBytes,
+} from './hidden-codebook.ts';
+export { dequantiseHidden, measureChannelRms, quantiseHidden, quantiseHiddenGroups } from './hidden-quantisation.ts';
+export { type HiddenScale, isCodebook } from './hidden-scale.ts';
+export { largestTopKCount, MOST_DRAWS, type SampledPolicy, type TopKPolicy } from './label-policy.ts';
 export {
   type CachedRow,
   type HiddenLabels,
   type LabelledRow,
   labelPositions,
+  type SampledLabels,
   type TopKLabels,
+  targetsOf,
 } from './labelled-row.ts';
+export type { LogprobDtype } from './logprob-codes.ts';
 export {
   type CacheManifest,
   FORMAT_NAME,
@@ -60,4 +76,6 @@ export {
   readPulledState,
   writePulledState,
 } from './pulled-state.ts';
+export { type DataRange, listData, type RowRange } from './shard-layout.ts';
+export { roundTopK } from './topk-packing.ts';
 export { type VerifyProblem, type VerifyReport, verifyCache } from './verify.ts';

@@ -28,16 +28,28 @@ export interface TopKLabels {
   readonly logZ: Float32Array;
 }
 
+/** Ids drawn from the teacher's distribution at P label positions, ragged: position i has `counts[i]` distinct ids. */
+export interface SampledLabels {
+  /** [P] distinct ids at each position, at least 1. */
+  readonly counts: Int32Array;
+  /** [sum of counts] token ids. */
+  readonly ids: Int32Array;
+  /** [sum of counts] how often each was drawn; they add up to `labels.sampled.draws` at each position. */
+  readonly draws: Uint16Array;
+}
+
 /** Hidden states of one layer at P label positions. */
 export interface HiddenLabels {
   readonly layer: HiddenLayer;
   readonly dtype: HiddenDtype;
-  /** D, the teacher's hidden size. */
+  /** Numbers of a position: the teacher's hidden size D, for `coded` the rank of the codebook. */
   readonly width: number;
-  /** [P, D]; for float16 the bits of the numbers. */
-  readonly values: Int8Array | Uint16Array | Float32Array;
-  /** [P] for int8 only: value = int8 * tokenScale[position] * channelRms[channel]. */
+  /** [P, width]; for float16 the bits of the numbers, for `coded` multiples of the step in each coordinate. */
+  readonly values: Int8Array | Int16Array | Uint16Array | Float32Array;
+  /** [P] for `int8` only: value = int8 * tokenScale[position] * channelRms[channel]. */
   readonly tokenScale?: Float32Array;
+  /** [P, D / 64] for `int8-groups` only, float16 bits: value = int8 * groupScale[position, group]. */
+  readonly groupScale?: Uint16Array;
 }
 
 /** A row with its labels; arrays that come from a cache are views on shared memory, not to be written to. */
@@ -46,8 +58,13 @@ export interface LabelledRow {
   /** [P] the positions that have labels, ascending; position p predicts token p + 1. */
   readonly positions: Int32Array;
   readonly topk?: TopKLabels;
+  readonly sampled?: SampledLabels;
   readonly hidden?: ReadonlyMap<HiddenLayer, HiddenLabels>;
 }
+
+/** [P] the ids that label positions are to predict: position p predicts token p + 1. */
+export const targetsOf = ({ inputIds }: Pick<CachedRow, 'inputIds'>, positions: Int32Array): Int32Array =>
+  positions.map((position) => inputIds[position + 1]!);
 
 /**
  * The positions of a row at which labels are stored: those whose next token's mask is 1 (`response`) or all L-1

@@ -15,6 +15,9 @@ import {
   randomRow,
 } from './testing/random-cache.ts';
 import { inFolder } from './testing/scratch-folder.ts';
+import { loadZstd } from './zstd.ts';
+
+const zstd = await loadZstd();
 
 test('a full disk: the error says so, the cache stays valid up to its last shard and goes on with more room', async (t) => {
   await inFolder(async (folder) => {
@@ -121,7 +124,7 @@ test('a row of 2 GiB is refused, not corrupted', () => {
       ],
     ]),
   };
-  assert.throws(() => [...encodeShard([row], 'final', description)], { code: 'CACHE_ROW_TOO_LARGE' });
+  assert.throws(() => [...encodeShard([row], 'final', description, { zstd })], { code: 'CACHE_ROW_TOO_LARGE' });
   assert.throws(() => measureExportRow(row), { code: 'EXPORT_ROW_TOO_LARGE' });
 });
 
@@ -143,7 +146,11 @@ test('a description that cannot be is refused before a folder is made', () =>
       ['CACHE_DESCRIPTION_INVALID', /0\.01 to 1000, got 0/, withLabels({ topk: { k: 1, temperatures: [0] } })],
       ['CACHE_DESCRIPTION_INVALID', /named twice/, withLabels({ topk: { k: 1, temperatures: [1, 1] } })],
       ['CACHE_DESCRIPTION_INVALID', /final or 0 to 4, got 5/, withLabels({ hidden: { layers: [5], dtype: 'int8' } })],
-      ['CACHE_DESCRIPTION_INVALID', /int8, float16 or float32/, withLabels({ hidden: { layers: [1], dtype: 'int4' } })],
+      [
+        'CACHE_DESCRIPTION_INVALID',
+        /int8, int8-groups, coded, float16 or float32/,
+        withLabels({ hidden: { layers: [1], dtype: 'int4' } }),
+      ],
       ['CACHE_DESCRIPTION_INVALID', /no teacher/, { ...base, teacher: null }],
       ['CACHE_DESCRIPTION_INVALID', /rowsPerShard/, { ...base, rowsPerShard: 0 }],
       ['CACHE_DESCRIPTION_INVALID', /response or all/, { ...base, positions: 'some' as 'all' }],

@@ -63,6 +63,49 @@ export function decodeLogprobs({ entries, odds }: LogprobCodes, counts: Int32Arr
   return logprobs;
 }
 
+/** What the logprobs of one position may have been before they were rounded; [count] each. */
+export interface LogprobBounds {
+  readonly low: Float64Array;
+  readonly high: Float64Array;
+}
+
+/**
+ * The stated errors of the dtypes as bounds. They hold for logprobs that are not rounded yet as well.
+ * @param logprobs of one position, descending
+ */
+export function boundLogprobs(logprobs: Float32Array, dtype: LogprobDtype): LogprobBounds {
+  if (dtype === 'uint8') return boundBytes(logprobs);
+  const error = (logprob: number) => (dtype === 'float32' ? 0 : Math.abs(logprob) * FLOAT16_ERROR + 2 ** -24);
+  return {
+    low: Float64Array.from(logprobs, (logprob) => logprob - error(logprob)),
+    high: Float64Array.from(logprobs, (logprob) => logprob + error(logprob)),
+  };
+}
+
+/** Half a unit in the last place of float16, with room for being taken of the rounded number. */
+const FLOAT16_ERROR = 1.002 * 2 ** -11;
+
+function boundBytes(logprobs: Float32Array): LogprobBounds {
+  const first = logprobs[0]!;
+  const distances = Float64Array.from(logprobs, (logprob) => first - logprob);
+  const steps = distances.map((distance) => STEPS * Math.exp(-distance / SPREAD));
+  const nearest = distances.map((distance, i) => Math.max(0, distance - SPREAD * Math.log1p(0.5 / steps[i]!)));
+  // The last code stands for all that is further away.
+  const furthest = distances.map((distance, i) =>
+    steps[i]! < 1.5 ? Infinity : distance - SPREAD * Math.log1p(-0.5 / steps[i]!),
+  );
+  const sum = (values: Float64Array) => values.reduce((total, distance) => total + Math.exp(-distance), 0);
+  const mass = Math.min(1, Math.exp(first) * sum(distances));
+  const odds = mass < 1 ? Math.log(mass) - Math.log1p(-mass) : 0;
+  const massError = (1 - mass) * (Math.abs(odds) * 1.1 * FLOAT16_ERROR + 2 ** -24);
+  const firstLow = first - massError - Math.log(sum(nearest) / sum(distances));
+  const firstHigh = first + massError + Math.log(sum(distances) / sum(furthest));
+  return {
+    low: furthest.map((distance) => firstLow - distance),
+    high: nearest.map((distance) => firstHigh - distance),
+  };
+}
+
 /** log_z is kept in steps of 2^-12 nats unless everything is float32: error 2^-13. */
 const LOG_Z_STEPS = 4096;
 

@@ -1,4 +1,5 @@
 import type { CacheDescription } from './description.ts';
+import { largestTopKCount } from './label-policy.ts';
 import { type CacheManifest, type ListedFile, listFiles } from './manifest.ts';
 import { matrixElementBytes } from './output-matrix.ts';
 
@@ -60,21 +61,32 @@ export function findAbsurdFile(manifest: CacheManifest): BoundViolation | undefi
     const most = 1.25 * bytes + FILE_SLACK_BYTES;
     if (matrix.sizeBytes > most) return tooLarge(matrix, most);
   }
-  for (const file of manifest.channelRms) {
-    const most = 8 * width + FILE_SLACK_BYTES;
+  const isCoded = labels.hidden?.dtype === 'coded';
+  for (const file of manifest.scales) {
+    // A codebook has a rank of at most the width: two matrices, and tables of up to 256 frequencies.
+    const most = (isCoded ? 8 * width * width + (16 + 512) * width : 8 * width) + FILE_SLACK_BYTES;
     if (file.sizeBytes > most) return tooLarge(file, most);
     if (file.sizeBytes < 4 * width) {
       return { key: `${file.path}: sizeBytes`, expected: `at least ${4 * width}, by its width`, got: file.sizeBytes };
     }
   }
-  const entryBytes = (labels.topk?.k ?? 0) * 8 + (labels.topk?.temperatures.length ?? 0) * 4 + 64;
+  const topkBytes =
+    labels.topk === null
+      ? 0
+      : largestTopKCount(labels.topk, teacher!.vocabSize) * 8 + labels.topk.temperatures.length * 4 + 64;
+  const sampledBytes = (labels.sampled?.draws ?? 0) * 6 + 64;
+  const bytesOf = (group: string): number | undefined => {
+    if (group === 'topk') return topkBytes;
+    if (group === 'sampled') return sampledBytes;
+    return group.startsWith('hidden-') ? width * 4 + 64 : undefined;
+  };
   for (const { rowCount, tokenCount, positionCount, files } of manifest.shards) {
     if (positionCount > tokenCount) {
       return { key: 'positionCount', expected: `at most the ${tokenCount} tokens`, got: positionCount };
     }
     const slack = FILE_SLACK_BYTES + rowCount * ROW_SLACK_BYTES;
     for (const [group, file] of Object.entries(files)) {
-      const bytes = group === 'topk' ? entryBytes : group.startsWith('hidden-') ? width * 4 + 64 : undefined;
+      const bytes = bytesOf(group);
       if (bytes === undefined || file === undefined) continue;
       const most = 1.25 * positionCount * bytes + slack;
       if (file.sizeBytes > most) return tooLarge(file, most);

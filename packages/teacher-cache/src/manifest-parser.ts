@@ -1,4 +1,4 @@
-import { readFile, stat } from 'node:fs/promises';
+import { access, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import {
@@ -8,9 +8,10 @@ import {
   type ShardGroup,
   shardGroups,
 } from './description.ts';
+import { scaledLayers, scalePath } from './hidden-scale.ts';
+import { readSampledPolicy, readTopKPolicy } from './label-policy-parser.ts';
 import {
   type CacheManifest,
-  channelRmsPath,
   digestManifest,
   FORMAT_NAME,
   FORMAT_VERSION,
@@ -67,7 +68,7 @@ function openReader(where: string) {
   };
   return { fail, object, array, text, number, count, flag, orNull, sha256 };
 }
-type Reader = ReturnType<typeof openReader>;
+export type Reader = ReturnType<typeof openReader>;
 
 /** The parts of a sealed file that every format has, checked. */
 export interface SealedFile {
@@ -162,9 +163,7 @@ export function readBody(
     description,
     tokenizer: reader.array(root.tokenizer, 'tokenizer').map((value, i) => readTokenizerFile(reader, value, i)),
     outputMatrix: reader.orNull(root.outputMatrix, 'outputMatrix', (value) => readMatrix(reader, value)),
-    channelRms: reader
-      .array(root.channelRms, 'channelRms')
-      .map((value, i) => readChannelRms(reader, value, `channelRms[${i}]`)),
+    scales: readScales(reader, root, version, description),
     shards: reader
       .array(root.shards, 'shards')
       .map((value, i) => readShard(reader, value, `shards[${i}]`, readIndex(value, i), description, version)),
@@ -213,9 +212,19 @@ function readMatrix(reader: Reader, value: unknown): ListedMatrix {
 const readLayer = (reader: Reader, value: unknown, key: string): HiddenLayer =>
   value === 'final' ? 'final' : reader.count(value, key);
 
-function readChannelRms(reader: Reader, value: unknown, key: string) {
-  const layer = readLayer(reader, reader.object(value, key).layer, `${key}.layer`);
-  return { layer, ...readListedFile(reader, value, key, channelRmsPath(layer)) };
+/** Version 1 knew channel RMS only and called the list so. */
+function readScales(
+  reader: Reader,
+  root: Record<string, unknown>,
+  version: number,
+  { labels }: CacheDescription,
+): ManifestBody['scales'] {
+  const name = version === 1 ? 'channelRms' : 'scales';
+  return reader.array(root[name], name).map((value, i) => {
+    const key = `${name}[${i}]`;
+    const layer = readLayer(reader, reader.object(value, key).layer, `${key}.layer`);
+    return { layer, ...readListedFile(reader, value, key, scalePath(layer, labels.hidden?.dtype ?? 'int8')) };
+  });
 }
 
 function readShard(
@@ -328,15 +337,10 @@ function readDescription(reader: Reader, value: unknown, where: string): CacheDe
           }),
         }),
     labels: {
-      topk: reader.orNull(labels.topk, key('labels.topk'), (raw) => {
-        const topk = reader.object(raw, key('labels.topk'));
-        return {
-          k: reader.count(topk.k, key('labels.topk.k')),
-          temperatures: reader
-            .array(topk.temperatures, key('labels.topk.temperatures'))
-            .map((temperature) => reader.number(temperature, key('labels.topk.temperatures'))),
-        };
-      }),
+      topk: reader.orNull(labels.topk, key('labels.topk'), (raw) => readTopKPolicy(reader, raw, key('labels.topk'))),
+      sampled: reader.orNull(labels.sampled ?? null, key('labels.sampled'), (raw) =>
+        readSampledPolicy(reader, raw, key('labels.sampled')),
+      ),
       hidden: reader.orNull(labels.hidden, key('labels.hidden'), (raw) => {
         const hidden = reader.object(raw, key('labels.hidden'));
         return {
@@ -344,6 +348,9 @@ function readDescription(reader: Reader, value: unknown, where: string): CacheDe
             .array(hidden.layers, key('labels.hidden.layers'))
             .map((layer) => readLayer(reader, layer, key('labels.hidden.layers'))),
           dtype: reader.text(hidden.dtype, key('labels.hidden.dtype')),
+          ...(hidden.codedBytes === undefined
+            ? {}
+            : { codedBytes: reader.count(hidden.codedBytes, key('labels.hidden.codedBytes')) }),
         };
       }),
       head: reader.flag(labels.head, key('labels.head')),
@@ -369,7 +376,7 @@ function readDescription(reader: Reader, value: unknown, where: string): CacheDe
 
 /** The counts must follow from each other: row ranges are contiguous, laid out as they must be, nothing missing when complete. */
 function checkAgreement(reader: Reader, manifest: CacheManifest): void {
-  const { description, rows, shards, complete, outputMatrix, channelRms } = manifest;
+  const { description, rows, shards, complete, outputMatrix, scales } = manifest;
   const addedRows = (description.furtherData ?? []).reduce((sum, { rowCount }) => sum + rowCount, 0);
   if (addedRows > 0 && addedRows >= rows.planned) {
     reader.fail('rows.planned', `more than the ${addedRows} of description.furtherData`, rows.planned);
@@ -395,15 +402,15 @@ function checkAgreement(reader: Reader, manifest: CacheManifest): void {
   if (outputMatrix !== null && outputMatrix.columns !== teacher?.hiddenSize) {
     reader.fail('outputMatrix.columns', String(teacher?.hiddenSize), outputMatrix.columns);
   }
-  const scaled = labels.hidden?.dtype === 'int8' ? labels.hidden.layers : [];
-  const listed = channelRms.map(({ layer }) => layer);
+  const scaled = scaledLayers(description);
+  const listed = scales.map(({ layer }) => layer);
   if (listed.some((layer) => !scaled.includes(layer)) || new Set(listed).size !== listed.length) {
-    reader.fail('channelRms', `layers out of ${JSON.stringify(scaled)}, each once`, listed);
+    reader.fail('scales', `layers out of ${JSON.stringify(scaled)}, each once`, listed);
   }
   if (!complete) return;
   if (rows.stored !== rows.planned) reader.fail('rows.stored', `${rows.planned} in a complete cache`, rows.stored);
   if (labels.head && outputMatrix === null) reader.fail('outputMatrix', 'a file, by description.labels.head', null);
-  if (listed.length !== scaled.length) reader.fail('channelRms', `the layers ${JSON.stringify(scaled)}`, listed);
+  if (listed.length !== scaled.length) reader.fail('scales', `the layers ${JSON.stringify(scaled)}`, listed);
   const hasTokenizer = manifest.tokenizer.length > 0;
   if (hasTokenizer !== (description.tokenizer !== null)) {
     reader.fail('tokenizer', 'files if and only if description.tokenizer is there', manifest.tokenizer);
@@ -426,7 +433,7 @@ function checkProvenance(reader: Reader, { provenance, rows, description }: Mani
 
 /**
  * Reads and checks the manifest of a cache folder; the files it lists are not looked at.
- * @throws StillhouseError CACHE_NOT_FOUND, CACHE_MANIFEST_INVALID, CACHE_VERSION_TOO_NEW
+ * @throws StillhouseError CACHE_NOT_FOUND, CACHE_NOT_MERGED, CACHE_MANIFEST_INVALID, CACHE_VERSION_TOO_NEW
  */
 export async function readManifest(folder: string): Promise<CacheManifest> {
   const path = join(folder, MANIFEST_NAME);
@@ -438,6 +445,7 @@ export async function readManifest(folder: string): Promise<CacheManifest> {
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException;
     if (code !== 'ENOENT' && code !== 'ENOTDIR') throw cause;
+    await refuseUnmerged(folder);
     throw new StillhouseError({
       code: 'CACHE_NOT_FOUND',
       where: folder,
@@ -447,4 +455,18 @@ export async function readManifest(folder: string): Promise<CacheManifest> {
     });
   }
   return parseManifest(text, path);
+}
+
+async function refuseUnmerged(folder: string): Promise<void> {
+  const isInParts = await access(join(folder, 'parts/plan.json')).then(
+    () => true,
+    () => false,
+  );
+  if (!isInParts) return;
+  throw new StillhouseError({
+    code: 'CACHE_NOT_MERGED',
+    where: folder,
+    problem: 'the cache is built in parts that are not merged yet',
+    remedy: 'Run `stillhouse cache merge` on it, which says what is missing',
+  });
 }

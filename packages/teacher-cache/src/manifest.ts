@@ -52,7 +52,8 @@ export interface CacheManifest {
   readonly description: CacheDescription;
   readonly tokenizer: readonly ListedFile[];
   readonly outputMatrix: ListedMatrix | null;
-  readonly channelRms: readonly (ListedFile & { readonly layer: HiddenLayer })[];
+  /** What decodes the states of a layer, where their dtype needs such a file. */
+  readonly scales: readonly (ListedFile & { readonly layer: HiddenLayer })[];
   readonly shards: readonly ListedShard[];
   /** Who made which group for which rows; every stored row of every group once. */
   readonly provenance: readonly GroupProvenance[];
@@ -62,7 +63,6 @@ export interface CacheManifest {
 export type ManifestBody = Omit<CacheManifest, 'digest' | 'format' | 'version'>;
 
 export const OUTPUT_MATRIX_PATH = 'head/output_matrix.arrow';
-export const channelRmsPath = (layer: HiddenLayer) => `scales/${hiddenGroup(layer)}.channel_rms.arrow`;
 /** @param revision counts how often the file of a group was replaced by one with more in it */
 export const shardPath = (index: number, group: ShardGroup, revision = 0) =>
   `shards/${String(index).padStart(5, '0')}.${group}${revision === 0 ? '' : `.r${revision}`}.arrow`;
@@ -83,7 +83,7 @@ export function serialiseManifest(body: ManifestBody): string {
 
 /** The text of a file that says what a manifest says, under a name of its own and with more before it. */
 export function sealBody(format: string, more: Readonly<Record<string, JsonValue>>, body: ManifestBody): string {
-  const { complete, rows, description, tokenizer, outputMatrix, channelRms, shards, provenance } = body;
+  const { complete, rows, description, tokenizer, outputMatrix, scales, shards, provenance } = body;
   const groups = shardGroups(description);
   const rest = {
     ...more,
@@ -92,7 +92,7 @@ export function sealBody(format: string, more: Readonly<Record<string, JsonValue
     description,
     tokenizer: [...tokenizer].sort((a, b) => (a.path < b.path ? -1 : 1)),
     outputMatrix,
-    channelRms: groups.flatMap((group) => channelRms.filter(({ layer }) => hiddenGroup(layer) === group)),
+    scales: groups.flatMap((group) => scales.filter(({ layer }) => hiddenGroup(layer) === group)),
     shards: [...shards]
       .sort((a, b) => a.firstRow - b.firstRow)
       .map((shard) => ({
@@ -114,7 +114,7 @@ export function* listFiles(
 ): Generator<{ readonly group: CacheGroup; readonly file: ListedFile }> {
   for (const file of manifest.tokenizer) yield { group: 'tokenizer', file };
   if (manifest.outputMatrix !== null) yield { group: 'head', file: manifest.outputMatrix };
-  for (const file of manifest.channelRms) yield { group: hiddenGroup(file.layer), file };
+  for (const file of manifest.scales) yield { group: hiddenGroup(file.layer), file };
   for (const shard of manifest.shards) {
     for (const group of shardGroups(manifest.description)) yield { group, file: shard.files[group]! };
   }

@@ -12,11 +12,11 @@ import {
   requireSameDescription,
 } from './build-state.ts';
 import { lockForBuilding } from './builder-lock.ts';
+import { scaledLayers } from './hidden-scale.ts';
 import { type CacheManifest, listFiles, MANIFEST_NAME, type ManifestBody, serialiseManifest } from './manifest.ts';
 import { readManifest } from './manifest-parser.ts';
 import { listParts, type Partition, type PartManifest, printPartition, readPart, readPlan } from './part-manifest.ts';
 import { layOutShards } from './shard-layout.ts';
-import { scaledLayers } from './shard-writer.ts';
 
 /** A part that is not finished. */
 export interface UnfinishedPart {
@@ -231,9 +231,7 @@ function joinParts(found: readonly FoundPart[], plan: ManifestBody): ManifestBod
     // A part without shards has measured nothing.
     if (part.shards.length === 0) continue;
     for (const layer of scaledLayers(description)) {
-      const [wanted, got] = [first!.part, part].map(
-        (one) => one.channelRms.find((scale) => scale.layer === layer)?.sha256,
-      );
+      const [wanted, got] = [first!.part, part].map((one) => one.scales.find((scale) => scale.layer === layer)?.sha256);
       if (wanted === got) continue;
       const name = `part ${printPartition(part.partition)}`;
       refuseDisagreement(folder, `${name} was scaled by other numbers of layer ${layer}`, wanted, got);
@@ -246,7 +244,7 @@ function joinParts(found: readonly FoundPart[], plan: ManifestBody): ManifestBod
     description,
     tokenizer: first!.part.tokenizer,
     outputMatrix: first!.part.outputMatrix,
-    channelRms: first!.part.channelRms,
+    scales: first!.part.scales,
     shards: parts.flatMap(({ shards }) => shards),
     provenance: parts.flatMap(({ provenance }) => provenance),
   };

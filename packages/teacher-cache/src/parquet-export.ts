@@ -7,6 +7,7 @@ import { ByteWriter, ParquetWriter, type Writer } from 'hyparquet-writer';
 import type { TeacherCache } from './cache-reader.ts';
 import type { CacheDescription, HiddenLayer } from './description.ts';
 import { dequantiseHidden } from './hidden-quantisation.ts';
+import type { HiddenScale } from './hidden-scale.ts';
 import type { LabelledRow } from './labelled-row.ts';
 import {
   listOf,
@@ -29,7 +30,7 @@ const float32: SchemaElement = { name: 'element', type: 'FLOAT', repetition_type
 /** The columns of an export; labels that a row does not bring are empty at all its positions. */
 function exportColumns(
   description: CacheDescription,
-  scales: ReadonlyMap<HiddenLayer, Float32Array>,
+  scales: ReadonlyMap<HiddenLayer, HiddenScale>,
 ): readonly ParquetColumn[] {
   const grid = description.labels.topk?.temperatures.length ?? 0;
   const nothing = new Int32Array(0);
@@ -122,10 +123,13 @@ export interface ParquetExport {
  */
 export async function exportParquet(cache: TeacherCache, outDir: string): Promise<ParquetExport> {
   await requireEmpty(outDir);
-  const scales = new Map<HiddenLayer, Float32Array>();
+  const scales = new Map<HiddenLayer, HiddenScale>();
   const { hidden, topk } = cache.description.labels;
   const layers = (hidden?.layers ?? []).filter((layer) => cache.openLabels.hidden?.includes(layer));
-  for (const layer of hidden?.dtype === 'int8' ? layers : []) scales.set(layer, await cache.channelRms(layer));
+  for (const layer of layers) {
+    const scale = await cache.hiddenScale(layer);
+    if (scale !== undefined) scales.set(layer, scale);
+  }
   const description: CacheDescription = {
     ...cache.description,
     labels: {

@@ -54,7 +54,7 @@ export const emptyBody = (description: CacheDescription, planned: number): Manif
   description,
   tokenizer: [],
   outputMatrix: null,
-  channelRms: [],
+  scales: [],
   shards: [],
   provenance: [],
 });

@@ -146,7 +146,7 @@ test('a cache that pyarrow wrote is read and verified', { skip }, () =>
       logprobs: Float32Array.of(-0.5, -1.5),
       logZ: Float32Array.of(0, 1.1),
     });
-    const states = dequantiseHidden(hidden!.get('final')!, await cache.channelRms('final'));
+    const states = dequantiseHidden(hidden!.get('final')!, await cache.hiddenScale('final'));
     assert.deepEqual(states, Float32Array.of(0.5, -2, 31.75));
     assert.deepEqual((await cache.readOutputMatrix()).slice(3, 6), Float32Array.of(1, 1, -1));
     await cache.close();

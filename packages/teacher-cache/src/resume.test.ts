@@ -149,8 +149,8 @@ test('other tokenizer files or scales than those of the first run are refused', 
       code: 'CACHE_CONFIG_MISMATCH',
       message: /chat_template\.jinja, tokenizer\/tokenizer\.json/,
     });
-    await assert.rejects(writer.setChannelRms('final', new Float32Array(32).fill(9)), { code: 'CACHE_SCALE_INVALID' });
-    await assert.rejects(writer.setChannelRms(1, new Float32Array(32).fill(1)), { code: 'CACHE_SCALE_INVALID' });
+    await assert.rejects(writer.setScale('final', new Float32Array(32).fill(9)), { code: 'CACHE_SCALE_INVALID' });
+    await assert.rejects(writer.setScale(1, new Float32Array(32).fill(1)), { code: 'CACHE_SCALE_INVALID' });
     await writer.close();
   }));
 
@@ -202,8 +202,8 @@ test('shards come in order, and a cache is complete only with all that its descr
       code: 'CACHE_SCALE_INVALID',
       message: /must be set before the first shard/,
     });
-    await writer.setChannelRms('final', new Float32Array(32).fill(1));
-    await writer.setChannelRms(2, new Float32Array(32).fill(1));
+    await writer.setScale('final', new Float32Array(32).fill(1));
+    await writer.setScale(2, new Float32Array(32).fill(1));
     await assert.rejects(writer.writeShard(1, [4, 5].map(row)), { code: 'CACHE_SHARD_UNEXPECTED' });
     await assert.rejects(writer.writeShard(0, [0, 1, 2].map(row)), { code: 'CACHE_SHARD_UNEXPECTED' });
     await writer.writeShard(0, [0, 1, 2, 3].map(row));
@@ -211,7 +211,7 @@ test('shards come in order, and a cache is complete only with all that its descr
 
     const resumed = await openCacheWriter(folder, description, { totalRows: 6 });
     assert.equal(resumed.completedShards, 1);
-    assert.deepEqual(resumed.channelRms('final'), new Float32Array(32).fill(1));
+    assert.deepEqual(resumed.scale('final'), new Float32Array(32).fill(1));
     await assert.rejects(resumed.writeShard(1, [4, 0].map(row)), {
       code: 'CACHE_ROW_INVALID',
       message: /row 0 ä.*another row has the same id/,

@@ -1,11 +1,19 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { type LabelledRow, openCache, openCacheWriter, verifyCache } from './index.ts';
+import {
+  type LabelledRow,
+  openCache,
+  openCacheWriter,
+  type SampledPolicy,
+  type TopKPolicy,
+  verifyCache,
+} from './index.ts';
 import {
   buildRandomCache,
   describeRandomCache,
   fixedChannelRms,
+  fixedCodebook,
   prepareRandomCache,
   type RandomCacheShape,
   randomRow,
@@ -17,6 +25,7 @@ function assertSameRow(got: LabelledRow, want: LabelledRow): void {
   assert.deepEqual(got.row, want.row);
   assert.deepEqual(got.positions, want.positions);
   assert.deepEqual(got.topk, want.topk);
+  assert.deepEqual(got.sampled, want.sampled);
   assert.deepEqual([...(got.hidden ?? [])], [...(want.hidden ?? [])]);
 }
 
@@ -28,16 +37,33 @@ const shapes: fc.Arbitrary<RandomCacheShape> = fc
     maxTokens: fc.constantFrom(1, 2, 12),
     vocabSize: fc.integer({ min: 1, max: 40 }),
     hiddenSize: fc.integer({ min: 1, max: 9 }),
-    dtype: fc.constantFrom('int8', 'float16', 'float32'),
+    dtype: fc.constantFrom('int8', 'int8-groups', 'coded', 'float16', 'float32'),
     layers: fc.constantFrom(['final'], [4, 'final', 0], [1]),
     positions: fc.constantFrom('response', 'all'),
     temperatures: fc.constantFrom([1], [1, 2, 4], [0.5, 1.5]),
     isWhole: fc.boolean(),
+    topk: fc.constantFrom<Partial<TopKPolicy>[]>(
+      {},
+      { packing: 'zstd' },
+      { pinnedIds: [0], keepTarget: true },
+      { packing: 'zstd', logprobDtype: 'float16', keepTarget: true },
+      { packing: 'zstd', logprobDtype: 'uint8', topP: 0.9, minK: 1, pinnedIds: [0], keepTarget: true },
+    ),
+    sampled: fc.constantFrom<(SampledPolicy | undefined)[]>(
+      undefined,
+      { draws: 1, temperature: 1 },
+      { draws: 50, temperature: 2, seed: 7 },
+    ),
   })
   .chain(({ isWhole, ...shape }) =>
     fc
       .integer({ min: 1, max: shape.vocabSize })
-      .map((k) => ({ ...shape, k: isWhole ? shape.vocabSize : k }) as RandomCacheShape),
+      .map((k) => ({
+        ...shape,
+        k: isWhole ? shape.vocabSize : k,
+        hiddenSize: shape.dtype === 'int8-groups' ? 64 * (1 + (shape.hiddenSize % 2)) : shape.hiddenSize,
+      }))
+      .map((whole) => whole as RandomCacheShape),
   );
 
 test('what is written is read: every dtype, ragged k, k = 1, k = V, rows without a position', async () => {
@@ -54,10 +80,9 @@ test('what is written is read: every dtype, ragged k, k = 1, k = V, rows without
           const { row } = await cache.readRow(cache.indexOf(id), {});
           assert.equal(row.id, id);
         }
-        if (shape.dtype === 'int8') {
-          for (const layer of description.labels.hidden!.layers) {
-            assert.deepEqual(await cache.channelRms(layer), fixedChannelRms(shape.hiddenSize));
-          }
+        const scale = { int8: fixedChannelRms, coded: fixedCodebook }[shape.dtype as 'int8' | 'coded'];
+        for (const layer of description.labels.hidden!.layers) {
+          assert.deepEqual(await cache.hiddenScale(layer), scale?.(shape.hiddenSize));
         }
         await cache.close();
         const report = await verifyCache(folder);

@@ -2,7 +2,7 @@ import { StillhouseError } from '@stillhouse/errors';
 import { type ArrowBatch, type ArrowFile, openArrowFile } from './arrow-file-reader.ts';
 import { shardSchema } from './arrow-schemas.ts';
 import type { CacheFiles } from './cache-files.ts';
-import type { HiddenLayer } from './description.ts';
+import type { ShardContent } from './description.ts';
 import type { CacheManifest, ListedFile } from './manifest.ts';
 
 const OPEN_FILE_LIMIT = 128;
@@ -12,15 +12,11 @@ const OPEN_ATTEMPTS = 3;
 
 /** The files of shards, opened when needed: open files and the batches read last are both bounded. */
 export interface ShardFileReader {
-  withFile<T>(
-    file: ListedFile,
-    group: 'rows' | 'topk' | HiddenLayer,
-    use: (arrow: ArrowFile) => Promise<T>,
-  ): Promise<T>;
+  withFile<T>(file: ListedFile, group: ShardContent, use: (arrow: ArrowFile) => Promise<T>): Promise<T>;
   /** The batch that holds row `row` of a shard, with the row's place in it. */
   readAt(
     file: ListedFile,
-    group: 'rows' | 'topk' | HiddenLayer,
+    group: ShardContent,
     row: number,
   ): Promise<{ readonly batch: ArrowBatch; readonly place: number }>;
   close(): Promise<void>;
@@ -48,7 +44,7 @@ async function openFile(
   files: CacheFiles,
   manifest: CacheManifest,
   file: ListedFile,
-  group: 'rows' | 'topk' | HiddenLayer,
+  group: ShardContent,
 ): Promise<OpenFile> {
   for (let attempt = 1; ; attempt++) {
     const local = await files.acquire(file);

@@ -6,19 +6,21 @@ import { StillhouseError } from '@stillhouse/errors';
 import { encodeShard } from './arrow-encoding.ts';
 import { writeArrowFile } from './arrow-file-writer.ts';
 import type { BuilderLock } from './builder-lock.ts';
+import { describeSize } from './cache-size.ts';
 import type { CacheWriter } from './cache-writer.ts';
 import {
   type CacheDescription,
   diffDescriptions,
+  type HiddenDtype,
   type HiddenLayer,
   hiddenGroup,
   type ShardGroup,
   shardGroups,
 } from './description.ts';
+import { encodeScale, type HiddenScale, isCodebook, readScale, scaledLayers, scalePath } from './hidden-scale.ts';
 import type { LabelledRow } from './labelled-row.ts';
 import {
   type CacheManifest,
-  channelRmsPath,
   type ListedFile,
   type ListedShard,
   type ManifestBody,
@@ -28,10 +30,11 @@ import {
   tokenizerPath,
 } from './manifest.ts';
 import { isPlainFileName } from './manifest-parser.ts';
-import { encodeChannelRms, encodeOutputMatrix, readChannelRms } from './output-matrix.ts';
+import { encodeOutputMatrix } from './output-matrix.ts';
 import { recordShard } from './provenance.ts';
 import { checkLabelledRow } from './row-checks.ts';
 import { layOutShards, type RowRange } from './shard-layout.ts';
+import { loadZstd } from './zstd.ts';
 
 /** A shard to write, whole or some groups of it. */
 export interface ShardTask extends RowRange {
@@ -76,20 +79,17 @@ export interface WriterPlan {
   publish(state: ManifestBody): Promise<void>;
 }
 
-/** The layers whose states need scales before the first shard. */
-export const scaledLayers = ({ labels: { hidden } }: CacheDescription): readonly HiddenLayer[] =>
-  hidden?.dtype === 'int8' ? hidden.layers : [];
-
 /** A writer for the tasks of a plan, from a state in which some are finished. */
 export async function makeShardWriter(plan: WriterPlan, initial: ManifestBody): Promise<CacheWriter> {
   const { folder, lock, tasks } = plan;
   let state = initial;
   let isOpen = true;
   const { description, rows } = initial;
+  const zstd = await loadZstd();
   const rowIds = new Set(plan.takenIds);
-  const scales = new Map<HiddenLayer, Float32Array>();
+  const scales = new Map<HiddenLayer, HiddenScale>();
   const width = description.teacher?.hiddenSize ?? 0;
-  for (const { layer, path } of initial.channelRms) scales.set(layer, await readChannelRms(join(folder, path), width));
+  for (const { layer, path } of initial.scales) scales.set(layer, await readScale(join(folder, path), description));
 
   const requireOpen = () => {
     if (!isOpen) throw new Error('the cache writer is closed');
@@ -107,9 +107,9 @@ export async function makeShardWriter(plan: WriterPlan, initial: ManifestBody): 
     return { path, sizeBytes, sha256 };
   };
   const adoptScale = async (layer: HiddenLayer, file: ListedFile) => {
-    const rms = await readChannelRms(join(folder, file.path), width);
-    await commit({ channelRms: [...state.channelRms, { layer, ...file }] });
-    scales.set(layer, rms);
+    const scale = await readScale(join(folder, file.path), description);
+    await commit({ scales: [...state.scales, { layer, ...file }] });
+    scales.set(layer, scale);
   };
 
   return {
@@ -128,6 +128,9 @@ export async function makeShardWriter(plan: WriterPlan, initial: ManifestBody): 
     },
     get hasOutputMatrix() {
       return !plan.bringsFixedFiles || state.outputMatrix !== null;
+    },
+    get size() {
+      return describeSize(state);
     },
     shardRange: (index) => {
       const { firstRow, rowCount } = plan.rangeOf(index);
@@ -160,32 +163,34 @@ export async function makeShardWriter(plan: WriterPlan, initial: ManifestBody): 
       const file = await put(OUTPUT_MATRIX_PATH, encodeOutputMatrix(source));
       await commit({ outputMatrix: { ...file, dtype: source.dtype, rows: source.rows, columns: source.columns } });
     },
-    setChannelRms: async (layer, rms) => {
+    setScale: async (layer, scale) => {
       const known = scales.get(layer);
-      if (known !== undefined && known.length === rms.length && known.every((value, i) => value === rms[i])) return;
+      if (known !== undefined && isSameScale(known, scale)) return;
       const isWanted = scaledLayers(description).includes(layer);
-      const isUsable = rms.length === width && rms.every((value) => value > 0 && value < Infinity);
+      const isUsable = isUsableScale(scale, description.labels.hidden?.dtype, width);
       if (!isWanted || !isUsable || known !== undefined || state.shards.length > 0) {
         throw new StillhouseError({
           code: 'CACHE_SCALE_INVALID',
-          where: `channel RMS of ${hiddenGroup(layer)}`,
+          where: `scale of ${hiddenGroup(layer)}`,
           problem:
             isWanted && isUsable ? 'it is fixed already and shards may depend on it' : 'the cache has no place for it',
-          expected: isWanted ? `${width} positive finite numbers, once, before the first shard` : 'no such scale',
+          expected: isWanted
+            ? `${width} positive finite numbers or a codebook, as the dtype has it, once, before the first shard`
+            : 'no such scale',
         });
       }
-      const path = channelRmsPath(layer);
-      if (!plan.sharesScales) return adoptScale(layer, await put(path, encodeChannelRms(rms)));
+      const path = scalePath(layer, description.labels.hidden!.dtype);
+      if (!plan.sharesScales) return adoptScale(layer, await put(path, encodeScale(scale)));
       const own = `${path}.${randomUUID()}`;
-      await put(own, encodeChannelRms(rms));
+      await put(own, encodeScale(scale));
       await publishFirst(join(folder, own), join(folder, path));
       await adoptScale(layer, { path, ...(await hashFile(join(folder, path))) });
     },
-    channelRms: (layer) => scales.get(layer),
+    scale: (layer) => scales.get(layer),
     adoptCalibration: async () => {
       for (const layer of scaledLayers(description)) {
         if (scales.has(layer)) continue;
-        const path = channelRmsPath(layer);
+        const path = scalePath(layer, description.labels.hidden!.dtype);
         const digest = plan.sharesScales ? await hashFile(join(folder, path)).catch(() => undefined) : undefined;
         if (digest === undefined) return false;
         await adoptScale(layer, { path, ...digest });
@@ -212,8 +217,9 @@ export async function makeShardWriter(plan: WriterPlan, initial: ManifestBody): 
       const files: Partial<Record<ShardGroup, ListedFile>> = { ...task.former?.files };
       for (const group of task.groups) {
         const layer = description.labels.hidden?.layers.find((one) => hiddenGroup(one) === group);
-        const content = layer ?? (group as 'rows' | 'topk');
-        files[group] = await put(task.pathOf(group), encodeShard(labelled, content, description));
+        const content = layer ?? (group as 'rows' | 'topk' | 'sampled');
+        const scale = layer === undefined ? undefined : scales.get(layer);
+        files[group] = await put(task.pathOf(group), encodeShard(labelled, content, description, { zstd, scale }));
       }
       const { firstRow, rowCount, groups } = task;
       const shard: ListedShard = {
@@ -265,6 +271,22 @@ export async function makeShardWriter(plan: WriterPlan, initial: ManifestBody): 
   };
 }
 
+function isUsableScale(scale: HiddenScale, dtype: HiddenDtype | undefined, width: number): boolean {
+  if (isCodebook(scale)) return dtype === 'coded' && scale.width === width;
+  return dtype === 'int8' && scale.length === width && scale.every((value) => value > 0 && value < Infinity);
+}
+
+function isSameScale(a: HiddenScale, b: HiddenScale): boolean {
+  const arrays = (scale: HiddenScale) =>
+    isCodebook(scale)
+      ? [scale.mean, scale.encode, scale.decode, scale.coder.tableOf, scale.coder.lowBits, ...scale.coder.tables]
+      : [scale];
+  const [left, right] = [arrays(a), arrays(b)];
+  const isSame = (one: ArrayLike<number>, other: ArrayLike<number> | undefined) =>
+    one.length === other?.length && Array.prototype.every.call(one, (value, i) => value === other[i]);
+  return left.length === right.length && left.every((array, i) => isSame(array, right[i]));
+}
+
 const sha256Of = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
 
 /** Moves `own` to `path`, unless another builder was first: then that file stays, and `own` goes. */
@@ -282,13 +304,14 @@ async function publishFirst(own: string, path: string): Promise<void> {
 
 /** The description of a cache that has only these groups of labels. */
 export function restrictLabels(description: CacheDescription, groups: readonly ShardGroup[]): CacheDescription {
-  const { topk, hidden, head } = description.labels;
+  const { topk, sampled = null, hidden, head } = description.labels;
   const layers = hidden?.layers.filter((layer) => groups.includes(hiddenGroup(layer))) ?? [];
   return {
     ...description,
     labels: {
       ...description.labels,
       topk: groups.includes('topk') ? topk : null,
+      ...(sampled === null ? {} : { sampled: groups.includes('sampled') ? sampled : null }),
       hidden: hidden === null || layers.length === 0 ? null : { ...hidden, layers },
       head,
     },
@@ -340,12 +363,12 @@ function refuseBadRows(
   }
 }
 
-function refuseMissingScale(description: CacheDescription, scales: ReadonlyMap<HiddenLayer, Float32Array>): void {
+function refuseMissingScale(description: CacheDescription, scales: ReadonlyMap<HiddenLayer, HiddenScale>): void {
   for (const layer of scaledLayers(description)) {
     if (scales.has(layer)) continue;
     throw new StillhouseError({
       code: 'CACHE_SCALE_INVALID',
-      where: `channel RMS of ${hiddenGroup(layer)}`,
+      where: `scale of ${hiddenGroup(layer)}`,
       problem: 'it must be set before the first shard',
     });
   }

@@ -1,3 +1,4 @@
+import { LARGEST_BUFFER_BYTES } from './arrow-file-writer.ts';
 import { openPlaneReader, openPlaneWriter } from './byte-planes.ts';
 import type { TopKLabels } from './labelled-row.ts';
 import {
@@ -19,8 +20,11 @@ export interface PackedShape {
   readonly vocabSize: number;
 }
 
+/** Entries of a row: as many as a plain column can hold. */
+const MOST_ENTRIES = LARGEST_BUFFER_BYTES / 4;
+
 /** Bytes of an id: two up to 65,536 ids, three up to 16,777,216. */
-const idBytes = (vocabSize: number) => (vocabSize <= 0x1_0000 ? 2 : vocabSize <= 0x100_0000 ? 3 : 4);
+export const idBytes = (vocabSize: number) => (vocabSize <= 0x1_0000 ? 2 : vocabSize <= 0x100_0000 ? 3 : 4);
 
 /**
  * The top-k labels of one row as bytes: byte planes (see `byte-planes.ts`) of the counts (2 bytes), the ids, the
@@ -58,6 +62,7 @@ export function unpackTopK(packed: Uint8Array, shape: PackedShape, dtype: Logpro
     if (count < 1 || count > k) throw new RangeError(`a position has ${count} entries, allowed are 1 to ${k}`);
     total += count;
   }
+  if (total > MOST_ENTRIES) throw new RangeError(`there are ${total} entries, allowed are ${MOST_ENTRIES}`);
   const ids = new Int32Array(planes.read(total, idBytes(vocabSize)).buffer);
   const entries = planes.read(total, ENTRY_BYTES[dtype]);
   addDifferences(entries, counts, ENTRY_BYTES[dtype]);

@@ -2,17 +2,22 @@ import { readdir, stat } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import { hashFile } from '@stillhouse/durable-files';
 import { isStillhouseError } from '@stillhouse/errors';
-import { decodeHidden, decodeRow, decodeTopK } from './arrow-decoding.ts';
+import { decodeRow, openHiddenDecoder, openSampledDecoder, openTopKDecoder } from './arrow-decoding.ts';
 import { type ArrowBatch, type ArrowFile, openArrowFile } from './arrow-file-reader.ts';
 import { shardSchema } from './arrow-schemas.ts';
+import { PARTS_FOLDER } from './build-state.ts';
 import { LOCK_NAME } from './builder-lock.ts';
-import { type HiddenLayer, hiddenGroup } from './description.ts';
-import { type CachedRow, labelPositions } from './labelled-row.ts';
+import { EXTENSION_NAME } from './cache-extension.ts';
+import { contentGroup, hiddenGroup, type ShardContent } from './description.ts';
+import { checkSampled, checkTopK } from './distribution-checks.ts';
+import { readScale } from './hidden-scale.ts';
+import { type CachedRow, labelPositions, targetsOf } from './labelled-row.ts';
 import { type CacheManifest, type ListedFile, type ListedShard, listFiles, MANIFEST_NAME } from './manifest.ts';
 import { readManifest } from './manifest-parser.ts';
-import { readChannelRms, streamOutputMatrix } from './output-matrix.ts';
+import { streamOutputMatrix } from './output-matrix.ts';
 import { listOmittedGroups, PULL_STAGING_NAME, PULLED_STATE_NAME } from './pulled-state.ts';
-import { checkHidden, checkRow, checkTopK } from './row-checks.ts';
+import { checkHidden, checkRow } from './row-checks.ts';
+import { loadZstd } from './zstd.ts';
 
 export interface VerifyProblem {
   /** Relative to the cache. */
@@ -120,11 +125,15 @@ async function checkContent(path: string, file: ListedFile): Promise<string | un
 /** What a killed build may leave behind is no fault of a cache that is not complete. */
 async function checkStrayFiles(folder: string, manifest: CacheManifest, findings: Findings): Promise<void> {
   const listed = new Set([...listFiles(manifest)].map(({ file }) => file.path));
+  const names = await readdir(folder);
+  const isUnfinished = !manifest.complete || names.includes(EXTENSION_NAME) || names.includes(PARTS_FOLDER);
   for (const entry of await readdir(folder, { recursive: true, withFileTypes: true })) {
     if (entry.isDirectory()) continue;
     const path = relative(folder, join(entry.parentPath, entry.name)).replaceAll('\\', '/');
+    // A killed build, merge or extension leaves files that the next run removes.
     const isLeftover =
-      !manifest.complete && (path.endsWith('.partial') || /^(shards|scales|head|tokenizer)\//.test(path));
+      isUnfinished &&
+      (path.endsWith('.partial') || /^(shards|scales|head|tokenizer|parts)\//.test(path) || path === EXTENSION_NAME);
     if (listed.has(path) || path === MANIFEST_NAME || path === LOCK_NAME || isLeftover) continue;
     if (path === PULLED_STATE_NAME || path.startsWith(`${PULL_STAGING_NAME}/`)) continue;
     findings.add(path, 'the file does not belong to the cache');
@@ -137,9 +146,9 @@ async function checkMatrices(
   sound: ReadonlySet<string>,
   findings: Findings,
 ): Promise<void> {
-  for (const { path } of manifest.channelRms) {
+  for (const { path } of manifest.scales) {
     if (!sound.has(path)) continue;
-    await readChannelRms(join(folder, path), manifest.description.teacher!.hiddenSize).catch((error: unknown) =>
+    await readScale(join(folder, path), manifest.description).catch((error: unknown) =>
       findings.add(path, explain(error)),
     );
   }
@@ -192,14 +201,15 @@ async function checkShard(
   findings: Findings,
 ): Promise<{ readonly rows: number; readonly positions: number }> {
   const { description } = manifest;
-  const { topk, hidden } = description.labels;
-  const visitGroup = (group: 'rows' | 'topk' | HiddenLayer, visit: Parameters<typeof visitRows>[4]) => {
-    const file = shard.files[group === 'rows' || group === 'topk' ? group : hiddenGroup(group)]!;
+  const { topk, sampled = null, hidden } = description.labels;
+  const zstd = await loadZstd();
+  const visitGroup = (content: ShardContent, visit: Parameters<typeof visitRows>[4]) => {
+    const file = shard.files[contentGroup(content)]!;
     const path = join(folder, file.path);
-    const open = () => openArrowFile(path, shardSchema(description, group));
+    const open = () => openArrowFile(path, shardSchema(description, content));
     return sound.has(file.path) ? visitRows(file, open, shard.rowCount, findings, visit) : Promise.resolve();
   };
-  const rows: { readonly id: string; readonly positions: number }[] = [];
+  const rows: { readonly id: string; readonly targets: Int32Array }[] = [];
   let tokens = 0;
   await visitGroup('rows', (batch, place) => {
     const row: CachedRow = decodeRow(batch, place);
@@ -208,9 +218,10 @@ async function checkShard(
     if (former !== undefined) findings.add(shard.files.rows.path, `row id ${row.id} is in ${former} too`);
     rowIds.set(row.id, shard.files.rows.path);
     tokens += row.inputIds.length;
-    rows.push({ id: row.id, positions: labelPositions(row.lossMask, description.positions).length });
+    rows.push({ id: row.id, targets: targetsOf(row, labelPositions(row.lossMask, description.positions)) });
   });
-  const positions = rows.reduce((sum, row) => sum + row.positions, 0);
+  const positions = rows.reduce((sum, row) => sum + row.targets.length, 0);
+  const targetsAt = (index: number) => rows[index]?.targets ?? new Int32Array(0);
   if (tokens !== shard.tokenCount || positions !== shard.positionCount) {
     const said = `${shard.tokenCount} tokens and ${shard.positionCount} positions`;
     findings.add(
@@ -225,17 +236,35 @@ async function checkShard(
   };
   if (topk !== null) {
     const { path } = shard.files.topk!;
+    const decode = openTopKDecoder(description, zstd);
     await visitGroup('topk', (batch, place, index) => {
-      const [id, labels] = decodeTopK(batch, place, topk.temperatures.length);
-      report(path, index, id, checkTopK(labels, rows[index]?.positions ?? 0, description));
+      const targets = targetsAt(index);
+      const [id, labels] = decode(batch, place, targets.length);
+      report(path, index, id, checkTopK(labels, targets, description));
+    });
+  }
+  if (sampled !== null) {
+    const { path } = shard.files.sampled!;
+    const decode = openSampledDecoder(description, zstd);
+    await visitGroup('sampled', (batch, place, index) => {
+      const positions = targetsAt(index).length;
+      const [id, labels] = decode(batch, place, positions);
+      report(path, index, id, checkSampled(labels, positions, description));
     });
   }
   for (const layer of hidden?.layers ?? []) {
     const { path } = shard.files[hiddenGroup(layer)]!;
     const shape = { layer, dtype: hidden!.dtype, width: description.teacher!.hiddenSize };
+    const listed = manifest.scales.find((one) => one.layer === layer);
+    // Without its scale a layer cannot be decoded; the scale is among the findings already.
+    if (listed !== undefined && !sound.has(listed.path)) continue;
+    const scale = listed && (await readScale(join(folder, listed.path), description).catch(() => undefined));
+    if (listed !== undefined && scale === undefined) continue;
+    const decode = openHiddenDecoder(shape, scale);
     await visitGroup(layer, (batch, place, index) => {
-      const [id, labels] = decodeHidden(batch, place, shape);
-      report(path, index, id, checkHidden(labels, rows[index]?.positions ?? 0, description));
+      const positions = targetsAt(index).length;
+      const [id, labels] = decode(batch, place, positions);
+      report(path, index, id, checkHidden(labels, positions, description));
     });
   }
   return { rows: rows.length, positions };

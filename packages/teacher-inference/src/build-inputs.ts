@@ -10,7 +10,7 @@ import {
 import { hashFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { requireSetting } from '@stillhouse/settings';
-import type { CacheDescription, HiddenDtype, TokenizerIdentity } from '@stillhouse/teacher-cache';
+import type { CacheDescription, HiddenDtype, TeacherIdentity, TokenizerIdentity } from '@stillhouse/teacher-cache';
 import { normaliseDescription } from '@stillhouse/teacher-cache';
 import { hasTokenizer, openTokenizer, type Tokenizer } from '@stillhouse/tokenizer';
 import type { BuildSettings } from './build-settings.ts';
@@ -40,8 +40,8 @@ export interface BuildInputs {
   readonly description: CacheDescription;
   readonly summary: RowSummary;
   readonly shards: readonly ShardCounts[];
-  /** Rows from number `first` on, encoded. */
-  rows(first: number): AsyncGenerator<EncodedRow>;
+  /** Rows by their numbers, those that are wanted, encoded. */
+  rows(isWanted: (row: number) => boolean): AsyncGenerator<EncodedRow>;
   /** sha256 of the data file as it is now. */
   hashData(): Promise<string>;
   close(): Promise<void>;
@@ -49,6 +49,8 @@ export interface BuildInputs {
 
 const HIDDEN_DTYPES: Readonly<Record<BuildSettings['hiddenDtype'], HiddenDtype>> = {
   int8: 'int8',
+  'int8-groups': 'int8-groups',
+  coded: 'coded',
   f16: 'float16',
   f32: 'float32',
 };
@@ -66,19 +68,12 @@ export async function openBuildInputs(settings: BuildSettings): Promise<BuildInp
   const teacher = needsTeacher ? await openTeacher(requireSetting(settings, 'teacher', 'DIR'), labels) : null;
   try {
     const tokenizer = await openBuildTokenizer(settings, teacher);
-    const rows = (first: number) => encodeRows(settings, data, teacher, tokenizer, first);
+    const rows = (isWanted: (row: number) => boolean) => encodeRows(settings, data, teacher, tokenizer, isWanted);
     const shards: { rows: number; tokens: number; positions: number }[] = [];
-    const summary = await summariseRows(countShards(rows(0), settings, shards));
+    const summary = await summariseRows(countShards(rows(everyRow), settings, shards));
     const hashData = async () => (await hashFile(data)).sha256;
     const description = normaliseDescription({
-      teacher: teacher && {
-        name: basename(resolve(teacher.folder)),
-        architecture: teacher.config.architecture,
-        ...(await digestTeacher(teacher)),
-        hiddenSize: teacher.config.hiddenSize,
-        layerCount: teacher.config.layerCount,
-        vocabSize: teacher.config.vocabSize,
-      },
+      teacher: teacher && (await identifyTeacher(teacher)),
       tokenizer: tokenizer && identifyTokenizer(tokenizer),
       data: { sha256: await hashData(), name: basename(data), rowCount: summary.rowCount },
       maxLength: settings.maxLength ?? null,
@@ -86,7 +81,7 @@ export async function openBuildInputs(settings: BuildSettings): Promise<BuildInp
       labels,
       positions: settings.positions,
       rowsPerShard: settings.rowsPerShard,
-      generator: { name: 'stillhouse', version: await readVersion() },
+      generator: await identifyGenerator(),
     });
     const close = async () => teacher?.weights.close();
     return { out, teacher, tokenizer, description, summary, shards, rows, hashData, close };
@@ -96,7 +91,10 @@ export async function openBuildInputs(settings: BuildSettings): Promise<BuildInp
   }
 }
 
-function resolveLabels(settings: BuildSettings): CacheDescription['labels'] {
+export const everyRow = () => true;
+
+/** The labels that settings ask for. @throws StillhouseError LABELS_CONTRADICTORY */
+export function resolveLabels(settings: BuildSettings): CacheDescription['labels'] {
   const words = new Set(settings.labels);
   if (words.has('none') && words.size > 1) {
     throw new StillhouseError({
@@ -110,13 +108,29 @@ function resolveLabels(settings: BuildSettings): CacheDescription['labels'] {
   const layers = settings.hiddenLayers;
   return {
     topk: words.has('topk') ? { k: settings.topK, temperatures: settings.temperatures } : null,
-    hidden: words.has('hidden') ? { layers, dtype: HIDDEN_DTYPES[settings.hiddenDtype] } : null,
+    hidden: words.has('hidden') ? describeHidden(settings) : null,
     // With the final states it gives the teacher's whole distribution.
     head: words.has('hidden') && layers.includes('final'),
   };
 }
 
-async function openTeacher(folder: string, { topk, hidden }: CacheDescription['labels']): Promise<Teacher> {
+/** Bytes of a coded position where none are asked for: gradient cosine 0.999 at T = 2 beside 16 exact ids on a 1.5B teacher. */
+const DEFAULT_CODED_BYTES = 224;
+
+function describeHidden({ hiddenLayers, hiddenDtype, hiddenBytes }: BuildSettings) {
+  const layers = hiddenLayers;
+  const dtype = HIDDEN_DTYPES[hiddenDtype];
+  if (dtype === 'coded') return { layers, dtype, codedBytes: hiddenBytes ?? DEFAULT_CODED_BYTES };
+  if (hiddenBytes === undefined) return { layers, dtype };
+  throw new StillhouseError({
+    code: 'LABELS_CONTRADICTORY',
+    where: '--hidden-bytes',
+    problem: `states stored as ${hiddenDtype} take the bytes that they take`,
+    remedy: 'Use --hidden-dtype coded, or leave --hidden-bytes out',
+  });
+}
+
+export async function openTeacher(folder: string, { topk, hidden }: CacheDescription['labels']): Promise<Teacher> {
   const config = await readModelConfig(folder);
   if (topk !== null && topk.k > config.vocabSize) {
     throw new StillhouseError({
@@ -140,8 +154,8 @@ async function openTeacher(folder: string, { topk, hidden }: CacheDescription['l
   return { folder, config, weights: await openModelWeights(folder, config) };
 }
 
-async function openBuildTokenizer(
-  { tokenizer: named, teacher: teacherFolder }: BuildSettings,
+export async function openBuildTokenizer(
+  { tokenizer: named, teacher: teacherFolder }: Pick<BuildSettings, 'tokenizer' | 'teacher'>,
   teacher: Teacher | null,
 ): Promise<Tokenizer | null> {
   const own = teacherFolder !== undefined && (await hasTokenizer(teacherFolder)) ? teacherFolder : undefined;
@@ -161,23 +175,33 @@ async function openBuildTokenizer(
   return tokenizer;
 }
 
-const identifyTokenizer = ({ digest, realVocabSize, chatTemplate }: Tokenizer): TokenizerIdentity => ({
+export const identifyTokenizer = ({ digest, realVocabSize, chatTemplate }: Tokenizer): TokenizerIdentity => ({
   digest,
   realVocabSize,
   chatTemplateSha256: chatTemplate?.sha256 ?? null,
 });
 
-async function digestTeacher({ folder }: Teacher) {
+export async function identifyTeacher({ folder, config }: Teacher): Promise<TeacherIdentity> {
   const { weightsSha256, configSha256 } = await digestModel(folder);
-  return { weightsSha256, configSha256 };
+  const { architecture, hiddenSize, layerCount, vocabSize } = config;
+  return {
+    name: basename(resolve(folder)),
+    architecture,
+    weightsSha256,
+    configSha256,
+    hiddenSize,
+    layerCount,
+    vocabSize,
+  };
 }
 
-async function* encodeRows(
-  { limit, maxLength }: BuildSettings,
+/** The rows of a data file that are wanted, by their numbers in it. */
+export async function* encodeRows(
+  { limit, maxLength }: Pick<BuildSettings, 'limit' | 'maxLength'>,
   data: string,
   teacher: Teacher | null,
   tokenizer: Tokenizer | null,
-  first: number,
+  isWanted: (row: number) => boolean,
 ): AsyncGenerator<EncodedRow> {
   const vocabSize = Math.min(tokenizer?.realVocabSize ?? Infinity, teacher?.config.vocabSize ?? Infinity);
   const options = {
@@ -188,13 +212,14 @@ async function* encodeRows(
   };
   let index = 0;
   for await (const row of readDataRows(data, limit === undefined ? {} : { limit })) {
-    if (index++ >= first) yield encodeRow(row, tokenizer, options);
+    if (isWanted(index++)) yield encodeRow(row, tokenizer, options);
   }
 }
 
-async function* countShards(
+/** Counts the shards of rows as they pass. */
+export async function* countShards(
   rows: AsyncIterable<EncodedRow>,
-  { rowsPerShard, positions }: BuildSettings,
+  { rowsPerShard, positions }: Pick<BuildSettings, 'rowsPerShard' | 'positions'>,
   into: { rows: number; tokens: number; positions: number }[],
 ): AsyncGenerator<EncodedRow> {
   for await (const row of rows) {
@@ -208,8 +233,8 @@ async function* countShards(
   }
 }
 
-/** The version of this package, which all packages share. */
-async function readVersion(): Promise<string> {
+/** This program, by the version that all packages share. */
+export async function identifyGenerator(): Promise<CacheDescription['generator']> {
   const text = await readFile(new URL('../package.json', import.meta.url), 'utf8');
-  return (JSON.parse(text) as { readonly version: string }).version;
+  return { name: 'stillhouse', version: (JSON.parse(text) as { readonly version: string }).version };
 }

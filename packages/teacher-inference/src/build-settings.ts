@@ -34,7 +34,12 @@ export const BUILD_SETTINGS = {
     'final or layer numbers',
     ['final'],
   ),
-  hiddenDtype: choice('how hidden states are stored', ['int8', 'f16', 'f32'], 'int8'),
+  hiddenDtype: choice(
+    'how hidden states are stored: coded takes --hidden-bytes a position, int8 one a channel',
+    ['int8', 'int8-groups', 'coded', 'f16', 'f32'],
+    'int8',
+  ),
+  hiddenBytes: integer('for --hidden-dtype coded: bytes of a position, for each layer', undefined, { min: 1 }),
   maxLength: integer('rows are cut to so many tokens', undefined, { min: 2 }),
   limit: integer('only so many rows, from the first', undefined, { min: 1 }),
   dryRun: boolean('say what would be built, and build nothing'),
@@ -43,6 +48,10 @@ export const BUILD_SETTINGS = {
     min: 1,
     max: 65_536,
   }),
+  partition: text(
+    'only part i of n, as 2/4, into a folder that all parts share; left out: as the Slurm array or Kubernetes job says',
+    undefined,
+  ),
   batchTokens: integer('tokens that go through a layer together; bounds the working memory', 1024, { min: 1 }),
   threads: integer('CPU threads; left out: all', undefined, { min: 1 }),
 } as const;

@@ -98,7 +98,7 @@ test('int8 labels are what the format says of the float32 ones, and need no outp
   const [int8, float32] = [await build('int8', {}), await build('float32', { hiddenDtype: 'f32' })];
   assert.equal(int8.manifest.outputMatrix, null);
   assert.equal(int8.description.labels.topk, null);
-  const rms = await int8.channelRms(2);
+  const rms = (await int8.hiddenScale(2)) as Float32Array;
   for (let row = 0; row < 9; row++) {
     const [stored, exact] = [await int8.readRow(row), await float32.readRow(row)];
     const states = exact.hidden!.get(2)!.values as Float32Array;

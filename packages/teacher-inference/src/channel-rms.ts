@@ -1,8 +1,8 @@
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
-import { type CacheWriter, type HiddenLayer, measureChannelRms } from '@stillhouse/teacher-cache';
+import { type CacheWriter, type HiddenLayer, isCodebook, measureChannelRms } from '@stillhouse/teacher-cache';
 
-/** The int8 scales of a cache: those that are fixed, and fixing one. */
-export type ChannelScales = Pick<CacheWriter, 'channelRms' | 'setChannelRms'>;
+/** What the layers of a cache are decoded with: what is fixed, and fixing it. */
+export type LayerScales = Pick<CacheWriter, 'scale' | 'setScale'>;
 
 /**
  * The channel scales of a layer: what the cache has fixed, else measured on these states, the first shard's, and fixed.
@@ -12,11 +12,11 @@ export type ChannelScales = Pick<CacheWriter, 'channelRms' | 'setChannelRms'>;
  */
 export async function fixChannelRms(
   engine: Engine,
-  scales: ChannelScales,
+  scales: LayerScales,
   layer: HiddenLayer,
   states: DeviceTensor,
 ): Promise<Float32Array> {
-  const known = scales.channelRms(layer);
+  const known = takeFixed(scales, layer);
   if (known !== undefined) return known;
   const measured = (await engine.download(states)) as Float32Array;
   const width = states.shape[1]!;
@@ -24,8 +24,14 @@ export async function fixChannelRms(
   withPrior.set(measured);
   withPrior.fill(meanSize(measured), measured.length);
   const rms = measureChannelRms(withPrior, width);
-  await scales.setChannelRms(layer, rms);
-  return rms;
+  await scales.setScale(layer, rms);
+  // Another builder of the same cache may have been first; then its numbers hold.
+  return takeFixed(scales, layer) ?? rms;
+}
+
+function takeFixed(scales: LayerScales, layer: HiddenLayer): Float32Array | undefined {
+  const scale = scales.scale(layer);
+  return scale === undefined || isCodebook(scale) ? undefined : scale;
 }
 
 /** Root mean square over everything, 1 where there is nothing. */

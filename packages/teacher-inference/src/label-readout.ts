@@ -2,7 +2,16 @@ import type { ModelConfig } from '@stillhouse/checkpoint';
 import { compileGraph } from '@stillhouse/decoder';
 import { StillhouseError } from '@stillhouse/errors';
 import type { DeviceTensor, Engine, Program, TensorData, TensorDtype } from '@stillhouse/runtime';
-import type { CacheDescription, HiddenLabels, HiddenLayer, TopKLabels } from '@stillhouse/teacher-cache';
+import {
+  type CacheDescription,
+  GROUP_CHANNELS,
+  type HiddenCodebook,
+  type HiddenDtype,
+  type HiddenLabels,
+  type HiddenLayer,
+  type HiddenScale,
+  type TopKLabels,
+} from '@stillhouse/teacher-cache';
 import { hiddenGraph, topKGraph } from './readout-graphs.ts';
 
 /** The label positions of one row among those of its pass, [start, end). */
@@ -16,14 +25,14 @@ export interface LabelRange {
 export interface LabelReadout {
   /**
    * @param states [positions, hiddenSize], after the final norm for `final`
-   * @param channelRms [hiddenSize], for int8
+   * @param scale of the layer, for int8 and coded
    * @returns the labels of each range
    * @throws StillhouseError TEACHER_OUTPUT_NOT_FINITE, HIDDEN_STATE_OUT_OF_RANGE
    */
   readHidden(
     layer: HiddenLayer,
     states: DeviceTensor,
-    channelRms: Float32Array | undefined,
+    scale: HiddenScale | undefined,
     ranges: readonly LabelRange[],
   ): Promise<readonly HiddenLabels[]>;
   /**
@@ -56,29 +65,24 @@ export async function createLabelReadout(
     topK: labels.topk && (await compileGraph(engine, topKGraph(config, labels.topk))),
   };
   return {
-    readHidden: async (layer, states, channelRms, ranges) => {
+    readHidden: async (layer, states, scale, ranges) => {
       const { dtype } = labels.hidden!;
-      const rms = channelRms && engine.upload(channelRms, 'float32', [hiddenSize]);
+      const stored = storedForm(dtype, hiddenSize, scale);
+      const fixed = Object.fromEntries(
+        Object.entries(stored.fixed).map(([name, [data, shape]]) => [name, engine.upload(data, 'float32', shape)]),
+      );
       const values = await runInChunks(engine, states, {
         program: compiled.hidden!,
-        fixed: rms === undefined ? {} : { channelRms: rms },
-        outputs: {
-          values: [dtype, hiddenSize],
-          check: ['float32'],
-          ...(dtype === 'int8' ? { tokenScale: ['float32'] as const } : {}),
-        },
+        fixed,
+        outputs: { check: ['float32'], ...stored.outputs },
         chunk: LONGEST_CHUNK,
       });
-      if (rms !== undefined) engine.free(rms);
+      for (const tensor of Object.values(fixed)) engine.free(tensor);
       requireFinite(values.check as Float32Array, 1, `hidden states of ${describeLayer(layer)}`, ranges);
       if (dtype === 'float16') requireFloat16(values.values as Uint16Array, hiddenSize, layer, ranges);
-      return ranges.map(({ start, end }) => ({
-        layer,
-        dtype,
-        width: hiddenSize,
-        values: (values.values as Int8Array).subarray(start * hiddenSize, end * hiddenSize),
-        ...(dtype === 'int8' ? { tokenScale: (values.tokenScale as Float32Array).subarray(start, end) } : {}),
-      }));
+      if (dtype === 'int8-groups')
+        requireFloat16(values.groupScale as Uint16Array, hiddenSize / GROUP_CHANNELS, layer, ranges);
+      return ranges.map((range) => stored.cut(values, layer, range));
     },
     readTopK: async (states, head, ranges, onChunk) => {
       const { k, temperatures } = labels.topk!;
@@ -99,6 +103,60 @@ export async function createLabelReadout(
         logZ: logZ.subarray(start * temperatures.length, end * temperatures.length),
       }));
     },
+  };
+}
+
+/** How states of a dtype come off the device: more inputs, the outputs, and a row's share of them. */
+interface StoredForm {
+  readonly fixed: Readonly<Record<string, readonly [Float32Array<ArrayBuffer>, readonly number[]]>>;
+  readonly outputs: ChunkedRun['outputs'];
+  cut(values: Readonly<Record<string, TensorData>>, layer: HiddenLayer, range: LabelRange): HiddenLabels;
+}
+
+function storedForm(dtype: HiddenDtype, hiddenSize: number, scale: HiddenScale | undefined): StoredForm {
+  if (dtype === 'coded') {
+    const { mean, encode, rank } = scale as HiddenCodebook;
+    return {
+      fixed: {
+        mean: [Float32Array.from(mean), [hiddenSize]],
+        encode: [Float32Array.from(encode), [hiddenSize, rank]],
+      },
+      outputs: { values: ['int32', rank] },
+      cut: ({ values }, layer, { start, end }) => ({
+        layer,
+        dtype,
+        width: rank,
+        values: Int16Array.from((values as Int32Array).subarray(start * rank, end * rank)),
+      }),
+    };
+  }
+  const cutValues = (values: Readonly<Record<string, TensorData>>, { start, end }: LabelRange) =>
+    (values.values as Int8Array).subarray(start * hiddenSize, end * hiddenSize);
+  if (dtype === 'int8-groups') {
+    const groups = hiddenSize / GROUP_CHANNELS;
+    return {
+      fixed: {},
+      outputs: { values: ['int8', hiddenSize], groupScale: ['float16', groups] },
+      cut: (values, layer, range) => ({
+        layer,
+        dtype,
+        width: hiddenSize,
+        values: cutValues(values, range),
+        groupScale: (values.groupScale as Uint16Array).subarray(range.start * groups, range.end * groups),
+      }),
+    };
+  }
+  const isInt8 = dtype === 'int8';
+  return {
+    fixed: isInt8 ? { channelRms: [Float32Array.from(scale as Float32Array), [hiddenSize]] } : {},
+    outputs: { values: [dtype, hiddenSize], ...(isInt8 ? { tokenScale: ['float32'] as const } : {}) },
+    cut: (values, layer, range) => ({
+      layer,
+      dtype,
+      width: hiddenSize,
+      values: cutValues(values, range),
+      ...(isInt8 ? { tokenScale: (values.tokenScale as Float32Array).subarray(range.start, range.end) } : {}),
+    }),
   };
 }
 

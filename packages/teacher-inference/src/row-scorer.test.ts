@@ -2,7 +2,15 @@ import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { padSequences } from '@stillhouse/decoder';
 import { openEngine } from '@stillhouse/runtime';
-import { dequantiseHidden, type HiddenDtype, type LabelledRow } from '@stillhouse/teacher-cache';
+import {
+  dequantiseHidden,
+  type HiddenCodebook,
+  type HiddenDtype,
+  isCodebook,
+  type LabelledRow,
+  measureCodedBytes,
+  quantiseHiddenGroups,
+} from '@stillhouse/teacher-cache';
 import { expectClose } from '@stillhouse/testing';
 import type { ScoringOptions } from './row-scorer.ts';
 import { GOLDEN_TEACHERS, goldenFolder, keepScales, readGoldenRows, scoreWith } from './testing/golden-teachers.ts';
@@ -105,7 +113,7 @@ test('int8 and float16 hidden states are as close as their formats allow', async
       [1, 'hidden.1'],
     ] as const) {
       const wanted = pick(expected[i]![key]!, positions, hiddenSize);
-      const rms = scales.channelRms(layer)!;
+      const rms = scales.scale(layer) as Float32Array;
       const states = int8[i]!.hidden!.get(layer)!;
       const restored = dequantiseHidden(states, rms);
       restored.forEach((value, n) => {
@@ -120,6 +128,76 @@ test('int8 and float16 hidden states are as close as their formats allow', async
     }
     assert.equal(int8[i]!.topk, undefined);
   }
+});
+
+test('int8-groups states are what the cache package makes of float32 states', async () => {
+  const { config, rows } = await readGoldenRows('qwen2-tiny-untied');
+  const score = (dtype: HiddenDtype) =>
+    scoreWith(engine, goldenFolder('qwen2-tiny-untied'), config, rows, {
+      labels: { ...labelsOf(8, dtype), topk: null },
+      positions: 'all',
+      batchTokens: 4096,
+    });
+  const [grouped, exact] = [await score('int8-groups'), await score('float32')];
+  for (const [i, { hidden }] of grouped.entries()) {
+    for (const layer of ['final', 1] as const) {
+      const states = exact[i]!.hidden!.get(layer)!.values as Float32Array;
+      const wanted = quantiseHiddenGroups(layer, states, config.hiddenSize);
+      const got = hidden!.get(layer)!;
+      assert.deepEqual(
+        [...got.values],
+        [...wanted.values].map((value) => value + 0),
+      );
+      assert.deepEqual(got.groupScale, wanted.groupScale);
+    }
+  }
+});
+
+test('coded states come as near as the bytes allow, and the codebook is fixed by the first rows', async () => {
+  const { config, rows, expected } = await readGoldenRows('qwen2-tiny-untied');
+  const scales = keepScales();
+  const score = (codedBytes: number, kept = scales) =>
+    scoreWith(
+      engine,
+      goldenFolder('qwen2-tiny-untied'),
+      config,
+      rows,
+      {
+        labels: { ...labelsOf(8, 'coded'), hidden: { layers: ['final', 1], dtype: 'coded', codedBytes }, topk: null },
+        positions: 'all',
+        batchTokens: 4096,
+      },
+      { scales: kept },
+    );
+  const errorOf = (labelled: readonly LabelledRow[], kept: typeof scales) => {
+    let [error, size] = [0, 0];
+    for (const [i, { positions, hidden }] of labelled.entries()) {
+      const wanted = pick(expected[i]!['hidden.norm']!, positions, config.hiddenSize);
+      dequantiseHidden(hidden!.get('final')!, kept.scale('final')).forEach((value, n) => {
+        error += (value - wanted[n]!) ** 2;
+        size += wanted[n]! ** 2;
+      });
+    }
+    return Math.sqrt(error / size);
+  };
+  const fine = await score(40);
+  const codebook = scales.scale('final') as HiddenCodebook;
+  assert.ok(isCodebook(codebook));
+  let bytes = 0;
+  let positions = 0;
+  for (const row of fine) {
+    bytes += measureCodedBytes(row.hidden!.get('final')!.values as Int16Array, codebook.coder);
+    positions += row.positions.length;
+  }
+  assert.ok(Math.abs(bytes / positions - 40) < 1, `${bytes / positions} bytes a position`);
+  assert.ok(errorOf(fine, scales) < 0.05, `error ${errorOf(fine, scales)}`);
+  const coarseScales = keepScales();
+  const coarse = await score(12, coarseScales);
+  const coarseError = errorOf(coarse, coarseScales);
+  assert.ok(coarseError > 2 * errorOf(fine, scales) && coarseError < 0.6, `error ${coarseError} at 12 bytes`);
+  // What is fixed stays, whatever is asked for.
+  await score(12);
+  assert.equal(scales.scale('final'), codebook);
 });
 
 /** All numbers of labels, row by row. */
@@ -179,5 +257,5 @@ test('rows without label positions have empty labels and fix usable scales', asy
   for (const { positions, topk, hidden } of scored) {
     assert.equal(positions.length + topk!.ids.length + topk!.logZ.length + hidden!.get('final')!.values.length, 0);
   }
-  assert.deepEqual(scales.channelRms(1), new Float32Array(config.hiddenSize).fill(1));
+  assert.deepEqual(scales.scale(1), new Float32Array(config.hiddenSize).fill(1));
 });

@@ -6,11 +6,13 @@ import {
   type CachedRow,
   type HiddenLabels,
   type HiddenLayer,
+  type HiddenScale,
   type LabelledRow,
   labelPositions,
   type TopKLabels,
 } from '@stillhouse/teacher-cache';
-import { type ChannelScales, fixChannelRms } from './channel-rms.ts';
+import { fixChannelRms, type LayerScales } from './channel-rms.ts';
+import { fixCodebook } from './hidden-calibration.ts';
 import { createLabelReadout, type LabelReadout } from './label-readout.ts';
 import { measureWork, openScoringPass, type ScoringPass } from './scoring-pass.ts';
 import type { TeacherWeights } from './teacher-weights.ts';
@@ -40,7 +42,7 @@ export interface RowScorer {
    */
   score(
     rows: readonly CachedRow[],
-    scales: ChannelScales,
+    scales: LayerScales,
     onStep?: (step: ScoringStep) => void,
   ): Promise<readonly LabelledRow[]>;
 }
@@ -76,7 +78,7 @@ interface PassLabels {
 async function scoreRows(
   scoring: Scoring,
   rows: readonly CachedRow[],
-  scales: ChannelScales,
+  scales: LayerScales,
   onStep: (step: ScoringStep) => void,
 ): Promise<readonly LabelledRow[]> {
   const { engine, programs, weights, options } = scoring;
@@ -101,11 +103,12 @@ async function scoreRows(
 }
 
 async function runPass(
-  { engine, config, weights, options, programs, readout }: Scoring,
+  scoring: Scoring,
   pass: ScoringPass,
-  scales: ChannelScales,
+  scales: LayerScales,
   onStep: (step: ScoringStep) => void,
 ): Promise<PassLabels> {
+  const { engine, config, weights, options, programs, readout } = scoring;
   const { topk, hidden } = options.labels;
   const wanted = new Set<HiddenLayer>(hidden?.layers ?? []);
   const needsEnd = topk !== null || wanted.has('final');
@@ -114,8 +117,8 @@ async function runPass(
   const states = new Map<HiddenLayer, readonly HiddenLabels[]>();
   const readHidden = async (layer: HiddenLayer, labelStates: DeviceTensor) => {
     if (!wanted.has(layer)) return;
-    const rms = hidden!.dtype === 'int8' ? await fixChannelRms(engine, scales, layer, labelStates) : undefined;
-    states.set(layer, await readout.readHidden(layer, labelStates, rms, pass.ranges));
+    const scale = await fixScale(scoring, scales, layer, labelStates);
+    states.set(layer, await readout.readHidden(layer, labelStates, scale, pass.ranges));
   };
 
   if (wanted.has(0)) await readHidden(0, await pass.gatherLabelStates());
@@ -153,3 +156,28 @@ async function runPass(
     engine.free(final);
   }
 }
+
+/** What the states of a layer are stored by: fixed by earlier shards, or now by these; undefined for floats. */
+async function fixScale(
+  { engine, weights, options }: Scoring,
+  scales: LayerScales,
+  layer: HiddenLayer,
+  states: DeviceTensor,
+): Promise<HiddenScale | undefined> {
+  const { hidden, topk } = options.labels;
+  if (hidden!.dtype === 'int8') return fixChannelRms(engine, scales, layer, states);
+  if (hidden!.dtype !== 'coded') return undefined;
+  const known = scales.scale(layer);
+  if (known !== undefined) return known;
+  const codedBytes = hidden!.codedBytes!;
+  if (layer !== 'final') return fixCodebook(engine, scales, layer, states, { codedBytes });
+  const readout = { head: await weights.takeOutputMatrix(), temperatures: topk?.temperatures ?? METRIC_TEMPERATURES };
+  try {
+    return await fixCodebook(engine, scales, layer, states, { codedBytes, readout });
+  } finally {
+    weights.dropOutputMatrix();
+  }
+}
+
+/** Temperatures that coded final states are fitted to where the cache has no grid of its own. */
+const METRIC_TEMPERATURES = [1, 2, 4];

@@ -170,7 +170,7 @@ export async function writeTinyCache(
     });
     if (hidden === 'int8') {
       channelRms = measureChannelRms(Float32Array.from(states.flatMap((state) => [...state])), 64);
-      await writer.setChannelRms('final', channelRms);
+      await writer.setScale('final', channelRms);
     }
   }
   const labelled = rows.map((row, index): LabelledRow => {

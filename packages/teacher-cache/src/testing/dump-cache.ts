@@ -7,7 +7,7 @@ const sha256 = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest(
 export async function dumpCache(cache: TeacherCache): Promise<object> {
   const { description, manifest } = cache;
   const rows: object[] = [];
-  for await (const { row, positions, topk, hidden } of cache.rows()) {
+  for await (const { row, positions, topk, sampled, hidden } of cache.rows()) {
     const { inputIds, lossMask, ...metadata } = row;
     rows.push({
       ...metadata,
@@ -15,11 +15,14 @@ export async function dumpCache(cache: TeacherCache): Promise<object> {
       lossMask: [...lossMask],
       positions: [...positions],
       topk: topk === undefined ? null : mapArrays(topk),
+      ...(sampled === undefined ? {} : { sampled: mapArrays(sampled) }),
       hidden: [...(hidden ?? [])].map(([, labels]) => mapArrays(labels)),
     });
   }
-  const layers: readonly HiddenLayer[] = manifest.channelRms.map(({ layer }) => layer);
-  const scales = await Promise.all(layers.map(async (layer) => ({ layer, rms: [...(await cache.channelRms(layer))] })));
+  const layers: readonly HiddenLayer[] = manifest.scales.map(({ layer }) => layer);
+  const scales = await Promise.all(
+    layers.map(async (layer) => ({ layer, rms: [...((await cache.hiddenScale(layer)) as Float32Array)] })),
+  );
   const matrix = manifest.outputMatrix === null ? null : await cache.readOutputMatrix();
   return {
     digest: cache.digest,

@@ -3,6 +3,8 @@ import {
   type CacheDescription,
   type CachedRow,
   type CacheWriter,
+  fitCoordinateCoder,
+  type HiddenCodebook,
   type HiddenDtype,
   type HiddenLabels,
   type HiddenLayer,
@@ -10,7 +12,13 @@ import {
   labelPositions,
   openCacheWriter,
   quantiseHidden,
+  quantiseHiddenGroups,
+  roundTopK,
+  type SampledLabels,
+  type SampledPolicy,
   type TopKLabels,
+  type TopKPolicy,
+  targetsOf,
 } from '../index.ts';
 
 /** Numbers in [0, 1) that depend on the seed alone (mulberry32). */
@@ -36,6 +44,9 @@ export interface RandomCacheShape {
   readonly layers?: readonly HiddenLayer[];
   readonly dtype?: HiddenDtype;
   readonly positions?: 'response' | 'all';
+  /** More of the top-k policy. */
+  readonly topk?: Partial<TopKPolicy>;
+  readonly sampled?: SampledPolicy;
 }
 
 export function describeRandomCache(shape: RandomCacheShape): CacheDescription {
@@ -55,8 +66,9 @@ export function describeRandomCache(shape: RandomCacheShape): CacheDescription {
     maxLength: null,
     limit: null,
     labels: {
-      topk: { k: shape.k, temperatures: shape.temperatures ?? [1, 2, 4] },
-      hidden: { layers, dtype },
+      topk: { k: shape.k, temperatures: shape.temperatures ?? [1, 2, 4], ...shape.topk },
+      ...(shape.sampled === undefined ? {} : { sampled: shape.sampled }),
+      hidden: { layers, dtype, ...(dtype === 'coded' ? { codedBytes: 4 } : {}) },
       head: true,
     },
     positions: shape.positions ?? 'response',
@@ -65,31 +77,81 @@ export function describeRandomCache(shape: RandomCacheShape): CacheDescription {
   };
 }
 
-/** Exact labels of a made-up distribution over the vocabulary, of which a random number of ids is kept. */
-export function randomTopK(random: () => number, positions: number, description: CacheDescription): TopKLabels {
-  const { k, temperatures } = description.labels.topk!;
+/**
+ * Labels of made-up distributions over the vocabulary: a random number of the most probable ids or as many as the policy
+ * asks for, and those it keeps anyway, as readers will see them.
+ */
+export function randomTopK(random: () => number, targets: Int32Array, description: CacheDescription): TopKLabels {
+  const { k, temperatures, topP, minK, pinnedIds = [], keepTarget, packing, logprobDtype } = description.labels.topk!;
   const { vocabSize } = description.teacher!;
   const counts: number[] = [];
   const ids: number[] = [];
   const logprobs: number[] = [];
   const logZ: number[] = [];
-  for (let position = 0; position < positions; position++) {
-    const logits = Float64Array.from({ length: vocabSize }, () => 6 * random());
+  for (const target of targets) {
+    const sharpness = 6 + 20 * random() ** 4;
+    const logits = Float64Array.from({ length: vocabSize }, () => sharpness * random());
     const norm = Math.log(logits.reduce((sum, logit) => sum + Math.exp(logit), 0));
     const all = Array.from(logits, (logit, id) => ({ id, logprob: logit - norm }));
-    const count = 1 + Math.floor(random() * k);
-    counts.push(count);
-    for (const { id, logprob } of [...all].sort((a, b) => b.logprob - a.logprob).slice(0, count)) {
+    const sorted = [...all].sort((a, b) => b.logprob - a.logprob);
+    let ranked = 1 + Math.floor(random() * k);
+    if (topP !== undefined) {
+      let mass = 0;
+      const enough = sorted.findIndex(({ logprob }) => (mass += Math.exp(logprob)) >= topP);
+      ranked = Math.min(k, Math.max(minK!, enough < 0 ? vocabSize : enough + 1));
+    }
+    const kept = sorted.filter(
+      ({ id }, rank) => rank < ranked || pinnedIds.includes(id) || (keepTarget === true && id === target),
+    );
+    counts.push(kept.length);
+    for (const { id, logprob } of kept) {
       ids.push(id);
       logprobs.push(logprob);
     }
     for (const t of temperatures) logZ.push(Math.log(all.reduce((sum, { logprob }) => sum + Math.exp(logprob / t), 0)));
   }
-  return {
+  const labels = {
     counts: Int32Array.from(counts),
     ids: Int32Array.from(ids),
     logprobs: Float32Array.from(logprobs),
     logZ: Float32Array.from(logZ),
+  };
+  return packing === 'zstd' ? roundTopK(labels, logprobDtype ?? 'float32') : labels;
+}
+
+/** Draws of which each position favours some ids. */
+export function randomSampled(random: () => number, positions: number, description: CacheDescription): SampledLabels {
+  const { draws: wanted } = description.labels.sampled!;
+  const { vocabSize } = description.teacher!;
+  const counted = Array.from({ length: positions }, () => {
+    const byId = new Map<number, number>();
+    for (let draw = 0; draw < wanted; draw++) {
+      const id = vocabSize - 1 - Math.floor(random() ** 3 * vocabSize);
+      byId.set(id, (byId.get(id) ?? 0) + 1);
+    }
+    return [...byId];
+  });
+  return {
+    counts: Int32Array.from(counted, (entries) => entries.length),
+    ids: Int32Array.from(counted.flatMap((entries) => entries.map(([id]) => id))),
+    draws: Uint16Array.from(counted.flatMap((entries) => entries.map(([, draws]) => draws))),
+  };
+}
+
+/** The codebook of random coded states; its coder was fitted to other codes than it will meet. */
+export function fixedCodebook(width: number): HiddenCodebook {
+  const rank = Math.ceil(width / 2);
+  const matrix = (length: number) => Float32Array.from({ length }, (_, i) => ((i * 37) % 11) - 5);
+  return {
+    width,
+    rank,
+    mean: matrix(width),
+    encode: matrix(width * rank),
+    decode: matrix(rank * width),
+    coder: fitCoordinateCoder(
+      Int16Array.from({ length: 20 * rank }, (_, i) => ((i * 7) % 5) - 2),
+      rank,
+    ),
   };
 }
 
@@ -106,6 +168,12 @@ export function randomHidden(
   const { dtype } = description.labels.hidden!;
   const states = Float32Array.from({ length: positions * width }, () => 8 * (random() - 0.5));
   if (dtype === 'int8') return quantiseHidden(layer, states, fixedChannelRms(width));
+  if (dtype === 'int8-groups') return quantiseHiddenGroups(layer, states, width);
+  if (dtype === 'coded') {
+    const { rank } = fixedCodebook(width);
+    const values = Int16Array.from({ length: positions * rank }, () => Math.round(1 / (random() - 0.5)));
+    return { layer, dtype, width: rank, values };
+  }
   return { layer, dtype, width, values: dtype === 'float16' ? narrowToFloat16(states) : states };
 }
 
@@ -123,11 +191,12 @@ export function randomRow(shape: RandomCacheShape, index: number, description: C
     ...Object.fromEntries(METADATA.filter(() => random() < 0.5).map((name) => [name, `${name} of ${index}`])),
   };
   const positions = labelPositions(row.lossMask, description.positions);
-  const { topk, hidden } = description.labels;
+  const { topk, sampled = null, hidden } = description.labels;
   return {
     row,
     positions,
-    ...(topk === null ? {} : { topk: randomTopK(random, positions.length, description) }),
+    ...(topk === null ? {} : { topk: randomTopK(random, targetsOf(row, positions), description) }),
+    ...(sampled === null ? {} : { sampled: randomSampled(random, positions.length, description) }),
     ...(hidden === null
       ? {}
       : {
@@ -152,9 +221,10 @@ export async function prepareRandomCache(writer: CacheWriter): Promise<void> {
   const cut = Math.ceil(bytes.length / 3);
   const chunks = [bytes.subarray(0, cut), bytes.subarray(cut, 2 * cut), bytes.subarray(2 * cut)];
   await writer.putOutputMatrix({ dtype: 'bfloat16', rows: vocabSize, columns: hiddenSize, chunks });
-  for (const layer of description.labels.hidden?.dtype === 'int8' ? description.labels.hidden.layers : []) {
-    await writer.setChannelRms(layer, fixedChannelRms(hiddenSize));
-  }
+  const { hidden } = description.labels;
+  const scale = { int8: fixedChannelRms, coded: fixedCodebook }[hidden?.dtype as 'int8' | 'coded'];
+  if (scale === undefined) return;
+  for (const layer of hidden!.layers) await writer.setScale(layer, scale(hiddenSize));
 }
 
 /** Builds a random cache, or goes on with one. */

@@ -31,7 +31,7 @@ for shard in manifest["shards"]:
         row = {name: tables["rows"][name][i].as_py() for name in tables["rows"].column_names}
         for name in ("ids", "logprobs", "log_z"):
             row[name] = tables["topk"][name][i].as_py()
-        for entry in manifest["channelRms"]:
+        for entry in manifest["scales"]:
             group = f"hidden-{entry['layer']}"
             assert tables[group]["row_id"][i].as_py() == row["row_id"]
             rms = read(entry["path"])["channel_rms"].to_numpy()

@@ -1,7 +1,7 @@
 import { type ModelConfig, openModelWeights, openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
 import type { Engine } from '@stillhouse/runtime';
-import type { CachedRow, HiddenLayer, LabelledRow } from '@stillhouse/teacher-cache';
-import type { ChannelScales } from '../channel-rms.ts';
+import type { CachedRow, HiddenLayer, HiddenScale, LabelledRow } from '@stillhouse/teacher-cache';
+import type { LayerScales } from '../channel-rms.ts';
 import { createRowScorer, type ScoringOptions } from '../row-scorer.ts';
 import { createTeacherWeights } from '../teacher-weights.ts';
 
@@ -48,12 +48,12 @@ export async function readGoldenRows(name: string) {
 }
 
 /** Scales that are kept for as long as a test runs. */
-export function keepScales(): ChannelScales {
-  const known = new Map<HiddenLayer, Float32Array>();
+export function keepScales(): LayerScales {
+  const known = new Map<HiddenLayer, HiddenScale>();
   return {
-    channelRms: (layer) => known.get(layer),
-    setChannelRms: async (layer, rms) => {
-      known.set(layer, rms);
+    scale: (layer) => known.get(layer),
+    setScale: async (layer, scale) => {
+      known.set(layer, scale);
     },
   };
 }

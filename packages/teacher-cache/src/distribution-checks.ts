@@ -1,0 +1,168 @@
+import type { CacheDescription } from './description.ts';
+import { largestTopKCount, type TopKPolicy } from './label-policy.ts';
+import type { SampledLabels, TopKLabels } from './labelled-row.ts';
+import { boundLogprobs } from './logprob-codes.ts';
+
+/** What teachers of float32 arithmetic may miss by, in nats and as a share of probability. */
+const TOLERANCE = 1e-3;
+
+/**
+ * What is wrong with top-k labels.
+ * @param targets [P] the ids that the positions are to predict
+ */
+export function* checkTopK(labels: TopKLabels, targets: Int32Array, description: CacheDescription): Generator<string> {
+  const policy = description.labels.topk;
+  if (policy === null || description.teacher === null) return yield 'there are top-k labels the cache does not have';
+  const { vocabSize } = description.teacher;
+  const { counts, ids, logprobs, logZ } = labels;
+  const positions = targets.length;
+  const { temperatures, minK = 1 } = policy;
+  if (counts.length !== positions) return yield `top-k has ${counts.length} positions, the mask ${positions}`;
+  const [least, most] = [Math.min(minK, vocabSize), largestTopKCount(policy, vocabSize)];
+  const badCount = counts.findIndex((count) => count < least || count > most);
+  if (badCount >= 0)
+    return yield `position ${badCount} has ${counts[badCount]} entries, allowed are ${least} to ${most}`;
+  const total = counts.reduce((sum, count) => sum + count, 0);
+  if (ids.length !== total || logprobs.length !== total) {
+    return yield `counts add up to ${total}, there are ${ids.length} ids and ${logprobs.length} logprobs`;
+  }
+  if (logZ.length !== positions * temperatures.length) {
+    return yield `log_z has ${logZ.length} numbers, expected ${positions} x ${temperatures.length}`;
+  }
+  const seen = markSeen(vocabSize);
+  let start = 0;
+  for (let position = 0; position < positions; position++) {
+    const entries = { labels, position, start, end: start + counts[position]!, target: targets[position]! };
+    const problem =
+      checkIds(ids, entries.start, entries.end, seen, position) ??
+      checkKeptIds(entries, policy, seen) ??
+      checkLogprobs(entries) ??
+      checkMass(entries, policy, vocabSize);
+    if (problem !== undefined) return yield `position ${position}: ${problem}`;
+    start = entries.end;
+  }
+}
+
+/** The entries [start, end) of one position. */
+interface Entries {
+  readonly labels: TopKLabels;
+  readonly position: number;
+  readonly start: number;
+  readonly end: number;
+  readonly target: number;
+}
+
+/** The position, counted from 1, at which an id was seen last, for each id. */
+const markSeen = (vocabSize: number) => new Int32Array(vocabSize);
+
+function checkIds(ids: Int32Array, start: number, end: number, seen: Int32Array, position: number): string | undefined {
+  for (let i = start; i < end; i++) {
+    const id = ids[i]!;
+    if (id < 0 || id >= seen.length) return `id ${id} is outside the vocabulary of ${seen.length}`;
+    if (seen[id] === position + 1) return `id ${id} occurs twice`;
+    seen[id] = position + 1;
+  }
+  return undefined;
+}
+
+function checkKeptIds(
+  { position, target }: Entries,
+  { pinnedIds = [], keepTarget = false }: TopKPolicy,
+  seen: Int32Array,
+): string | undefined {
+  const missing = pinnedIds.find((id) => seen[id] !== position + 1);
+  if (missing !== undefined) return `the pinned id ${missing} is missing`;
+  return keepTarget && seen[target] !== position + 1 ? `the target ${target} is missing` : undefined;
+}
+
+function checkLogprobs({ labels: { ids, logprobs }, start, end }: Entries): string | undefined {
+  for (let i = start; i < end; i++) {
+    const logprob = logprobs[i]!;
+    if (!Number.isFinite(logprob)) return `the logprob of id ${ids[i]} is ${logprob}`;
+    if (logprob > TOLERANCE) return `the logprob of id ${ids[i]} is ${logprob}, above 0`;
+    if (i > start && logprob > logprobs[i - 1]!) return 'the entries are not by descending probability';
+  }
+  return undefined;
+}
+
+/**
+ * The last entry that is there for its rank: ids outside have at most its probability. Pinned ids and the target may be
+ * there for another reason; if all are, the first is surely the most probable of the vocabulary.
+ */
+function findLastRanked(
+  { labels: { ids }, start, end, target }: Entries,
+  { pinnedIds = [], keepTarget = false }: TopKPolicy,
+): number {
+  for (let i = end - 1; i > start; i--) {
+    if (!pinnedIds.includes(ids[i]!) && !(keepTarget && ids[i] === target)) return i;
+  }
+  return start;
+}
+
+/**
+ * The mass of the entries is at most 1 and, where the policy is by mass, enough. The tail has V - count entries, each
+ * between 0 and the last ranked probability; that bounds log_z from both sides. Lossy logprobs are taken as low or as
+ * high as they may have been.
+ */
+function checkMass(entries: Entries, policy: TopKPolicy, vocabSize: number): string | undefined {
+  const { labels, position, start, end } = entries;
+  const { logprobs, logZ } = labels;
+  const { temperatures, topP, k, logprobDtype = 'float32' } = policy;
+  const { low, high } = boundLogprobs(logprobs.subarray(start, end), logprobDtype);
+  const mass = Math.exp(logSumExp(low, 1));
+  if (mass > 1 + TOLERANCE) return `the probabilities add up to ${mass}`;
+  if (topP !== undefined && end - start < k && Math.exp(logSumExp(high, 1)) < topP - TOLERANCE)
+    return `${end - start} entries hold a mass of ${mass.toFixed(6)}, fewer than ${k} are to hold ${topP}`;
+  const tail = { size: vocabSize - (end - start), largest: high[findLastRanked(entries, policy) - start]! };
+  for (const [index, temperature] of temperatures.entries()) {
+    const value = logZ[position * temperatures.length + index]!;
+    if (!Number.isFinite(value)) return `log_z at T=${temperature} is ${value}`;
+    if (temperature === 1 && Math.abs(value) > TOLERANCE) return `log_z at T=1 is ${value}, it must be 0`;
+    const least = logSumExp(low, temperature);
+    const most = logSumExp(high, temperature, tail);
+    const slack = TOLERANCE * Math.max(1, Math.abs(value));
+    if (value < least - slack) return `log_z at T=${temperature} is ${value}, the top k alone give ${least}`;
+    if (value > most + slack) return `log_z at T=${temperature} is ${value}, the top k allow at most ${most}`;
+  }
+  return undefined;
+}
+
+/** log Σ exp(l / T) over logprobs, the first of them the largest but for rounding, and a tail of equal ones. */
+function logSumExp(logprobs: Float64Array, temperature: number, tail = { size: 0, largest: 0 }): number {
+  const shift = logprobs[0]!;
+  let sum = tail.size === 0 ? 0 : tail.size * Math.exp((tail.largest - shift) / temperature);
+  for (const logprob of logprobs) sum += Math.exp((logprob - shift) / temperature);
+  return shift / temperature + Math.log(sum);
+}
+
+/** What is wrong with sampled labels at `positions` positions. */
+export function* checkSampled(
+  labels: SampledLabels,
+  positions: number,
+  description: CacheDescription,
+): Generator<string> {
+  const policy = description.labels.sampled ?? null;
+  if (policy === null || description.teacher === null) return yield 'there are sampled labels the cache does not have';
+  const { counts, ids, draws } = labels;
+  if (counts.length !== positions) return yield `sampled has ${counts.length} positions, the mask ${positions}`;
+  const badCount = counts.findIndex((count) => count < 1 || count > policy.draws);
+  if (badCount >= 0) return yield `position ${badCount} has ${counts[badCount]} ids, allowed are 1 to ${policy.draws}`;
+  const total = counts.reduce((sum, count) => sum + count, 0);
+  if (ids.length !== total || draws.length !== total)
+    return yield `counts add up to ${total}, there are ${ids.length} ids and ${draws.length} draws`;
+  const seen = markSeen(description.teacher.vocabSize);
+  let start = 0;
+  for (let position = 0; position < positions; position++) {
+    const end = start + counts[position]!;
+    const own = draws.subarray(start, end);
+    const problem = checkIds(ids, start, end, seen, position) ?? checkDraws(own, policy.draws);
+    if (problem !== undefined) return yield `position ${position}: ${problem}`;
+    start = end;
+  }
+}
+
+function checkDraws(draws: Uint16Array, wanted: number): string | undefined {
+  if (draws.includes(0)) return 'an id was drawn 0 times';
+  const sum = draws.reduce((total, count) => total + count, 0);
+  return sum === wanted ? undefined : `the draws add up to ${sum}, there are ${wanted}`;
+}
