@@ -50,7 +50,7 @@ export interface PullResult {
  * `.pull` until all is there, so that the cache in the folder changes at once; a pull that was broken off goes on there.
  * @param remote `PLACE[#NAME]`
  * @throws StillhouseError REMOTE_LOCATION_INVALID, REMOTE_CACHE_UNKNOWN, REMOTE_FILE_MISSING, REMOTE_FILE_DAMAGED,
- *   REMOTE_TRANSFER_FAILED, REMOTE_ACCESS_DENIED, PULL_GROUP_UNKNOWN, PULL_TARGET_OCCUPIED, PULL_TARGET_UNSAFE,
+ *   REMOTE_TRANSFER_FAILED, REMOTE_ACCESS_DENIED, CACHE_INCOMPLETE, PULL_GROUP_UNKNOWN, PULL_TARGET_OCCUPIED, PULL_TARGET_UNSAFE,
  *   PULL_WOULD_OVERWRITE, PULL_TOO_LARGE, CACHE_MANIFEST_INVALID, CACHE_IN_USE, DISK_FULL, NOT_WRITABLE
  */
 export async function pullCache(remote: string, folder: string, options: PullOptions = {}): Promise<PullResult> {
@@ -60,7 +60,6 @@ export async function pullCache(remote: string, folder: string, options: PullOpt
   const store = await openReader(location);
   try {
     const { manifest, content } = await findCache(store, location, context);
-    requireComplete(manifest, store.where);
     const groups = chooseGroups(manifest, options.groups, store.where);
     refuseAboveBound(manifest, groups, options.maxBytes, store.where);
     await refuseForeignTarget(folder);
@@ -102,16 +101,6 @@ export async function pullCache(remote: string, folder: string, options: PullOpt
   } finally {
     store.close();
   }
-}
-
-function requireComplete({ complete, rows }: CacheManifest, where: string): void {
-  if (complete) return;
-  throw new StillhouseError({
-    code: 'CACHE_INCOMPLETE',
-    where,
-    problem: `only ${rows.stored} of ${rows.planned} rows are there`,
-    remedy: 'Push the cache again when it is finished',
-  });
 }
 
 function refuseAboveBound(

@@ -155,9 +155,22 @@ export async function readRemoteManifest(
   });
 }
 
+/** A push brings no other; a manifest that says so came by other ways. */
+function requireComplete(found: RemoteManifest, where: string): RemoteManifest {
+  const { complete, rows } = found.manifest;
+  if (complete) return found;
+  throw new StillhouseError({
+    code: 'CACHE_INCOMPLETE',
+    where,
+    problem: `only ${rows.stored} of ${rows.planned} rows are there`,
+    remedy: 'Push the cache again when it is finished',
+  });
+}
+
 /**
  * The cache that a location means.
- * @throws StillhouseError REMOTE_CACHE_UNKNOWN naming those that are there, REMOTE_INVALID, CACHE_MANIFEST_INVALID
+ * @throws StillhouseError REMOTE_CACHE_UNKNOWN naming those that are there, REMOTE_INVALID, CACHE_MANIFEST_INVALID,
+ *   CACHE_INCOMPLETE
  */
 export async function findCache(
   store: RemoteReader,
@@ -166,7 +179,7 @@ export async function findCache(
 ): Promise<RemoteManifest> {
   const digest = (await readRef(store, name, context)) ?? (isDigest(name) ? name : undefined);
   const found = digest === undefined ? undefined : await readRemoteManifest(store, digest, context);
-  if (found !== undefined) return found;
+  if (found !== undefined) return requireComplete(found, store.where);
   const names = await readIndex(store, context).then(
     ({ refs }) => Object.keys(refs),
     (error: unknown) => {
