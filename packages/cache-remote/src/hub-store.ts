@@ -2,13 +2,13 @@ import { pathToFileURL } from 'node:url';
 import { commit, downloadFile, fileDownloadInfo, HubApiError, listFiles, pathsInfo } from '@huggingface/hub';
 import { hashFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import { explainStatus } from './http-status.ts';
+import { explainStatus, isPassingStatus } from './http-status.ts';
 import { readHubToken } from './hub-token.ts';
 import { refuseChanged } from './local-content.ts';
 import { explainCause } from './redact.ts';
 import type { BlobToSend, RemoteWriter } from './remote-store.ts';
 import { allowTimeFor } from './s3-bytes.ts';
-import { PassingFault, withRetries } from './transfer-policy.ts';
+import { createPatience, PassingFault, type TransferPolicy, withRetries } from './transfer-policy.ts';
 
 /** A commit of the hub holds so much at most, so that a push that is broken off has brought what came before. */
 const COMMIT_FILES = 50;
@@ -39,6 +39,26 @@ export async function openHubStore({ repository, revision, prefix }: HubPlace): 
     (signal: AbortSignal): typeof fetch =>
     (input, init) =>
       fetch(input, { ...init, signal: init?.signal ? AbortSignal.any([init.signal, signal]) : signal });
+
+  /** One request of many that make a commit: it is tried again alone, what went before it stands. */
+  const fetchPatiently =
+    (signal: AbortSignal, policy: TransferPolicy): typeof fetch =>
+    async (input, init) => {
+      const patience = createPatience(where, policy, signal);
+      for (;;) {
+        try {
+          const response = await fetchUntil(signal)(input, init);
+          if (!isPassingStatus(response.status)) return response;
+          await response.body?.cancel();
+          throw explainStatus(where, response.status, response.headers.get('retry-after'));
+        } catch (error) {
+          signal.throwIfAborted();
+          await patience.wait(
+            error instanceof TypeError ? new PassingFault('the hub cannot be reached', { cause: error }) : error,
+          );
+        }
+      }
+    };
 
   const explain = (key: string, error: unknown): unknown => {
     if (error instanceof StillhouseError || error instanceof PassingFault) return error;
@@ -84,6 +104,7 @@ export async function openHubStore({ repository, revision, prefix }: HubPlace): 
     files: readonly { readonly key: string; readonly content: Blob | URL }[],
     title: string,
     guarded: AbortSignal,
+    policy: TransferPolicy,
   ) =>
     attempt(files[0]!.key, () =>
       commit({
@@ -92,7 +113,7 @@ export async function openHubStore({ repository, revision, prefix }: HubPlace): 
         title,
         useXet: false,
         abortSignal: guarded,
-        fetch: fetchUntil(guarded),
+        fetch: fetchPatiently(guarded, policy),
         operations: files.map(({ key, content }) => ({ operation: 'addOrUpdate', path: path(key), content })),
       }),
     );
@@ -111,8 +132,8 @@ export async function openHubStore({ repository, revision, prefix }: HubPlace): 
           }
         } catch (error) {
           // A folder that is not there yet, in a repository that is.
-          const isEntry =
-            error instanceof HubApiError && error.statusCode === 404 && !/repository|revision/i.test(error.message);
+          const { statusCode, message } = error as Partial<HubApiError>;
+          const isEntry = statusCode === 404 && /does not exist on|entry not found/i.test(message ?? '');
           if (!isEntry) throw error;
         }
         return keys;
@@ -145,7 +166,7 @@ export async function openHubStore({ repository, revision, prefix }: HubPlace): 
         for (const blob of batch) refuseChanged(blob, (await hashFile(blob.localPath)).sha256);
         const content = batch.map(({ key, localPath }) => ({ key, content: pathToFileURL(localPath) }));
         await withRetries(where, allowTimeFor(options.policy, sizeBytes), options.signal, (guarded) =>
-          put(content, `${batch.length} files of a cache`, guarded),
+          put(content, `${batch.length} files of a cache`, guarded, options.policy),
         );
         for (const blob of batch) {
           options.onBytes(blob.sizeBytes);
@@ -159,7 +180,9 @@ export async function openHubStore({ repository, revision, prefix }: HubPlace): 
         content: new Blob([bytes as Uint8Array<ArrayBuffer>]),
       }));
       const sizeBytes = files.reduce((sum, file) => sum + file.content.length, 0);
-      await withRetries(where, allowTimeFor(policy, sizeBytes), signal, (guarded) => put(content, message, guarded));
+      await withRetries(where, allowTimeFor(policy, sizeBytes), signal, (guarded) =>
+        put(content, message, guarded, policy),
+      );
     },
     close: () => {},
   };
