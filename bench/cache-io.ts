@@ -9,10 +9,10 @@ import { createHash } from 'node:crypto';
 import { mkdtemp, open, readFile, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { exportParquet } from '@stillhouse/cache-exchange';
 import {
   type CacheDescription,
   describeSize,
-  exportParquet,
   type LabelledRow,
   openCache,
   openCacheWriter,

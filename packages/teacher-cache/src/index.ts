@@ -66,7 +66,6 @@ export { MANIFEST_LIMIT_BYTES } from './manifest-bounds.ts';
 export { parseManifest, readManifest } from './manifest-parser.ts';
 export { listUnfinishedParts, type MergeResult, mergeCache, type UnfinishedPart } from './merge-cache.ts';
 export { type MatrixRows, type OutputMatrixSource, widenMatrixRows } from './output-matrix.ts';
-export { exportParquet, type ParquetExport } from './parquet-export.ts';
 export { type Partition, printPartition } from './part-manifest.ts';
 export type { GroupProvenance, ScoringSettings } from './provenance.ts';
 export {

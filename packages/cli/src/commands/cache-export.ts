@@ -1,5 +1,6 @@
+import { exportParquet } from '@stillhouse/cache-exchange';
 import { choice, requireSetting, text } from '@stillhouse/settings';
-import { exportParquet, openCache } from '@stillhouse/teacher-cache';
+import { openCache } from '@stillhouse/teacher-cache';
 import { defineCommand } from '../command.ts';
 import { printBytes, printCount, printPairs } from '../quantities.ts';
 import { recipeBeside } from '../recipe.ts';

@@ -2,24 +2,15 @@ import assert from 'node:assert/strict';
 import { mkdir, readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { dequantiseHidden, openCache } from '@stillhouse/teacher-cache';
 import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from 'hyparquet';
-import { dequantiseHidden, exportParquet, openCache } from './index.ts';
-import { buildRandomCache, fixedChannelRms, type RandomCacheShape, randomRow } from './testing/random-cache.ts';
-import { inFolder } from './testing/scratch-folder.ts';
-
-const shape: RandomCacheShape = {
-  seed: 11,
-  rows: 7,
-  rowsPerShard: 3,
-  maxTokens: 10,
-  vocabSize: 20,
-  hiddenSize: 5,
-  k: 4,
-};
+import { exportParquet } from './index.ts';
+import { measureExportRow } from './parquet-export.ts';
+import { buildRandomCache, channelRms, inFolder, randomRow, SHAPE as shape } from './testing/random-cache.ts';
 
 test('a Parquet export holds every label at its position and names the temperatures', () =>
   inFolder(async (folder) => {
-    const description = await buildRandomCache(join(folder, 'cache'), shape);
+    await buildRandomCache(join(folder, 'cache'), shape);
     const cache = await openCache(join(folder, 'cache'));
     const { files, rowCount } = await exportParquet(cache, join(folder, 'out'));
     await cache.close();
@@ -31,14 +22,14 @@ test('a Parquet export holds every label at its position and names the temperatu
       const { key_value_metadata } = await parquetMetadataAsync(buffer);
       assert.equal(key_value_metadata?.find(({ key }) => key === 'stillhouse.temperatures')?.value, '[1,2,4]');
       for (const got of await parquetReadObjects({ file: buffer })) {
-        const { row, positions, topk, hidden } = randomRow(shape, index++, description);
+        const { row, positions, topk, hidden } = randomRow(shape, index++);
         assert.equal(got.row_id, row.id);
         assert.deepEqual(Array.from(got.input_ids), [...row.inputIds]);
         assert.deepEqual(Array.from(got.loss_mask), [...row.lossMask]);
         const stored = new Map([...positions].map((position, place) => [position, place]));
         const starts = [0];
         for (const count of topk!.counts) starts.push(starts.at(-1)! + count);
-        const states = dequantiseHidden(hidden!.get('final')!, fixedChannelRms(5));
+        const states = dequantiseHidden(hidden!.get('final')!, channelRms(5));
         assert.equal(got.topk_ids.length, row.inputIds.length - 1);
         for (let position = 0; position < row.inputIds.length - 1; position++) {
           const place = stored.get(position);
@@ -70,3 +61,11 @@ test('an export has the groups the cache was opened with, and never writes over 
     await cache.close();
     assert.deepEqual((await readdir(folder)).sort(), ['cache', 'other', 'out']);
   }));
+
+test('a row whose labels do not fit into a Parquet page is refused', () => {
+  // Untouched zeros take no memory: 2^31 states of int8 at 2^21 positions.
+  const width = 1024;
+  const values = new Int8Array(width * 2 ** 21);
+  const hidden = new Map([['final' as const, { layer: 'final' as const, dtype: 'int8' as const, width, values }]]);
+  assert.throws(() => measureExportRow({ ...randomRow(shape, 0), hidden }), { code: 'EXPORT_ROW_TOO_LARGE' });
+});

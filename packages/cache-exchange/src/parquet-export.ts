@@ -2,13 +2,16 @@ import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { explainWriteFailure, publishDirectory, stageDirectory, stageFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
+import {
+  type CacheDescription,
+  dequantiseHidden,
+  type HiddenLayer,
+  type HiddenScale,
+  type LabelledRow,
+  type TeacherCache,
+} from '@stillhouse/teacher-cache';
 import type { ColumnChunk, SchemaElement } from 'hyparquet';
 import { ByteWriter, ParquetWriter, type Writer } from 'hyparquet-writer';
-import type { TeacherCache } from './cache-reader.ts';
-import type { CacheDescription, HiddenLayer } from './description.ts';
-import { dequantiseHidden } from './hidden-quantisation.ts';
-import type { HiddenScale } from './hidden-scale.ts';
-import type { LabelledRow } from './labelled-row.ts';
 import {
   listOf,
   listValue,

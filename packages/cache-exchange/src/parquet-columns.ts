@@ -1,8 +1,8 @@
+import type { LabelledRow } from '@stillhouse/teacher-cache';
 import type { ColumnChunk, SchemaElement } from 'hyparquet';
 import { ByteWriter, type Writer } from 'hyparquet-writer';
 import { writePageHeader } from 'hyparquet-writer/src/datapage.js';
 import { writeRleBitPackedHybrid } from 'hyparquet-writer/src/encoding.js';
-import type { LabelledRow } from './labelled-row.ts';
 
 /**
  * What one row contributes to a column: its numbers, and how they nest (Dremel levels, as Parquet has them).
