@@ -10,16 +10,10 @@ import {
   type HiddenLabels,
   type HiddenLayer,
   type HiddenScale,
-  type TopKLabels,
 } from '@stillhouse/teacher-cache';
-import { hiddenGraph, topKGraph } from './readout-graphs.ts';
-
-/** The label positions of one row among those of its pass, [start, end). */
-export interface LabelRange {
-  readonly rowId: string;
-  readonly start: number;
-  readonly end: number;
-}
+import { createDistributionReadout, type DistributionReadout } from './distribution-readout.ts';
+import { findRange, type LabelRange, requireFinite } from './label-range.ts';
+import { hiddenGraph } from './readout-graphs.ts';
 
 /** Turns the states of label positions into labels; only what a cache stores leaves the device. */
 export interface LabelReadout {
@@ -35,21 +29,10 @@ export interface LabelReadout {
     scale: HiddenScale | undefined,
     ranges: readonly LabelRange[],
   ): Promise<readonly HiddenLabels[]>;
-  /**
-   * @param states [positions, hiddenSize] after the final norm
-   * @param head [vocabSize, hiddenSize]
-   * @throws StillhouseError TEACHER_OUTPUT_NOT_FINITE
-   */
-  readTopK(
-    states: DeviceTensor,
-    head: DeviceTensor,
-    ranges: readonly LabelRange[],
-    onChunk: (positions: number) => void,
-  ): Promise<readonly TopKLabels[]>;
+  /** Top-k and sampled labels; undefined where a cache has neither. */
+  readonly readDistributions: DistributionReadout | undefined;
 }
 
-/** What the logits of one chunk of positions take; three or four arrays of this size are there at a time. */
-const LOGITS_BYTES = 80 << 20;
 /** Most positions of a chunk, where they are narrow. */
 const LONGEST_CHUNK = 1024;
 
@@ -59,12 +42,11 @@ export async function createLabelReadout(
   config: ModelConfig,
   labels: CacheDescription['labels'],
 ): Promise<LabelReadout> {
-  const { hiddenSize, vocabSize } = config;
-  const compiled = {
-    hidden: labels.hidden && (await compileGraph(engine, hiddenGraph(hiddenSize, labels.hidden.dtype))),
-    topK: labels.topk && (await compileGraph(engine, topKGraph(config, labels.topk))),
-  };
+  const { hiddenSize } = config;
+  const program = labels.hidden && (await compileGraph(engine, hiddenGraph(hiddenSize, labels.hidden.dtype)));
+  const readDistributions = await createDistributionReadout(engine, config, labels);
   return {
+    readDistributions,
     readHidden: async (layer, states, scale, ranges) => {
       const { dtype } = labels.hidden!;
       const stored = storedForm(dtype, hiddenSize, scale);
@@ -72,7 +54,7 @@ export async function createLabelReadout(
         Object.entries(stored.fixed).map(([name, [data, shape]]) => [name, engine.upload(data, 'float32', shape)]),
       );
       const values = await runInChunks(engine, states, {
-        program: compiled.hidden!,
+        program: program!,
         fixed,
         outputs: { check: ['float32'], ...stored.outputs },
         chunk: LONGEST_CHUNK,
@@ -83,25 +65,6 @@ export async function createLabelReadout(
       if (dtype === 'int8-groups')
         requireFloat16(values.groupScale as Uint16Array, hiddenSize / GROUP_CHANNELS, layer, ranges);
       return ranges.map((range) => stored.cut(values, layer, range));
-    },
-    readTopK: async (states, head, ranges, onChunk) => {
-      const { k, temperatures } = labels.topk!;
-      const values = await runInChunks(engine, states, {
-        program: compiled.topK!,
-        fixed: { head },
-        outputs: { ids: ['int32', k], logprobs: ['float32', k], logZ: ['float32', temperatures.length] },
-        chunk: Math.max(1, Math.min(LONGEST_CHUNK, Math.floor(LOGITS_BYTES / (4 * vocabSize)))),
-        onChunk,
-      });
-      const logZ = values.logZ as Float32Array;
-      // A logit that is not finite spoils the sum over all of them.
-      requireFinite(logZ, temperatures.length, 'logits', ranges);
-      return ranges.map(({ start, end }) => ({
-        counts: new Int32Array(end - start).fill(k),
-        ids: (values.ids as Int32Array).subarray(start * k, end * k),
-        logprobs: (values.logprobs as Float32Array).subarray(start * k, end * k),
-        logZ: logZ.subarray(start * temperatures.length, end * temperatures.length),
-      }));
     },
   };
 }
@@ -205,28 +168,11 @@ async function runInChunks(
 
 const describeLayer = (layer: HiddenLayer) => (layer === 'final' ? 'the final norm' : `layer ${layer}`);
 
-function findRow(ranges: readonly LabelRange[], position: number): LabelRange {
-  return ranges.find(({ start, end }) => position >= start && position < end)!;
-}
-
-function requireFinite(values: Float32Array, columns: number, what: string, ranges: readonly LabelRange[]): void {
-  const bad = values.findIndex((value) => !Number.isFinite(value));
-  if (bad < 0) return;
-  const position = Math.floor(bad / columns);
-  const { rowId, start } = findRow(ranges, position);
-  throw new StillhouseError({
-    code: 'TEACHER_OUTPUT_NOT_FINITE',
-    where: `row ${rowId}, label position ${position - start}`,
-    problem: `the teacher's ${what} are not finite numbers`,
-    remedy: 'The weights overflow in float32 on this row: use another teacher or leave the row out',
-  });
-}
-
 function requireFloat16(bits: Uint16Array, width: number, layer: HiddenLayer, ranges: readonly LabelRange[]): void {
   const bad = bits.findIndex((value) => (value & 0x7c00) === 0x7c00);
   if (bad < 0) return;
   const position = Math.floor(bad / width);
-  const { rowId, start } = findRow(ranges, position);
+  const { rowId, start } = findRange(ranges, position);
   throw new StillhouseError({
     code: 'HIDDEN_STATE_OUT_OF_RANGE',
     where: `row ${rowId}, label position ${position - start}`,

@@ -1,57 +1,5 @@
-import type { ModelConfig } from '@stillhouse/checkpoint';
-import { type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
+import { GraphBuilder, type Value } from '@stillhouse/onnx-graph';
 import { GROUP_CHANNELS, type HiddenDtype, LARGEST_CODE } from '@stillhouse/teacher-cache';
-
-/**
- * Top-k and log Z of N positions over the whole vocabulary. With z the logits, m their maximum and
- * S(T) = Σ_i exp((z_i - m) / T): logprob_i = z_i - m - log S(1), and log_z(T) = log Σ_i exp(logprob_i / T) =
- * log S(T) - log S(1) / T, where m and with it most of the rounding drops out, and which is exactly 0 at T = 1.
- *
- * Inputs: x [N, H] (after the final norm), head [V, H]. Outputs: ids int32 [N, k] by descending logit (the lower id
- * first among equals, as ONNX TopK has it), logprobs [N, k], logZ [N, temperatures].
- */
-export function topKGraph(
-  config: Pick<ModelConfig, 'hiddenSize' | 'vocabSize'>,
-  labels: { readonly k: number; readonly temperatures: readonly number[] },
-  float: FloatDtype = 'float32',
-): GraphBuilder {
-  const g = new GraphBuilder('top_k', float);
-  const x = g.floatInput('x', ['N', config.hiddenSize]);
-  const head = g.floatInput('head', [config.vocabSize, config.hiddenSize]);
-  // Passes over [N, V] are what costs here, so the hottest temperature is divided out before the product, and its
-  // exponentials serve the others.
-  const hottest = Math.max(1, ...labels.temperatures);
-  const scaled = g.gemm(g.scale(x, 1 / hottest), head, { transB: true });
-  const largest = g.reduceMax(scaled, [1], true);
-  const shifted = g.sub(scaled, largest);
-  const sumAt = emitSums(g, shifted, hottest);
-  const logSum = new Map([...new Set([1, ...labels.temperatures])].map((T) => [T, g.log(sumAt(T))]));
-  const { values, indices } = g.topK(scaled, labels.k, 1);
-  g.output('ids', g.cast(indices, 'int32'));
-  g.output('logprobs', g.sub(g.scale(g.sub(values, largest), hottest), logSum.get(1)!));
-  const columns = labels.temperatures.map((T) => g.sub(logSum.get(T)!, g.scale(logSum.get(1)!, 1 / T)));
-  g.output('logZ', columns.length === 1 ? columns[0]! : g.concat(columns, 1));
-  return g;
-}
-
-/**
- * S(T) = Σ exp(shifted · hottest / T) as [N, 1], for `shifted` [N, V] at the hottest temperature. Where hottest / T is
- * a power of two, squares of the one exponential do.
- */
-function emitSums(g: GraphBuilder, shifted: Value, hottest: number): (temperature: number) => Value {
-  const powers = [g.exp(shifted)];
-  const power = (squarings: number): Value => {
-    while (powers.length <= squarings) powers.push(g.mul(powers.at(-1)!, powers.at(-1)!));
-    return powers[squarings]!;
-  };
-  return (temperature) => {
-    const ratio = hottest / temperature;
-    const squarings = Math.log2(ratio);
-    if (!Number.isInteger(squarings)) return g.reduceSum(g.exp(g.scale(shifted, ratio)), [1], true);
-    if (squarings === 0) return g.reduceSum(power(0), [1], true);
-    return g.reduceSumSquare(power(squarings - 1), [1], true);
-  };
-}
 
 /** Below this a scale would be lost to underflow; the smallest normal float32. */
 const LEAST_SCALE = 2 ** -126;

@@ -9,9 +9,9 @@ import {
   type HiddenScale,
   type LabelledRow,
   labelPositions,
-  type TopKLabels,
 } from '@stillhouse/teacher-cache';
 import { fixChannelRms, type LayerScales } from './channel-rms.ts';
+import type { DistributionLabels } from './distribution-readout.ts';
 import { fixCodebook } from './hidden-calibration.ts';
 import { createLabelReadout, type LabelReadout } from './label-readout.ts';
 import { measureWork, openScoringPass, type ScoringPass } from './scoring-pass.ts';
@@ -71,7 +71,7 @@ export async function createRowScorer(
 
 /** Labels of the rows of a pass, by row. */
 interface PassLabels {
-  readonly topk: readonly TopKLabels[] | undefined;
+  readonly distributions: readonly DistributionLabels[] | undefined;
   readonly hidden: ReadonlyMap<HiddenLayer, readonly HiddenLabels[]>;
 }
 
@@ -95,7 +95,7 @@ async function scoreRows(
   return rows.map((row, i) => ({
     row,
     positions: positions[i]!,
-    ...(labels.topk === undefined ? {} : { topk: labels.topk[i]! }),
+    ...labels.distributions?.[i],
     ...(labels.hidden.size === 0
       ? {}
       : { hidden: new Map([...labels.hidden].map(([layer, states]) => [layer, states[i]!])) }),
@@ -109,9 +109,10 @@ async function runPass(
   onStep: (step: ScoringStep) => void,
 ): Promise<PassLabels> {
   const { engine, config, weights, options, programs, readout } = scoring;
-  const { topk, hidden } = options.labels;
+  const { hidden } = options.labels;
+  const { readDistributions } = readout;
   const wanted = new Set<HiddenLayer>(hidden?.layers ?? []);
-  const needsEnd = topk !== null || wanted.has('final');
+  const needsEnd = readDistributions !== undefined || wanted.has('final');
   const depth = needsEnd ? config.layerCount : Math.max(0, ...[...wanted].map(Number));
   const work = measureWork(config);
   const states = new Map<HiddenLayer, readonly HiddenLabels[]>();
@@ -128,13 +129,13 @@ async function runPass(
     if (!isEmpty) {
       const tensors = await weights.takeLayer(layer - 1);
       if (layer < depth) weights.prefetchLayer(layer);
-      else if (topk !== null) weights.prefetchOutputMatrix();
+      else if (readDistributions !== undefined) weights.prefetchOutputMatrix();
       await pass.runLayer(tensors, (tokens) => onStep({ stage: layer, work: tokens * work.layer }));
       weights.dropLayer(layer - 1);
     }
     if (wanted.has(layer)) await readHidden(layer, await pass.gatherLabelStates());
   }
-  if (!needsEnd) return { topk: undefined, hidden: states };
+  if (!needsEnd) return { distributions: undefined, hidden: states };
 
   const x = await pass.gatherLabelStates();
   pass.closeStreams();
@@ -145,13 +146,13 @@ async function runPass(
       await engine.run([{ kind: 'run', program: programs.finalNorm, inputs: { x, norm }, outputs: { hidden: final } }]);
     }
     await readHidden('final', final);
-    if (topk === null) return { topk: undefined, hidden: states };
+    if (readDistributions === undefined) return { distributions: undefined, hidden: states };
     const head = await weights.takeOutputMatrix();
-    const labels = await readout.readTopK(final, head, pass.ranges, (count) =>
+    const distributions = await readDistributions(final, head, pass.ranges, (count) =>
       onStep({ stage: 'readout', work: count * work.readout }),
     );
     weights.dropOutputMatrix();
-    return { topk: labels, hidden: states };
+    return { distributions, hidden: states };
   } finally {
     engine.free(final);
   }

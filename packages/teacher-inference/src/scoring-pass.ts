@@ -11,8 +11,9 @@ import {
   uploadBatch,
 } from '@stillhouse/decoder';
 import type { Call, DeviceTensor, Engine } from '@stillhouse/runtime';
+import { targetsOf } from '@stillhouse/teacher-cache';
 import { planBatches } from './batch-plan.ts';
-import type { LabelRange } from './label-readout.ts';
+import type { LabelRange } from './label-range.ts';
 import type { TeacherWeights } from './teacher-weights.ts';
 
 /** A row as a pass needs it: ids and the positions whose labels are wanted. */
@@ -71,7 +72,13 @@ export async function openScoringPass(
     used.map((i) => sequences[i]!.length),
     options.batchTokens,
   ).map((batch) => batch.map((i) => used[i]!));
-  const ranges: LabelRange[] = rows.map(({ id }) => ({ rowId: id, start: 0, end: 0 }));
+  const ranges: LabelRange[] = rows.map((row) => ({
+    rowId: row.id,
+    start: 0,
+    end: 0,
+    positions: row.positions,
+    targets: targetsOf(row, row.positions),
+  }));
   const batches: PassBatch[] = [];
   let labelCount = 0;
 
@@ -79,10 +86,10 @@ export async function openScoringPass(
     const indices: bigint[] = [];
     const firstLabel = labelCount;
     members.forEach((row, sequence) => {
-      const { id, positions } = rows[row]!;
+      const { positions } = rows[row]!;
       const placement = batch.placements[sequence]!;
       for (const position of positions) indices.push(BigInt(flatIndex(batch, placement, position)));
-      ranges[row] = { rowId: id, start: labelCount, end: labelCount + positions.length };
+      ranges[row] = { ...ranges[row]!, start: labelCount, end: labelCount + positions.length };
       labelCount += positions.length;
     });
     const tensors = uploadBatch(engine, programs, batch);
