@@ -85,3 +85,19 @@ test('a missing file, a folder and a file without questions are refused', async 
   await assert.rejects(readQuestionFile(folder), isCode('QUESTIONS_NOT_READABLE'));
   await assert.rejects(readQuestionFile(await writeLines('', ' ')), isCode('QUESTIONS_EMPTY'));
 });
+
+test('line separators inside strings and carriage returns end no line', async () => {
+  const path = join(folder, 'separators.jsonl');
+  await writeFile(
+    path,
+    '\uFEFF{"question":"one\u2028two\u2029three","answer":"#### 4"}\r\n{"question":"b","answer":"#### 5"}\r\n',
+  );
+  const questions = await readQuestionFile(path);
+  assert.deepEqual(
+    questions.map(({ prompt, answer }) => [prompt.kind === 'question' && prompt.text, answer]),
+    [
+      ['one\u2028two\u2029three', '4'],
+      ['b', '5'],
+    ],
+  );
+});

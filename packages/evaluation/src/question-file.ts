@@ -1,5 +1,4 @@
-import { createReadStream } from 'node:fs';
-import { createInterface } from 'node:readline';
+import { readFile } from 'node:fs/promises';
 import { StillhouseError } from '@stillhouse/errors';
 import { extractFinalAnswer, normaliseAnswer } from './answer-extraction.ts';
 
@@ -43,17 +42,7 @@ export async function readQuestionFile(
 ): Promise<readonly Question[]> {
   const limit = options.limit ?? Number.POSITIVE_INFINITY;
   const questions: Question[] = [];
-  const input = createReadStream(path, 'utf8');
-  try {
-    let lineNumber = 0;
-    for await (const line of createInterface({ input, crlfDelay: Number.POSITIVE_INFINITY })) {
-      lineNumber += 1;
-      if (questions.length >= limit) break;
-      const text = lineNumber === 1 ? line.replace(/^\uFEFF/, '') : line;
-      if (text.trim() !== '') questions.push(parseQuestion(text, path, lineNumber));
-    }
-  } catch (cause) {
-    if (cause instanceof StillhouseError) throw cause;
+  const content = await readFile(path, 'utf8').catch((cause: unknown) => {
     throw new StillhouseError({
       code: 'QUESTIONS_NOT_READABLE',
       where: path,
@@ -61,8 +50,14 @@ export async function readQuestionFile(
       remedy: 'Check the path given with --data',
       cause,
     });
-  } finally {
-    input.destroy();
+  });
+  // Not node:readline: it also ends lines at U+2028 and U+2029, which are legal inside JSON strings.
+  for (const [index, line] of content
+    .replace(/^\uFEFF/, '')
+    .split('\n')
+    .entries()) {
+    if (questions.length >= limit) break;
+    if (line.trim() !== '') questions.push(parseQuestion(line, path, index + 1));
   }
   if (questions.length === 0) {
     throw new StillhouseError({
