@@ -1,8 +1,8 @@
-import { mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
+import { readdir, rename, rm, stat } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { explainWriteFailure, hashFile } from '@stillhouse/durable-files';
+import { hashFile, makeFolder } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import type { FileStamp, ListedFile, LocalFile } from '@stillhouse/teacher-cache';
 import { readStamp, sameStamp } from '@stillhouse/teacher-cache';
@@ -95,9 +95,7 @@ export function openLocalBlobs(
   const fetch = async (file: ListedFile) => {
     const target = place(file.sha256);
     const partial = `${target}.${hostname()}.${process.pid}.partial`;
-    await mkdir(dirname(target), { recursive: true }).catch((cause: unknown) => {
-      throw explainWriteFailure(target, cause);
-    });
+    await makeFolder(dirname(target));
     // One at a time makes room, or two would count on the same bytes.
     const before = turn;
     let done = () => {};

@@ -1,7 +1,7 @@
-import { mkdir, rename } from 'node:fs/promises';
+import { rename } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
-import { explainWriteFailure, hashFile } from '@stillhouse/durable-files';
+import { hashFile, makeFolder } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import {
   type CacheFiles,
@@ -59,9 +59,7 @@ export async function openRemoteCache(location: string, options: RemoteCacheOpti
   let isOpen = false;
   try {
     const { manifest } = await findCache(store, parsed, context);
-    await mkdir(folder, { recursive: true }).catch((cause: unknown) => {
-      throw explainWriteFailure(folder, cause);
-    });
+    await makeFolder(folder);
     await removeAbandoned(folder);
     const wantsTokenizer = options.groups === undefined || options.groups.includes('tokenizer');
     const tokenizerFolder = await fetchTokenizer(store, folder, wantsTokenizer ? manifest : undefined, context);
@@ -127,9 +125,7 @@ async function fetchTokenizer(
 ): Promise<string> {
   const target = join(folder, 'tokenizers', manifest?.digest ?? 'none');
   if (manifest === undefined || manifest.tokenizer.length === 0) return target;
-  await mkdir(target, { recursive: true }).catch((cause: unknown) => {
-    throw explainWriteFailure(target, cause);
-  });
+  await makeFolder(target);
   for (const file of manifest.tokenizer) {
     const path = join(target, file.path.slice(file.path.lastIndexOf('/') + 1));
     const found = await hashFile(path).catch(() => undefined);

@@ -1,6 +1,6 @@
-import { copyFile, mkdir, rename, rm } from 'node:fs/promises';
+import { copyFile, rename, rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { explainWriteFailure, syncDirectory, writeFileAtomically } from '@stillhouse/durable-files';
+import { explainWriteFailure, makeFolder, syncDirectory, writeFileAtomically } from '@stillhouse/durable-files';
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import {
   type CacheManifest,
@@ -75,9 +75,7 @@ export async function pullCache(remote: string, folder: string, options: PullOpt
     );
     const neededBytes = plan.wanted.reduce((sum, { file, paths }) => sum + file.sizeBytes * paths.length, 0);
     await refuseWithoutRoom(folder, neededBytes - (await countStaged(folder, plan)));
-    await mkdir(folder, { recursive: true }).catch((cause: unknown) => {
-      throw explainWriteFailure(folder, cause);
-    });
+    await makeFolder(folder);
     const lock = await lockForBuilding(folder);
     try {
       const fetched = await fetchAll(store, folder, plan, context, onProgress);
@@ -161,7 +159,7 @@ async function fetchAll(
   context: ReadContext,
   onProgress: ((progress: TransferProgress) => void) | undefined,
 ): Promise<{ readonly filesFetched: number; readonly bytesFetched: number }> {
-  await mkdir(join(folder, PULL_STAGING_NAME), { recursive: true });
+  await makeFolder(join(folder, PULL_STAGING_NAME));
   const totalBytes = wanted.reduce((sum, { file }) => sum + file.sizeBytes, 0);
   const progress = { files: 0, totalFiles: wanted.length, bytes: 0, totalBytes };
   onProgress?.({ ...progress });
@@ -221,7 +219,7 @@ async function moveIntoPlace(folder: string, { file, paths }: WantedContent): Pr
   for (const [i, path] of paths.entries()) {
     const target = join(folder, path);
     try {
-      await mkdir(dirname(target), { recursive: true });
+      await makeFolder(dirname(target));
       if (i < paths.length - 1) {
         const copy = `${staged}.copy`;
         await copyFile(staged, copy);

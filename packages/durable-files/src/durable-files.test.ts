@@ -7,6 +7,7 @@ import { test } from 'node:test';
 import {
   explainWriteFailure,
   hashFile,
+  makeFolder,
   publishDirectory,
   stageDirectory,
   stageFile,
@@ -55,4 +56,18 @@ test('a published folder replaces the former one as a whole', async () => {
     assert.deepEqual(await readdir(target), [name]);
   }
   assert.deepEqual(await readdir(dir), ['model']);
+});
+
+test('folders are made with those above them, by many at once, and never where they cannot be', async () => {
+  const dir = await folder();
+  const deep = join(dir, 'a', 'b', 'c');
+  await Promise.all(Array.from({ length: 8 }, () => makeFolder(deep)));
+  await makeFolder(deep);
+  await writeFile(join(deep, 'file'), '');
+  await assert.rejects(makeFolder(join(deep, 'file', 'more')), { code: 'FOLDER_IMPOSSIBLE' });
+  await assert.rejects(makeFolder(join(deep, 'file')), { code: 'FOLDER_IMPOSSIBLE' });
+  await assert.rejects(makeFolder(join(dir, 'x'.repeat(300))), { code: 'FOLDER_IMPOSSIBLE' });
+  // Node's own recursive mkdir does not come back from here.
+  if (process.platform === 'linux')
+    await assert.rejects(makeFolder('/proc/stillhouse/run'), { code: 'FOLDER_IMPOSSIBLE' });
 });

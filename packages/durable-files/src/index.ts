@@ -1,4 +1,6 @@
 /** Files that are either whole or absent: written under a temporary name, synced, then renamed. */
 export { type FileDigest, hashFile } from './digest.ts';
+export { makeFolder } from './make-folder.ts';
 export { publishDirectory, stageDirectory } from './staged-directory.ts';
-export { explainWriteFailure, type StagedFile, stageFile, syncDirectory, writeFileAtomically } from './staged-file.ts';
+export { type StagedFile, stageFile, syncDirectory, writeFileAtomically } from './staged-file.ts';
+export { explainWriteFailure } from './write-failure.ts';

@@ -1,13 +1,15 @@
-import { mkdir, rename, rm } from 'node:fs/promises';
+import { rename, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import { explainWriteFailure, syncDirectory } from './staged-file.ts';
+import { makeFolder } from './make-folder.ts';
+import { syncDirectory } from './staged-file.ts';
+import { explainWriteFailure } from './write-failure.ts';
 
 /** Makes an empty hidden folder beside `path` in which to prepare what `publishDirectory` then shows there. */
 export async function stageDirectory(path: string): Promise<string> {
   const staged = join(dirname(path), `.${basename(path)}.partial`);
   try {
     await rm(staged, { recursive: true, force: true });
-    await mkdir(staged, { recursive: true });
+    await makeFolder(staged);
   } catch (cause) {
     throw explainWriteFailure(path, cause);
   }

@@ -1,8 +1,9 @@
 import { createHash } from 'node:crypto';
-import { mkdir, open, rename, rm } from 'node:fs/promises';
+import { open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { StillhouseError } from '@stillhouse/errors';
 import type { FileDigest } from './digest.ts';
+import { makeFolder } from './make-folder.ts';
+import { explainWriteFailure } from './write-failure.ts';
 
 /** A file under its temporary name: nothing is seen at `path` before `commit`. */
 export interface StagedFile {
@@ -16,30 +17,6 @@ export interface StagedFile {
 
 /** The suffix of a file that is not finished; whoever finds one may delete it. */
 const STAGED_SUFFIX = '.partial';
-
-/** Turns the system's error codes of a failed write into an error that says what to do. */
-export function explainWriteFailure(path: string, cause: unknown): unknown {
-  const code = (cause as NodeJS.ErrnoException | undefined)?.code;
-  if (code === 'ENOSPC' || code === 'EDQUOT') {
-    return new StillhouseError({
-      code: 'DISK_FULL',
-      where: path,
-      problem: 'the disk is full, nothing was left behind under this name',
-      remedy: 'Free space or choose another place, then run the same command again',
-      cause,
-    });
-  }
-  if (code === 'EACCES' || code === 'EROFS' || code === 'EPERM') {
-    return new StillhouseError({
-      code: 'NOT_WRITABLE',
-      where: path,
-      problem: `the file cannot be written (${code})`,
-      remedy: 'Check the permissions of its folder',
-      cause,
-    });
-  }
-  return cause;
-}
 
 /**
  * Opens a staged file for writing; missing folders are made.
@@ -58,7 +35,7 @@ export async function stageFile(path: string): Promise<StagedFile> {
   const hash = createHash('sha256');
   let sizeBytes = 0;
   const handle = await guard(async () => {
-    await mkdir(dirname(path), { recursive: true });
+    await makeFolder(dirname(path));
     return open(temporary, 'w');
   });
   let isOpen = true;

@@ -1,4 +1,4 @@
-import { access, mkdir } from 'node:fs/promises';
+import { access } from 'node:fs/promises';
 import { totalmem } from 'node:os';
 import { join } from 'node:path';
 import { openCacheAt } from '@stillhouse/cache-remote';
@@ -10,7 +10,7 @@ import {
   readModelConfig,
   type TensorSource,
 } from '@stillhouse/checkpoint';
-import { writeFileAtomically } from '@stillhouse/durable-files';
+import { makeFolder, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { checkModelTokenizer } from '@stillhouse/objectives';
 import type { Engine } from '@stillhouse/runtime';
@@ -202,7 +202,7 @@ async function prepareFolder(settings: ResolvedSettings): Promise<void> {
       });
     }
   }
-  await mkdir(out, { recursive: true });
+  await makeFolder(out);
   await writeFileAtomically(join(out, RECIPE_FILE), `${JSON.stringify(settings, null, 2)}\n`);
 }
 

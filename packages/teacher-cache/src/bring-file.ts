@@ -1,7 +1,7 @@
 import { createReadStream } from 'node:fs';
-import { link, mkdir, stat } from 'node:fs/promises';
+import { link, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { explainWriteFailure, stageFile } from '@stillhouse/durable-files';
+import { makeFolder, stageFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import type { ListedFile } from './manifest.ts';
 
@@ -25,9 +25,7 @@ export async function bringFile(from: string, to: string, file: ListedFile): Pro
       remedy: 'Run `stillhouse cache verify` and `stillhouse cache repair` on its folder',
     });
   }
-  await mkdir(dirname(target), { recursive: true }).catch((cause: unknown) => {
-    throw explainWriteFailure(target, cause);
-  });
+  await makeFolder(dirname(target));
   const isLinked = await link(source, target).then(
     () => true,
     () => false,

@@ -1,6 +1,6 @@
-import { mkdir, readFile, rm, stat } from 'node:fs/promises';
+import { readFile, rm, stat } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { explainWriteFailure, writeFileAtomically } from '@stillhouse/durable-files';
+import { makeFolder, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { bringFile } from './bring-file.ts';
 import { refuseForeignFolder, removeLeftovers, requireSameDescription } from './build-state.ts';
@@ -123,9 +123,7 @@ export async function openCacheExtension(request: ExtensionRequest): Promise<Cac
 }
 
 async function openLock(folder: string) {
-  await mkdir(folder, { recursive: true }).catch((cause: unknown) => {
-    throw explainWriteFailure(folder, cause);
-  });
+  await makeFolder(folder);
   return lockForBuilding(folder);
 }
 

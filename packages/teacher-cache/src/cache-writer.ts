@@ -1,6 +1,5 @@
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { explainWriteFailure, writeFileAtomically } from '@stillhouse/durable-files';
+import { makeFolder, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { loadBuildState, loadRowIds, refuseForeignFolder, refuseParts } from './build-state.ts';
 import { lockForBuilding } from './builder-lock.ts';
@@ -93,9 +92,7 @@ export async function openCacheWriter(
   }
   const isPart = partition !== undefined && partition.count > 1;
   await refuseForeignFolder(folder, { mayHaveParts: isPart });
-  await mkdir(folder, { recursive: true }).catch((cause: unknown) => {
-    throw explainWriteFailure(folder, cause);
-  });
+  await makeFolder(folder);
   return isPart ? openPartWriter(folder, asked, totalRows, partition) : openWholeWriter(folder, asked, totalRows);
 }
 

@@ -1,6 +1,6 @@
-import { mkdir, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { explainWriteFailure, writeFileAtomically } from '@stillhouse/durable-files';
+import { makeFolder, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { bringFile } from './bring-file.ts';
 import {
@@ -49,9 +49,7 @@ export async function mergeCache(folder: string, others: readonly string[] = [])
   const folders = [...new Set([folder, ...others])];
   const plan = await agreeAcross(folders);
   if (plan === undefined) return requireMerged(folder, others);
-  await mkdir(folder, { recursive: true }).catch((cause: unknown) => {
-    throw explainWriteFailure(folder, cause);
-  });
+  await makeFolder(folder);
   const lock = await lockForBuilding(folder);
   try {
     const merged = await readIfComplete(folder);

@@ -1,5 +1,6 @@
-import { mkdir, readdir, rm } from 'node:fs/promises';
+import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { makeFolder } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { loadRowIds, PARTS_FOLDER, requireFiles, requireSameDescription } from './build-state.ts';
 import { LOCK_NAME, lockForBuilding } from './builder-lock.ts';
@@ -33,7 +34,7 @@ export async function openPartWriter(
   requirePartition(partition, folder);
   const merged = await readIfThere(folder);
   // A part that is run again after the merge has nothing to do; its lock would bring `parts` back.
-  if (merged?.complete !== true) await mkdir(join(folder, PARTS_FOLDER), { recursive: true });
+  if (merged?.complete !== true) await makeFolder(join(folder, PARTS_FOLDER));
   const lock = merged?.complete === true ? NO_LOCK : await lockForBuilding(folder, partLockName(partition));
   try {
     const all = listTasks(description, totalRows);
