@@ -12,7 +12,7 @@ export interface ListedCommand {
 }
 
 export const COMMAND_GROUPS: Readonly<Record<string, string>> = {
-  cache: 'build, inspect, check and export teacher caches',
+  cache: 'build, inspect, check, extend, share and export teacher caches',
 };
 
 export const COMMANDS: readonly ListedCommand[] = [
@@ -64,6 +64,27 @@ export const COMMANDS: readonly ListedCommand[] = [
     usage: 'CACHE --format parquet --out DIR [options]',
     hasRecipe: false,
     load: async () => (await import('./commands/cache-export.ts')).cacheExport,
+  },
+  {
+    name: 'cache push',
+    summary: 'bring a cache to a remote: a folder, S3 storage, Hugging Face',
+    usage: 'CACHE REMOTE[#NAME] [options]',
+    hasRecipe: false,
+    load: async () => (await import('./commands/cache-push.ts')).cachePush,
+  },
+  {
+    name: 'cache pull',
+    summary: 'fetch a cache, or some groups of it, from a remote: also from a web server',
+    usage: 'REMOTE[#NAME] CACHE [--groups topk,...] [options]',
+    hasRecipe: false,
+    load: async () => (await import('./commands/cache-pull.ts')).cachePull,
+  },
+  {
+    name: 'cache ls',
+    summary: 'list the caches of a remote',
+    usage: 'REMOTE [options]',
+    hasRecipe: false,
+    load: async () => (await import('./commands/cache-ls.ts')).cacheLs,
   },
   {
     name: 'train',

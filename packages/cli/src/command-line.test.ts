@@ -30,9 +30,10 @@ for (const { name, summary, load, hasRecipe } of COMMANDS) {
     const words = stdout.replace(/\s+/g, ' ');
     assert.ok(stdout.startsWith(`Usage: stillhouse ${name} `));
     assert.ok(words.includes(summary));
-    const { settings, argument } = await load();
+    const { settings, argument, secondArgument, furtherArguments } = await load();
     for (const [key, field] of Object.entries(settings)) {
-      assert.ok(words.includes(key === argument ? ` ${key} ` : ` ${flagOf(key)} `), key);
+      const isPlain = [argument, secondArgument, furtherArguments].includes(key);
+      assert.ok(words.includes(isPlain ? ` ${key} ` : ` ${flagOf(key)} `), key);
       assert.ok(words.includes(field.help.replace(/\s+/g, ' ')), `help of ${key}`);
       if (typeof field.default === 'number') assert.ok(words.includes(`(default: ${field.default})`), key);
     }

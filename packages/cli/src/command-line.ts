@@ -20,13 +20,13 @@ export async function runCommandLine(args: readonly string[], context: CommandCo
   if (asked !== undefined) {
     const loaded = await asked.load();
     const command = commands.get(asked.name)!;
-    if (loaded.argument !== undefined) {
-      command.argument(`<${loaded.argument}>`, loaded.settings[loaded.argument]!.help);
+    for (const argument of [loaded.argument, loaded.secondArgument]) {
+      if (argument !== undefined) command.argument(`<${argument}>`, loaded.settings[argument]!.help);
     }
     if (loaded.furtherArguments !== undefined) {
       command.argument(`[${loaded.furtherArguments}...]`, loaded.settings[loaded.furtherArguments]!.help);
     }
-    addFlags(command, loaded.settings, [loaded.argument, loaded.furtherArguments]);
+    addFlags(command, loaded.settings, [loaded.argument, loaded.secondArgument, loaded.furtherArguments]);
     if (asked.hasRecipe) {
       command.option(
         '--recipe <FILE.json>',
@@ -55,6 +55,7 @@ async function runCommand(command: Command, loaded: LoadedCommand, context: Comm
   const flags = readFlags(command, loaded.settings);
   const argument = {
     ...(loaded.argument === undefined ? {} : { [loaded.argument]: command.args[0] }),
+    ...(loaded.secondArgument === undefined ? {} : { [loaded.secondArgument]: command.args[1] }),
     ...(loaded.furtherArguments === undefined || command.args.length < 2
       ? {}
       : { [loaded.furtherArguments]: command.args.slice(1) }),

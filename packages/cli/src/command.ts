@@ -24,6 +24,8 @@ export interface LoadedCommand {
   readonly settings: SettingsTable;
   /** The setting given as a plain argument rather than as a flag. */
   readonly argument?: string;
+  /** The setting given as a second plain argument, which is required. */
+  readonly secondArgument?: string;
   /** The list setting that takes all further plain arguments. */
   readonly furtherArguments?: string;
   run(settings: Readonly<Record<string, unknown>>, context: CommandContext): Promise<Outcome>;
@@ -33,6 +35,7 @@ export interface LoadedCommand {
 export function defineCommand<const Table extends SettingsTable>(definition: {
   readonly settings: Table;
   readonly argument?: keyof Table & string;
+  readonly secondArgument?: keyof Table & string;
   readonly furtherArguments?: keyof Table & string;
   readonly run: (settings: SettingsOf<Table>, context: CommandContext) => Promise<Outcome>;
 }): LoadedCommand {

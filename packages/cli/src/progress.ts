@@ -11,6 +11,8 @@ export interface ProgressOptions {
   readonly done?: number;
   /** When the work began, by `performance.now()`; now if not given. */
   readonly startedAt?: number;
+  /** The speed in words, where `tokens` count something else. */
+  readonly printSpeed?: (perSecond: number) => string;
 }
 
 export interface ProgressUpdate {
@@ -48,7 +50,7 @@ export function openProgress(
   stream: ProgressStream,
   lineIntervalMs = LINE_INTERVAL_MS,
 ): Progress {
-  const { total, startedAt = performance.now(), done = 0 } = options;
+  const { total, startedAt = performance.now(), done = 0, printSpeed = printTokenSpeed } = options;
   const measure = createPaceMeter(total, { time: startedAt, done, tokens: 0 });
   const show =
     stream.isTTY === true ? drawBar(options, stream) : printLines(options, stream, startedAt, lineIntervalMs);
@@ -57,11 +59,13 @@ export function openProgress(
       const { tokensPerSecond, leftMs } =
         'tokens' in pace ? measure({ time: performance.now(), done: now, tokens: pace.tokens }) : pace;
       const left = leftMs === null ? 'starting' : `${printDuration(leftMs)} left`;
-      show.update(now, `${printCount(tokensPerSecond)} tokens/s`, left, note);
+      show.update(now, printSpeed(tokensPerSecond), left, note);
     },
     stop: show.stop,
   };
 }
+
+const printTokenSpeed = (perSecond: number) => `${printCount(perSecond)} tokens/s`;
 
 interface Sample {
   readonly time: number;
