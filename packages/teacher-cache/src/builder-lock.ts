@@ -10,6 +10,7 @@ export const LOCK_NAME = '.lock';
 /** How often a builder says that it is alive, and how long another machine waits for that before it takes over. */
 const BEAT_MS = 10_000;
 const SILENCE_MS = 90_000;
+const SETTLE_MS = 250;
 /** Width of the counter, so that it is written in place. */
 const BEAT_DIGITS = 12;
 
@@ -89,7 +90,7 @@ export async function lockForBuilding(folder: string, name = LOCK_NAME, times: L
   const { beatMs = BEAT_MS, silenceMs = SILENCE_MS } = times;
   const path = join(folder, name);
   const own = { pid: process.pid, host: hostname(), started: await readStartTime(process.pid), token: randomUUID() };
-  for (;;) {
+  for (let attempt = 0; ; attempt++) {
     try {
       const handle = await open(path, 'wx');
       try {
@@ -100,7 +101,10 @@ export async function lockForBuilding(folder: string, name = LOCK_NAME, times: L
         throw error;
       }
       await removeStale(folder, name);
-      return keepBeating(path, handle, own, beatMs);
+      const lock = keepBeating(path, handle, own, beatMs);
+      if (attempt === 0 || (await isStillHeld(lock))) return lock;
+      await lock.release();
+      continue;
     } catch (cause) {
       if ((cause as NodeJS.ErrnoException).code !== 'EEXIST') throw explainWriteFailure(path, cause);
     }
@@ -128,6 +132,15 @@ async function moveAway(path: string, dead: LockHolder | undefined): Promise<voi
   const moved = await readFile(stale, 'utf8').catch(() => '');
   if (dead !== undefined && !moved.includes(dead.token ?? String(dead.pid))) await link(stale, path).catch(() => {});
   await rm(stale, { force: true });
+}
+
+/** After a take-over: others that found the same dead lock may still move this one, for a moment. */
+async function isStillHeld(lock: BuilderLock): Promise<boolean> {
+  await sleep(SETTLE_MS);
+  return lock.requireHeld().then(
+    () => true,
+    () => false,
+  );
 }
 
 async function writeHolder(handle: FileHandle, own: LockHolder, beat: number): Promise<void> {

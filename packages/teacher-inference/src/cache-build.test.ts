@@ -200,9 +200,10 @@ test('plan and progress say what is done', async (t) => {
     onPlan: (start) => starts.push(start),
     onProgress: (progress) => reports.push(progress),
   });
-  const [{ shardsDone, device, weights, ...described }] = starts as [BuildStart];
+  const [{ shardsDone, shardsOfPartition, partition, device, weights, ...described }] = starts as [BuildStart];
   assert.deepEqual({ ...described }, plan);
   assert.deepEqual([starts.length, shardsDone, weights], [1, 0, 'resident']);
+  assert.deepEqual([partition, shardsOfPartition], [null, steps]);
   assert.match(device!, /^cpu/);
   for (const [i, report] of reports.entries()) {
     const earlier = reports[i - 1];
