@@ -108,18 +108,23 @@ function checkMass(entries: Entries, policy: TopKPolicy, vocabSize: number): str
   const { labels, position, start, end } = entries;
   const { logprobs, logZ } = labels;
   const { temperatures, topP, k, logprobDtype = 'float32' } = policy;
-  const { low, high } = boundLogprobs(logprobs.subarray(start, end), logprobDtype);
-  const mass = Math.exp(logSumExp(low, 1));
+  const own = logprobs.subarray(start, end);
+  const { low, high } = logprobDtype === 'float32' ? { low: own, high: own } : boundLogprobs(own, logprobDtype);
+  const lowSums = sumExponentials(low, temperatures);
+  const highSums = low === high ? lowSums : sumExponentials(high, temperatures);
+  const mass = Math.exp(low[0]!) * lowSums[0]!;
   if (mass > 1 + TOLERANCE) return `the probabilities add up to ${mass}`;
-  if (topP !== undefined && end - start < k && Math.exp(logSumExp(high, 1)) < topP - TOLERANCE)
+  if (topP !== undefined && end - start < k && Math.exp(high[0]!) * highSums[0]! < topP - TOLERANCE)
     return `${end - start} entries hold a mass of ${mass.toFixed(6)}, fewer than ${k} are to hold ${topP}`;
-  const tail = { size: vocabSize - (end - start), largest: high[findLastRanked(entries, policy) - start]! };
+  const tailSize = vocabSize - (end - start);
+  const tailDistance = high[findLastRanked(entries, policy) - start]! - high[0]!;
   for (const [index, temperature] of temperatures.entries()) {
     const value = logZ[position * temperatures.length + index]!;
     if (!Number.isFinite(value)) return `log_z at T=${temperature} is ${value}`;
     if (temperature === 1 && Math.abs(value) > TOLERANCE) return `log_z at T=1 is ${value}, it must be 0`;
-    const least = logSumExp(low, temperature);
-    const most = logSumExp(high, temperature, tail);
+    const least = low[0]! / temperature + Math.log(lowSums[index + 1]!);
+    const tailSum = tailSize * Math.exp(tailDistance / temperature);
+    const most = high[0]! / temperature + Math.log(highSums[index + 1]! + tailSum);
     const slack = TOLERANCE * Math.max(1, Math.abs(value));
     if (value < least - slack) return `log_z at T=${temperature} is ${value}, the top k alone give ${least}`;
     if (value > most + slack) return `log_z at T=${temperature} is ${value}, the top k allow at most ${most}`;
@@ -127,12 +132,28 @@ function checkMass(entries: Entries, policy: TopKPolicy, vocabSize: number): str
   return undefined;
 }
 
-/** log Σ exp(l / T) over logprobs, the first of them the largest but for rounding, and a tail of equal ones. */
-function logSumExp(logprobs: Float64Array, temperature: number, tail = { size: 0, largest: 0 }): number {
+/**
+ * Σ exp((l - l_0) / T) at T = 1 and at each temperature; l_0 is the largest but for rounding. Where a temperature is
+ * half of the one before it, or the other way round, no exponential is taken: its square or root does.
+ */
+function sumExponentials(logprobs: Float32Array | Float64Array, temperatures: readonly number[]): Float64Array {
+  const sums = new Float64Array(1 + temperatures.length);
   const shift = logprobs[0]!;
-  let sum = tail.size === 0 ? 0 : tail.size * Math.exp((tail.largest - shift) / temperature);
-  for (const logprob of logprobs) sum += Math.exp((logprob - shift) / temperature);
-  return shift / temperature + Math.log(sum);
+  for (let i = 0; i < logprobs.length; i++) {
+    const distance = logprobs[i]! - shift;
+    let former = 1;
+    let power = Math.exp(distance);
+    sums[0]! += power;
+    for (let t = 0; t < temperatures.length; t++) {
+      const temperature = temperatures[t]!;
+      if (temperature === 2 * former) power = Math.sqrt(power);
+      else if (2 * temperature === former) power *= power;
+      else if (temperature !== former) power = Math.exp(distance / temperature);
+      former = temperature;
+      sums[t + 1]! += power;
+    }
+  }
+  return sums;
 }
 
 /** What is wrong with sampled labels at `positions` positions. */
