@@ -1,7 +1,7 @@
 import { GraphBuilder } from '@stillhouse/onnx-graph';
 
 /**
- * Moments of hidden states. Inputs: x [N, H], origin [H] (near the mean, so that nothing cancels). Outputs: sum [H] of
+ * Moments of hidden states. Inputs: x [N, H], origin [H] (one of the states, so that less cancels). Outputs: sum [H] of
  * x - origin, products [H, H] = (x - origin)ᵀ · (x - origin).
  */
 export function momentsGraph(hiddenSize: number): GraphBuilder {
@@ -54,5 +54,13 @@ export function productGraph(hiddenSize: number, transA: boolean): GraphBuilder 
   const g = new GraphBuilder('product', 'float32');
   const [a, b] = [g.floatInput('a', [hiddenSize, hiddenSize]), g.floatInput('b', [hiddenSize, hiddenSize])];
   g.output('product', g.gemm(a, b, { transA }));
+  return g;
+}
+
+/** Inputs: x [N, H], mean [H], encode [H, H]. Output: coordinates = (x - mean) · encode. */
+export function projectionGraph(hiddenSize: number): GraphBuilder {
+  const g = new GraphBuilder('projection', 'float32');
+  const centred = g.sub(g.floatInput('x', ['N', hiddenSize]), g.floatInput('mean', [hiddenSize]));
+  g.output('coordinates', g.gemm(centred, g.floatInput('encode', [hiddenSize, hiddenSize])));
   return g;
 }

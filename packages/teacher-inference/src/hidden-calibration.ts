@@ -1,9 +1,15 @@
 import { compileGraph } from '@stillhouse/decoder';
 import type { DeviceTensor, Engine, TensorData } from '@stillhouse/runtime';
 import { type HiddenCodebook, type HiddenLayer, isCodebook } from '@stillhouse/teacher-cache';
-import { distributionsGraph, momentsGraph, productGraph, weightedProductGraph } from './calibration-graphs.ts';
+import {
+  distributionsGraph,
+  momentsGraph,
+  productGraph,
+  projectionGraph,
+  weightedProductGraph,
+} from './calibration-graphs.ts';
 import type { LayerScales } from './channel-rms.ts';
-import { fitCodebook, fitTransform, type MultiplySquare } from './codebook-fitting.ts';
+import { fitCodebook, fitTransform, type MultiplySquare, type Transform } from './codebook-fitting.ts';
 
 export interface CodebookOptions {
   /** What a position is to take. */
@@ -14,7 +20,8 @@ export interface CodebookOptions {
 
 /** Positions whose distributions give the metric; more change it by less than their own noise. */
 const METRIC_POSITIONS = 512;
-const METRIC_CHUNK = 64;
+/** Positions that are looked at together. */
+const BLOCK_POSITIONS = 64;
 /** Rows of the output matrix in one product. */
 const HEAD_CHUNK = 8192;
 /** Positions that the step and the tables are fitted to. */
@@ -49,36 +56,39 @@ async function measureCodebook(
   { codedBytes, readout }: CodebookOptions,
 ): Promise<HiddenCodebook> {
   const [positions, width] = states.shape as [number, number];
-  const downloaded = (await engine.download(states)) as Float32Array;
-  const moments = await measureMoments(engine, states, downloaded);
+  const moments = await measureMoments(engine, states);
   const metric = readout && positions > 0 ? await measureMetric(engine, states, readout) : undefined;
   const statistics = { width, positions, ...moments, ...(metric === undefined ? {} : { metric }) };
   const transform = await fitTransform(statistics, multiplyOn(engine, width));
-  const sample = spread(positions, SAMPLE_POSITIONS);
-  return fitCodebook(transform, project(transform, downloaded, sample), codedBytes);
+  return fitCodebook(transform, await project(engine, states, transform), codedBytes);
 }
 
-/** So many numbers below `count`, evenly spaced. */
-function spread(count: number, wanted: number): readonly number[] {
-  const taken = Math.min(count, wanted);
-  return Array.from({ length: taken }, (_, i) => Math.floor((i * count) / taken));
+/** Evenly spaced blocks of positions, about `wanted` in all, every one if there are not more. */
+function spreadBlocks(positions: number, wanted: number): readonly { readonly from: number; readonly size: number }[] {
+  const blocks = Math.ceil(positions / BLOCK_POSITIONS);
+  const taken = Math.min(blocks, Math.ceil(wanted / BLOCK_POSITIONS));
+  return Array.from({ length: taken }, (_, i) => {
+    const from = Math.floor((i * blocks) / taken) * BLOCK_POSITIONS;
+    return { from, size: Math.min(BLOCK_POSITIONS, positions - from) };
+  });
 }
 
-async function measureMoments(engine: Engine, states: DeviceTensor, downloaded: Float32Array) {
+async function measureMoments(engine: Engine, states: DeviceTensor) {
   const [positions, width] = states.shape as [number, number];
-  const mean = new Float64Array(width);
-  for (let i = 0; i < downloaded.length; i++) mean[i % width]! += downloaded[i]! / positions;
-  const origin = Float32Array.from(mean);
-  if (positions === 0) return { mean: origin, covariance: new Float64Array(width * width) };
-  const [sum, products] = await runOnce(engine, momentsGraph(width), { x: states, origin: [origin, [width]] }, [
+  if (positions === 0) return { mean: new Float32Array(width), covariance: new Float64Array(width * width) };
+  const first = engine.view(states, { offset: 0, shape: [width] });
+  const origin = (await engine.download(first)) as Float32Array;
+  const [sum, products] = await runOnce(engine, momentsGraph(width), { x: states, origin: first }, [
     ['sum', [width]],
     ['products', [width, width]],
   ]);
-  const covariance = Float64Array.from(products as Float32Array, (product, i) => {
-    const [row, column] = [Math.floor(i / width), i % width];
-    return (product - (Number(sum![row]) * Number(sum![column])) / positions) / positions;
-  });
-  return { mean: origin, covariance };
+  engine.free(first);
+  const offset = Float64Array.from(sum as Float32Array, (one) => one / positions);
+  const covariance = Float64Array.from(
+    products as Float32Array,
+    (product, i) => product / positions - offset[Math.floor(i / width)]! * offset[i % width]!,
+  );
+  return { mean: Float32Array.from(origin, (value, i) => value + offset[i]!), covariance };
 }
 
 async function measureMetric(
@@ -91,12 +101,9 @@ async function measureMetric(
   const metric = new Float64Array(width * width);
   const mass = new Float64Array(vocabSize);
   const distributions = await compileGraph(engine, distributionsGraph(width, vocabSize, temperatures));
-  const chunks = spread(Math.max(1, Math.floor(positions / METRIC_CHUNK)), METRIC_POSITIONS / METRIC_CHUNK);
   let counted = 0;
   try {
-    for (const chunk of chunks) {
-      const from = chunk * METRIC_CHUNK;
-      const size = Math.min(METRIC_CHUNK, positions - from);
+    for (const { from, size } of spreadBlocks(positions, METRIC_POSITIONS)) {
       const x = engine.view(states, { offset: from * width, shape: [size, width] });
       const [chunkMass, outer] = await runCompiled(engine, distributions, { x, head }, [
         ['mass', [vocabSize]],
@@ -128,23 +135,26 @@ async function measureMetric(
   return metric.map((value) => value / counted);
 }
 
-/** Coordinates at a step of 1 of some of the states. */
-function project(
-  { width, mean, encode }: { readonly width: number; readonly mean: Float32Array; readonly encode: Float32Array },
-  states: Float32Array,
-  positions: readonly number[],
-): Float32Array {
-  const out = new Float32Array(positions.length * width);
-  const sums = new Float64Array(width);
-  positions.forEach((position, n) => {
-    sums.fill(0);
-    for (let channel = 0; channel < width; channel++) {
-      const centred = states[position * width + channel]! - mean[channel]!;
-      const row = channel * width;
-      for (let c = 0; c < width; c++) sums[c]! += centred * encode[row + c]!;
+/** Coordinates at a step of 1 of some of the states, [sample, width]. */
+async function project(engine: Engine, states: DeviceTensor, transform: Transform): Promise<Float32Array> {
+  const [positions, width] = states.shape as [number, number];
+  const { mean, encode } = transform;
+  const program = await compileGraph(engine, projectionGraph(width));
+  const blocks = spreadBlocks(positions, SAMPLE_POSITIONS);
+  const out = new Float32Array(blocks.reduce((sum, { size }) => sum + size * width, 0));
+  let filled = 0;
+  try {
+    for (const { from, size } of blocks) {
+      const x = engine.view(states, { offset: from * width, shape: [size, width] });
+      const inputs = { x, mean: [mean, [width]], encode: [encode, [width, width]] } as const;
+      const [coordinates] = await runCompiled(engine, program, inputs, [['coordinates', [size, width]]]);
+      engine.free(x);
+      out.set(coordinates as Float32Array, filled);
+      filled += size * width;
     }
-    out.set(sums, n * width);
-  });
+  } finally {
+    program.release();
+  }
   return out;
 }
 
