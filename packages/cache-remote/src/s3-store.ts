@@ -14,7 +14,7 @@ import { allowTimeFor, PART_BYTES, readRange, requireSame } from './s3-bytes.ts'
 import { explainS3Failure, statusOf } from './s3-failure.ts';
 import { sendInParts } from './s3-multipart.ts';
 import { forEachConcurrently, sendEach } from './send-each.ts';
-import { PassingFault, type TransferPolicy, withRetries } from './transfer-policy.ts';
+import { DEFAULT_POLICY, PassingFault, type TransferPolicy, withRetries } from './transfer-policy.ts';
 
 export interface S3Place {
   readonly bucket: string;
@@ -119,6 +119,8 @@ async function createClient(): Promise<S3Client> {
     // We try again ourselves, with resumption.
     maxAttempts: 1,
     followRegionRedirects: true,
+    // A connection on which nothing moves, in either direction, is given up.
+    requestHandler: { connectionTimeout: DEFAULT_POLICY.windowMs, socketTimeout: DEFAULT_POLICY.windowMs },
     // Contents are checked by their sha256.
     responseChecksumValidation: 'WHEN_REQUIRED',
   } as const;

@@ -24,7 +24,7 @@ export const DEFAULT_POLICY: TransferPolicy = {
   firstDelayMs: 500,
   longestDelayMs: 20_000,
   windowMs: 30_000,
-  windowBytes: 256 << 10,
+  windowBytes: 64 << 10,
   contentAttempts: 3,
 };
 
