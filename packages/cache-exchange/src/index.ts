@@ -1,2 +1,4 @@
 /** Teacher caches in the formats of other tools, and back. FORMATS.md describes every column. */
-export { exportParquet, type ParquetExport } from './parquet-export.ts';
+export type { ParquetLayout } from './cache-columns.ts';
+export type { ExportResult } from './export-folder.ts';
+export { exportParquet, type ParquetExportOptions } from './parquet-export.ts';

@@ -1,32 +1,58 @@
-import type { LabelledRow } from '@stillhouse/teacher-cache';
-import type { ColumnChunk, SchemaElement } from 'hyparquet';
-import { ByteWriter, type Writer } from 'hyparquet-writer';
-import { writePageHeader } from 'hyparquet-writer/src/datapage.js';
-import { writeRleBitPackedHybrid } from 'hyparquet-writer/src/encoding.js';
+import type { SchemaElement } from 'hyparquet';
 
 /**
- * What one row contributes to a column: its numbers, and how they nest (Dremel levels, as Parquet has them).
- * `repetition`: 0 begins a row, 1 an entry of the outer list, 2 of the inner. `definition` is the depth that is there:
- * the column's full depth for a number, less for an empty list.
+ * What one row contributes to a column: its numbers as bytes, and how they nest (Dremel levels, as Parquet has them).
+ * `repetition`: 0 begins a row, 1 an entry of the outer list, 2 of the inner; without entries where there is no list.
+ * `definition` is the depth that is there: the column's full depth for a value, less for an empty list or a null;
+ * without entries where a value is always there.
  */
-export interface NestedValues {
+export interface ColumnValues {
   readonly values: Uint8Array;
   readonly repetition: Uint8Array;
   readonly definition: Uint8Array;
 }
 
-export interface ParquetColumn {
+export interface ParquetColumn<Row> {
   readonly name: string;
+  /** For people: what it holds, in which unit, aligned to what. */
+  readonly description: string;
   readonly schema: readonly SchemaElement[];
-  /** How many lists surround a value: 0, 1 or 2. */
-  readonly depth: 0 | 1 | 2;
-  readonly read: (row: LabelledRow) => NestedValues;
+  /** How many lists surround a value. */
+  readonly maxRepetition: 0 | 1 | 2;
+  /** As many as the lists; one for a value that may be null. */
+  readonly maxDefinition: 0 | 1 | 2;
+  /** Whether values are single bytes; Parquet knows none, so they are written by a dictionary of all 256. */
+  readonly isBytes: boolean;
+  readonly read: (row: Row) => ColumnValues;
 }
 
-const PAGE_BYTES = 1 << 20;
+/** Lists of numbers, some of them empty: `lengths[i]` of `values` in turn belong to entry `positions[i]`. */
+export interface SpreadNumbers {
+  /** How many lists there are. */
+  readonly entries: number;
+  /** Which of them hold something, ascending. */
+  readonly positions: Int32Array;
+  readonly lengths: ArrayLike<number>;
+  readonly values: Int32Array | Float32Array | Uint8Array;
+}
+
+export const int32: SchemaElement = { name: 'element', type: 'INT32', repetition_type: 'REQUIRED' };
+export const int8: SchemaElement = { ...int32, converted_type: 'INT_8' };
+export const uint8: SchemaElement = { ...int32, converted_type: 'UINT_8' };
+export const uint64: SchemaElement = {
+  name: 'element',
+  type: 'INT64',
+  converted_type: 'UINT_64',
+  repetition_type: 'REQUIRED',
+};
+export const float32: SchemaElement = { name: 'element', type: 'FLOAT', repetition_type: 'REQUIRED' };
+
+const NONE = new Uint8Array(0);
+const PRESENT = Uint8Array.of(1);
+const ABSENT = Uint8Array.of(0);
 
 /** The three levels that Parquet gives a list: the column, its repeated entry, the element. */
-export function listOf(name: string, element: readonly SchemaElement[]): readonly SchemaElement[] {
+function listOf(name: string, element: readonly SchemaElement[]): readonly SchemaElement[] {
   return [
     { name, repetition_type: 'REQUIRED', converted_type: 'LIST', num_children: 1 },
     { name: 'list', repetition_type: 'REPEATED', num_children: 1 },
@@ -34,37 +60,115 @@ export function listOf(name: string, element: readonly SchemaElement[]): readonl
   ];
 }
 
-const bytesOf = (values: Int32Array | Float32Array) =>
-  new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+const bytesOf = (values: ArrayBufferView) => new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
 
-/** A string, length first. */
-export function textValue(text: string): NestedValues {
-  const bytes = Buffer.from(text, 'utf8');
+function lengthFirst(bytes: Uint8Array): Uint8Array {
   const values = new Uint8Array(4 + bytes.length);
   new DataView(values.buffer).setInt32(0, bytes.length, true);
   values.set(bytes, 4);
-  return { values, repetition: new Uint8Array(0), definition: new Uint8Array(0) };
+  return values;
 }
 
-/** A list of numbers. */
-export function listValue(values: Int32Array): NestedValues {
-  const levels = Math.max(1, values.length);
-  const repetition = new Uint8Array(levels).fill(1);
-  repetition[0] = 0;
-  return { values: bytesOf(values), repetition, definition: new Uint8Array(levels).fill(values.length === 0 ? 0 : 1) };
+/** A string; null where `read` gives undefined, if it may. */
+export function textColumn<Row>(
+  name: string,
+  description: string,
+  read: (row: Row) => string | undefined,
+  { optional }: { readonly optional: boolean } = { optional: false },
+): ParquetColumn<Row> {
+  const repetition_type = optional ? 'OPTIONAL' : 'REQUIRED';
+  return {
+    name,
+    description,
+    schema: [{ name, type: 'BYTE_ARRAY', converted_type: 'UTF8', repetition_type }],
+    maxRepetition: 0,
+    maxDefinition: optional ? 1 : 0,
+    isBytes: false,
+    read: (row) => {
+      const text = read(row);
+      const values = text === undefined ? NONE : lengthFirst(Buffer.from(text, 'utf8'));
+      return { values, repetition: NONE, definition: !optional ? NONE : text === undefined ? ABSENT : PRESENT };
+    },
+  };
 }
 
-/**
- * `entries` lists of numbers: `lengths(i)` of `values` in turn belong to entry `positions[i]`, the others are empty.
- * @param positions ascending
- */
-export function nestedListValue(
-  entries: number,
-  positions: Int32Array,
-  lengths: (place: number) => number,
-  values: Int32Array | Float32Array,
-): NestedValues {
-  const levels = values.length + (entries - positions.length) || 1;
+/** Bytes as they are: a typed array in little-endian order. */
+export function binaryColumn<Row>(
+  name: string,
+  description: string,
+  read: (row: Row) => ArrayBufferView,
+): ParquetColumn<Row> {
+  return {
+    name,
+    description,
+    schema: [{ name, type: 'BYTE_ARRAY', repetition_type: 'REQUIRED' }],
+    maxRepetition: 0,
+    maxDefinition: 0,
+    isBytes: false,
+    read: (row) => ({ values: lengthFirst(bytesOf(read(row))), repetition: NONE, definition: NONE }),
+  };
+}
+
+/** One whole number a row. */
+export function numberColumn<Row>(name: string, description: string, read: (row: Row) => number): ParquetColumn<Row> {
+  return {
+    name,
+    description,
+    schema: [{ name, type: 'INT32', repetition_type: 'REQUIRED' }],
+    maxRepetition: 0,
+    maxDefinition: 0,
+    isBytes: false,
+    read: (row) => ({ values: bytesOf(Int32Array.of(read(row))), repetition: NONE, definition: NONE }),
+  };
+}
+
+/** A list of numbers, each as wide as the element. */
+export function listColumn<Row>(
+  name: string,
+  description: string,
+  element: SchemaElement,
+  read: (row: Row) => Int32Array | BigInt64Array,
+): ParquetColumn<Row> {
+  return {
+    name,
+    description,
+    schema: listOf(name, [element]),
+    maxRepetition: 1,
+    maxDefinition: 1,
+    isBytes: false,
+    read: (row) => {
+      const values = read(row);
+      const levels = Math.max(1, values.length);
+      const repetition = new Uint8Array(levels).fill(1);
+      repetition[0] = 0;
+      const definition = new Uint8Array(levels).fill(values.length === 0 ? 0 : 1);
+      return { values: bytesOf(values), repetition, definition };
+    },
+  };
+}
+
+/** A list of lists of numbers; of single bytes where `read` gives a Uint8Array and the element is `uint8`. */
+export function nestedColumn<Row>(
+  name: string,
+  description: string,
+  element: SchemaElement,
+  read: (row: Row) => SpreadNumbers,
+): ParquetColumn<Row> {
+  return {
+    name,
+    description,
+    schema: listOf(name, listOf('element', [element])),
+    maxRepetition: 2,
+    maxDefinition: 2,
+    isBytes: element === uint8,
+    read: (row) => spread(read(row)),
+  };
+}
+
+function spread({ entries, positions, lengths, values }: SpreadNumbers): ColumnValues {
+  let empty = entries - positions.length;
+  for (let place = 0; place < positions.length; place++) if (lengths[place] === 0) empty++;
+  const levels = values.length + empty || 1;
   const repetition = new Uint8Array(levels).fill(2);
   const definition = new Uint8Array(levels).fill(2);
   repetition[0] = 0;
@@ -73,99 +177,9 @@ export function nestedListValue(
   let place = 0;
   for (let entry = 0; entry < entries; entry++) {
     repetition[level] = entry === 0 ? 0 : 1;
-    if (positions[place] === entry) {
-      level += lengths(place);
-      place++;
-    } else {
-      definition[level] = 1;
-      level++;
-    }
+    const length = positions[place] === entry ? lengths[place++]! : 0;
+    if (length === 0) definition[level] = 1;
+    level += Math.max(1, length);
   }
   return { values: bytesOf(values), repetition, definition };
-}
-
-function concatenate(parts: readonly Uint8Array[]): Uint8Array {
-  const joined = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let offset = 0;
-  for (const part of parts) {
-    joined.set(part, offset);
-    offset += part.length;
-  }
-  return joined;
-}
-
-/**
- * Writes one column of a row group, in pages of about 1 MiB and whole rows, plain and uncompressed. The library
- * would box every number on the way, at a fiftieth of the speed; of it come the headers and the encoding of levels.
- */
-export async function writeColumnChunk(
-  writer: Writer,
-  flush: () => Promise<void>,
-  column: ParquetColumn,
-  rows: readonly LabelledRow[],
-): Promise<ColumnChunk> {
-  const start = writer.offset;
-  const leaf = column.schema.at(-1)!;
-  let levelCount = 0;
-  let page: NestedValues[] = [];
-  let pageBytes = 0;
-  const writePage = async () => {
-    levelCount += writePageOf(writer, column.depth, page);
-    page = [];
-    pageBytes = 0;
-    await flush();
-  };
-  for (const row of rows) {
-    const nested = column.read(row);
-    if (page.length > 0 && pageBytes + nested.values.length > PAGE_BYTES) await writePage();
-    page.push(nested);
-    pageBytes += nested.values.length;
-  }
-  await writePage();
-  const sizeBytes = BigInt(writer.offset - start);
-  return {
-    file_offset: BigInt(start),
-    meta_data: {
-      type: leaf.type!,
-      encodings: column.depth === 0 ? ['PLAIN'] : ['PLAIN', 'RLE'],
-      path_in_schema: column.schema.map(({ name }) => name),
-      codec: 'UNCOMPRESSED',
-      num_values: BigInt(levelCount),
-      total_compressed_size: sizeBytes,
-      total_uncompressed_size: sizeBytes,
-      data_page_offset: BigInt(start),
-    },
-  };
-}
-
-/** @returns how many values the page has, empty lists counted */
-function writePageOf(writer: Writer, depth: 0 | 1 | 2, page: readonly NestedValues[]): number {
-  const values = concatenate(page.map((row) => row.values));
-  const repetition = concatenate(page.map((row) => row.repetition));
-  const definition = concatenate(page.map((row) => row.definition));
-  const levelCount = depth === 0 ? page.length : definition.length;
-  const levels = new ByteWriter(1 << 16);
-  const bitWidth = depth === 2 ? 2 : 1;
-  const encode = (which: Uint8Array) =>
-    depth === 0 ? 0 : writeRleBitPackedHybrid(levels as Writer, which as unknown as number[], bitWidth);
-  const repetitionBytes = encode(repetition);
-  const definitionBytes = encode(definition);
-  const sizeBytes = levels.offset + values.length;
-  writePageHeader(writer, {
-    type: 'DATA_PAGE_V2',
-    uncompressed_page_size: sizeBytes,
-    compressed_page_size: sizeBytes,
-    data_page_header_v2: {
-      num_values: levelCount,
-      num_nulls: definition.reduce((empty, level) => empty + (level < depth ? 1 : 0), 0),
-      num_rows: page.length,
-      encoding: 'PLAIN',
-      definition_levels_byte_length: definitionBytes,
-      repetition_levels_byte_length: repetitionBytes,
-      is_compressed: false,
-    },
-  });
-  writer.appendBytes(levels.getBytes());
-  writer.appendBytes(values);
-  return levelCount;
 }
