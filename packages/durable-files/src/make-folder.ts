@@ -15,8 +15,9 @@ export async function makeFolder(path: string): Promise<void> {
   } catch (cause) {
     const { code } = cause as NodeJS.ErrnoException;
     if (code === 'EEXIST' && (await isFolder(path))) return;
-    if (code === 'ENOENT' && dirname(path) !== path && !(await isFolder(dirname(path)))) {
-      await makeFolder(dirname(path));
+    if (code === 'ENOENT' && dirname(path) !== path) {
+      // Also where it is there by now: then somebody else made it after we had failed.
+      if (!(await isFolder(dirname(path)))) await makeFolder(dirname(path));
       // Somebody else may have made it in between.
       return mkdir(path).catch(async (again: unknown) => {
         if (!(await isFolder(path))) throw refuse(path, again);
