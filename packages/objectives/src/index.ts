@@ -1,10 +1,11 @@
 /** Distillation losses as graph fragments, and the arrays of labels that they read. */
+export { describeOpenLabels, type RefineMode, resolveRefinement } from './cache-labels.ts';
 export { checkModelTokenizer, sharedVocabulary } from './compatibility.ts';
 export { type Divergence, emitDivergence, type LogDistributions } from './divergence.ts';
 export {
   collectLabels,
+  collectRefinement,
   countTargets,
-  type FloatArray,
   type LabelArray,
   type LabelArrays,
   type LabelOptions,
@@ -13,16 +14,21 @@ export {
 export {
   ABSENT_LOGPROB,
   emitFullDistributions,
+  emitSampledDistributions,
   emitTopKDistributions,
+  type SampledInputs,
   type TailKind,
   type TopKInputs,
 } from './label-distributions.ts';
+export type { FloatArray } from './label-gathering.ts';
 export {
   emitSoftLoss,
   type HiddenMatch,
   lossGraph,
   type Objective,
   type Readout,
+  type Refinement,
   type SoftLabels,
 } from './loss-graph.ts';
+export { emitRefinedTeacher, type RefinementInputs, type RefinementNormaliser } from './refined-distribution.ts';
 export { emitCrossEntropy, emitHiddenLoss, type HiddenLoss } from './token-losses.ts';

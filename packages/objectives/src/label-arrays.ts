@@ -1,9 +1,14 @@
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import { dequantiseHidden, type HiddenCodebook, type HiddenScale, type LabelledRow } from '@stillhouse/teacher-cache';
-import { ABSENT_LOGPROB } from './label-distributions.ts';
-import type { Objective } from './loss-graph.ts';
-
-export type FloatArray = Float32Array | Float64Array;
+import {
+  type FloatArray,
+  type GatheredTopK,
+  gatherSamples,
+  gatherTopK,
+  makeFloats,
+  type Target,
+} from './label-gathering.ts';
+import type { Objective, Refinement } from './loss-graph.ts';
 
 /** The label positions of some rows as the arrays that `lossGraph` takes. N positions, rows in order, positions ascending. */
 export interface LabelArrays {
@@ -27,20 +32,15 @@ export interface LabelArray {
 export interface LabelOptions {
   readonly objective: Objective;
   readonly temperature: number;
-  /** The cache's grid of temperatures; needed for `tail`. */
+  /** The cache's grid of temperatures; needed for `tail` and for refined labels with a stored normaliser. */
   readonly temperatures: readonly number[];
+  /** The temperature at which sampled labels were drawn; needed for those. */
+  readonly sampledTemperature?: number;
   /** What the final hidden states are decoded with, for int8 and coded. */
   readonly hiddenScale?: HiddenScale;
   /** Ids from here on are left out of the student's vocabulary: their mass goes to the tail. */
   readonly vocabSize: number;
   readonly float: FloatDtype;
-}
-
-interface Target {
-  readonly row: number;
-  readonly position: number;
-  /** Index among the positions of the row that have labels stored. */
-  readonly stored: number;
 }
 
 /** The positions of a row that count in the loss: those whose next token's mask is 1. */
@@ -59,13 +59,19 @@ function findTargets(labelled: readonly LabelledRow[]): readonly Target[] {
 /** Gathers what the objective reads at every target position of `labelled`. */
 export function collectLabels(labelled: readonly LabelledRow[], options: LabelOptions): LabelArrays {
   const targets = findTargets(labelled);
-  const teacher = new Map<string, LabelArray>();
   const { objective, float } = options;
-  if (objective.labels.kind === 'topk') collectTopK(labelled, targets, options, objective.labels, teacher);
-  const needsFinal = objective.labels.kind === 'full' || objective.hidden !== undefined;
-  if (needsFinal) {
+  const { labels } = objective;
+  const teacher = new Map<string, LabelArray>();
+  const add = (arrays: ReadonlyMap<string, LabelArray>) => {
+    for (const [name, array] of arrays) teacher.set(name, array);
+  };
+  if (labels.kind === 'topk') add(collectTopK(labelled, targets, options, labels));
+  if (labels.kind === 'sampled') add(collectSamples(labelled, targets, options));
+  if (labels.kind === 'full' && labels.refinement !== undefined)
+    add(collectRefinement(labelled, labels.refinement, options));
+  if (labels.kind === 'full' || objective.hidden !== undefined) {
     const hidden = collectFinalHidden(labelled, targets, options);
-    if (objective.labels.kind === 'full') teacher.set('teacher.hidden', { dtype: float, ...hidden });
+    if (labels.kind === 'full') teacher.set('teacher.hidden', { dtype: float, ...hidden });
     if (objective.hidden !== undefined) teacher.set('teacher.final', { dtype: float, ...hidden });
   }
   return {
@@ -75,10 +81,6 @@ export function collectLabels(labelled: readonly LabelledRow[], options: LabelOp
     labels: BigInt64Array.from(targets, ({ row, position }) => BigInt(labelled[row]!.row.inputIds[position + 1]!)),
     teacher,
   };
-}
-
-function floats(float: FloatDtype, length: number): FloatArray {
-  return float === 'float64' ? new Float64Array(length) : new Float32Array(length);
 }
 
 function collectFinalHidden(
@@ -93,7 +95,7 @@ function collectFinalHidden(
     return { width: labels.dtype === 'coded' ? (hiddenScale as HiddenCodebook).width : labels.width, states };
   });
   const width = dequantised[0]?.width ?? 1;
-  const data = floats(float, targets.length * width);
+  const data = makeFloats(float, targets.length * width);
   for (const [n, { row, stored }] of targets.entries()) {
     data.set(dequantised[row]!.states.subarray(stored * width, (stored + 1) * width), n * width);
   }
@@ -105,44 +107,62 @@ function collectTopK(
   targets: readonly Target[],
   { temperature, temperatures, vocabSize, float }: LabelOptions,
   labels: Extract<Objective['labels'], { kind: 'topk' }>,
-  teacher: Map<string, LabelArray>,
-): void {
-  const { k, tail } = labels;
-  const ids = new BigInt64Array(targets.length * k);
-  const logprobs = floats(float, targets.length * k).fill(ABSENT_LOGPROB);
-  const tails = floats(float, targets.length);
-  const gridIndex = temperatures.indexOf(temperature);
-  const offsets = labelled.map(({ row, topk }) => {
-    if (topk === undefined) throw new Error(`row ${row.id} was read without its top-k labels`);
-    const starts = new Int32Array(topk.counts.length + 1);
-    topk.counts.forEach((count, i) => {
-      starts[i + 1] = starts[i]! + count;
-    });
-    return starts;
+): ReadonlyMap<string, LabelArray> {
+  const { k, tail, isWhole } = labels;
+  const at = tail === 'tail' ? temperature : 1;
+  const gathered = gatherTopK(labelled, targets, { k, temperature: at, temperatures, vocabSize, float });
+  return topKArrays(gathered, k, float, !isWhole && !tail.startsWith('renormalise'));
+}
+
+/**
+ * The least mass outside the entries that is told from none by 1 - Σp: log-probabilities that were computed in float32
+ * from logits of some tens are off by some 1e-6.
+ */
+const LEAST_KNOWN_TAIL = 1e-5;
+
+/** What refines full labels at every target position of `labelled`: ids, log-probabilities, tail. */
+export function collectRefinement(
+  labelled: readonly LabelledRow[],
+  { k, normaliser }: Refinement,
+  { temperature, temperatures, vocabSize, float }: Omit<LabelOptions, 'objective'>,
+): ReadonlyMap<string, LabelArray> {
+  const isStored = normaliser === 'stored';
+  const gathered = gatherTopK(labelled, findTargets(labelled), {
+    k,
+    temperature: isStored ? temperature : 1,
+    temperatures,
+    vocabSize,
+    float,
+    leastTail: isStored ? 0 : LEAST_KNOWN_TAIL,
   });
-  targets.forEach(({ row, stored }, n) => {
-    const topk = labelled[row]!.topk!;
-    const start = offsets[row]![stored]!;
-    const count = topk.counts[stored]!;
-    const logZ = tail === 'tail' ? topk.logZ[stored * temperatures.length + gridIndex]! : 0;
-    const divisor = tail === 'tail' ? temperature : 1;
-    let mass = 0;
-    for (let i = 0; i < k; i++) {
-      const id = i < count ? topk.ids[start + i]! : vocabSize;
-      const isPresent = id < vocabSize;
-      // An absent entry repeats an id of the row: ids stay distinct in effect, and its probability is zero.
-      ids[n * k + i] = BigInt(isPresent ? id : topk.ids[start]!);
-      if (!isPresent) continue;
-      const logprob = topk.logprobs[start + i]! / divisor - logZ;
-      logprobs[n * k + i] = logprob;
-      mass += Math.exp(logprob);
-    }
-    tails[n] = mass < 1 ? Math.log1p(-mass) : ABSENT_LOGPROB;
-  });
-  teacher.set('teacher.topk_ids', { dtype: 'int64', data: ids, width: k });
-  teacher.set('teacher.topk_logprobs', { dtype: float, data: logprobs, width: k });
-  if (!labels.isWhole && !tail.startsWith('renormalise'))
-    teacher.set('teacher.tail_logprob', { dtype: float, data: tails, width: undefined });
+  return topKArrays(gathered, k, float, true);
+}
+
+function topKArrays(
+  { ids, logprobs, tails }: GatheredTopK,
+  k: number,
+  float: FloatDtype,
+  hasTail: boolean,
+): ReadonlyMap<string, LabelArray> {
+  return new Map<string, LabelArray>([
+    ['teacher.topk_ids', { dtype: 'int64', data: ids, width: k }],
+    ['teacher.topk_logprobs', { dtype: float, data: logprobs, width: k }],
+    ...(hasTail ? [['teacher.tail_logprob', { dtype: float, data: tails, width: undefined }] as const] : []),
+  ]);
+}
+
+function collectSamples(
+  labelled: readonly LabelledRow[],
+  targets: readonly Target[],
+  { temperature, sampledTemperature, vocabSize, float }: LabelOptions,
+): ReadonlyMap<string, LabelArray> {
+  if (sampledTemperature === undefined) throw new Error('sampled labels need the temperature of their draws');
+  const options = { temperature, drawnAt: sampledTemperature, vocabSize, float };
+  const { width, ids, logWeights } = gatherSamples(labelled, targets, options);
+  return new Map<string, LabelArray>([
+    ['teacher.sampled_ids', { dtype: 'int64', data: ids, width }],
+    ['teacher.sampled_logweights', { dtype: float, data: logWeights, width }],
+  ]);
 }
 
 /** Positions `from` to `to` of label arrays, sharing memory. */

@@ -5,7 +5,10 @@ import type { LogDistributions } from './divergence.ts';
 export const ABSENT_LOGPROB = -1e4;
 
 /** A score that no softmax sees. Finite, so that a row of nothing else stays finite too. */
-const REMOVED_SCORE = -1e30;
+export const REMOVED_SCORE = -1e30;
+
+/** Whether a logarithm is of something that is there. */
+export const emitIsPresent = (g: GraphBuilder, logprobs: Value) => g.less(g.scalar(ABSENT_LOGPROB / 2), logprobs);
 
 /** What mass outside the top k becomes: one exact entry, one entry tempered from T = 1, or nothing. */
 export type TailKind = 'tail' | 'bucket' | 'renormalise' | 'renormalise-both';
@@ -48,7 +51,7 @@ export function emitTopKDistributions(
   temperature: Value,
 ): LogDistributions {
   const inverse = g.reciprocal(temperature);
-  const isPresent = g.less(g.scalar(ABSENT_LOGPROB / 2), topk.logprobs);
+  const isPresent = emitIsPresent(g, topk.logprobs);
   const atEntries = (logprobs: Value) =>
     g.where(isPresent, g.gatherElements(logprobs, topk.ids, 1), g.scalar(ABSENT_LOGPROB));
   switch (tail) {
@@ -91,4 +94,31 @@ function withTailEntry(
     teacher: g.concat([topk.logprobs, teacherTail], 1),
     student: g.concat([entries, g.sub(outside, logNormaliser)], 1),
   };
+}
+
+/** Ids drawn from the teacher's distribution and what each weighs. */
+export interface SampledInputs {
+  /** int64 [N, K], distinct in a row; a row with fewer than K entries repeats its first id. */
+  readonly ids: Value;
+  /** [N, K]: logarithms of weights that add up to 1 in a row; `ABSENT_LOGPROB` where a row has fewer entries. */
+  readonly logWeights: Value;
+}
+
+/**
+ * Both sides at ids that were drawn from the teacher at temperature T (random-sampling KD, Anshumann et al. 2025,
+ * arXiv 2503.16870): the teacher as the empirical distribution w, the student with its full normaliser. The
+ * forward divergence is Σ w (log w - log q). Its gradient, that of the cross-entropy -Σ w log q, is an unbiased estimate
+ * of the gradient of the full KL where w are counts over the number of draws; its value is the full KL too large by
+ * H(p) - H(w), the entropy that the draws lack, which does not depend on the student.
+ */
+export function emitSampledDistributions(
+  g: GraphBuilder,
+  studentLogits: Value,
+  { ids, logWeights }: SampledInputs,
+  temperature: Value,
+): LogDistributions {
+  const scores = g.mul(studentLogits, g.reciprocal(temperature));
+  const entries = g.sub(g.gatherElements(scores, ids, 1), g.reduceLogSumExp(scores, [1], true));
+  const absent = g.scalar(ABSENT_LOGPROB);
+  return { teacher: logWeights, student: g.where(emitIsPresent(g, logWeights), entries, absent) };
 }

@@ -1,15 +1,33 @@
 import { differentiate, type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
 import { type Divergence, emitDivergence } from './divergence.ts';
-import { emitFullDistributions, emitTopKDistributions, type TailKind } from './label-distributions.ts';
+import {
+  emitFullDistributions,
+  emitSampledDistributions,
+  emitTopKDistributions,
+  type TailKind,
+} from './label-distributions.ts';
+import { emitRefinedTeacher, type RefinementNormaliser } from './refined-distribution.ts';
 import { emitCrossEntropy, emitHiddenLoss, type HiddenLoss } from './token-losses.ts';
 
 /** Which teacher labels the KL term reads. */
 export type SoftLabels =
   | { readonly kind: 'none' }
-  /** The teacher's whole distribution, from its final hidden state [N, teacherHidden] and output matrix [V, teacherHidden]. */
-  | { readonly kind: 'full'; readonly teacherHidden: number }
+  /**
+   * The teacher's whole distribution, from its final hidden state [N, teacherHidden] and output matrix
+   * [V, teacherHidden]; with `refinement` its head is taken from top-k labels. The width need not be the teacher's own:
+   * of states h = B c, c with the matrix W B says the same.
+   */
+  | { readonly kind: 'full'; readonly teacherHidden: number; readonly refinement?: Refinement }
   /** The teacher's k best ids; `isWhole` when k = V and nothing is outside. */
-  | { readonly kind: 'topk'; readonly k: number; readonly tail: TailKind; readonly isWhole: boolean };
+  | { readonly kind: 'topk'; readonly k: number; readonly tail: TailKind; readonly isWhole: boolean }
+  /** Ids drawn from the teacher's distribution; as many entries as the arrays that come. */
+  | { readonly kind: 'sampled' };
+
+/** The head of full labels from exact top-k labels, of at most k entries a position. */
+export interface Refinement {
+  readonly k: number;
+  readonly normaliser: RefinementNormaliser;
+}
 
 export interface HiddenMatch {
   readonly loss: HiddenLoss;
@@ -116,12 +134,18 @@ export function emitSoftLoss(
       const teacherFinal = g.floatInput('teacher.hidden', ['N', labels.teacherHidden]);
       const teacherHead = g.floatInput('teacher.head', [vocabSize, labels.teacherHidden]);
       const teacherLogits = g.scope('teacher_head', () => g.gemm(teacherFinal, teacherHead, { transB: true }));
-      return emitDivergence(g, divergence, emitFullDistributions(g, logits, teacherLogits, temperature));
+      if (labels.refinement === undefined)
+        return emitDivergence(g, divergence, emitFullDistributions(g, logits, teacherLogits, temperature));
+      const { k, normaliser } = labels.refinement;
+      const topk = { ...topKInputs(g, k), tailLogprob: g.floatInput('teacher.tail_logprob', ['N']) };
+      return emitDivergence(g, divergence, {
+        teacher: g.scope('refined', () => emitRefinedTeacher(g, teacherLogits, topk, normaliser, temperature)),
+        student: g.logSoftmax(g.mul(logits, g.reciprocal(temperature)), 1),
+      });
     }
     case 'topk': {
       const topk = {
-        ids: g.input('teacher.topk_ids', 'int64', ['N', labels.k]),
-        logprobs: g.floatInput('teacher.topk_logprobs', ['N', labels.k]),
+        ...topKInputs(g, labels.k),
         tailLogprob:
           labels.isWhole || labels.tail.startsWith('renormalise')
             ? undefined
@@ -129,5 +153,17 @@ export function emitSoftLoss(
       };
       return emitDivergence(g, divergence, emitTopKDistributions(g, logits, topk, labels.tail, temperature));
     }
+    case 'sampled': {
+      const samples = {
+        ids: g.input('teacher.sampled_ids', 'int64', ['N', 'K']),
+        logWeights: g.floatInput('teacher.sampled_logweights', ['N', 'K']),
+      };
+      return emitDivergence(g, divergence, emitSampledDistributions(g, logits, samples, temperature));
+    }
   }
 }
+
+const topKInputs = (g: GraphBuilder, k: number) => ({
+  ids: g.input('teacher.topk_ids', 'int64', ['N', k]),
+  logprobs: g.floatInput('teacher.topk_logprobs', ['N', k]),
+});

@@ -36,6 +36,8 @@ export interface SampledLabels {
   readonly ids: Int32Array;
   /** [sum of counts] how often each was drawn; they add up to `labels.sampled.draws` at each position. */
   readonly draws: Uint16Array;
+  /** [sum of counts] log-probabilities at T = 1, where they are known: with them draws can be weighed for another T. */
+  readonly logprobs?: Float32Array;
 }
 
 /** Hidden states of one layer at P label positions. */
