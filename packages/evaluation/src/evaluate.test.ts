@@ -216,6 +216,13 @@ test('rows that cannot be evaluated are refused', async (t) => {
   await expectRefusal(kdSettings(short), 'ROW_TOO_LONG', /row row-0.*at most 8/);
 });
 
+test('refinement that a cache has no labels for is refused', async (t) => {
+  const topk = await prepare(t);
+  await expectRefusal(kdSettings(topk, { refine: 'always' }), 'SETTING_NOT_FOR_LABELS', /no full labels to refine/);
+  const bare = await prepare(t, { cache: { topk: undefined, hidden: 'float32' } });
+  await expectRefusal(kdSettings(bare, { refine: 'always' }), 'REFINEMENT_NOT_IN_CACHE', /no top-k labels/);
+});
+
 test('ids must mean the same to cache and model', async (t) => {
   const renamed = await prepare(t, { tokenizer: { rename: { 300: 'other' } } });
   await expectRefusal(kdSettings(renamed), 'TOKENIZER_MISMATCH', /300/);

@@ -4,7 +4,7 @@ import { type ModelConfig, openModelWeights, readModelConfig } from '@stillhouse
 import { createGenerator, type DecoderOnDevice, loadDecoder } from '@stillhouse/decoder';
 import { writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import { checkModelTokenizer } from '@stillhouse/objectives';
+import { checkModelTokenizer, describeOpenLabels } from '@stillhouse/objectives';
 import { type Engine, openEngine } from '@stillhouse/runtime';
 import type { TeacherCache } from '@stillhouse/teacher-cache';
 import { openTokenizer } from '@stillhouse/tokenizer';
@@ -162,9 +162,9 @@ async function evaluateOnCache(
   cache: TeacherCache,
   events: EvaluationEvents,
 ): Promise<KdResult> {
-  const { temperatures, batchSize, chunkPositions } = settings;
+  const { temperatures, batchSize, chunkPositions, refine } = settings;
   const config = await readModelConfig(folder);
-  const labels = resolveKdLabels(cache.description, config, temperatures, cache.folder);
+  const labels = resolveKdLabels(describeOpenLabels(cache), config, temperatures, cache.folder, refine);
   await checkModelTokenizer(cache, folder);
   const rows = await selectKdRows(cache, config, labels.vocabSize, settings);
   events.onPlan?.({ task: 'kd', total: rows.length });

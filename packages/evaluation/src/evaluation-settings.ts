@@ -13,6 +13,11 @@ export const EVALUATION_SETTINGS = {
   ),
   cache: text('kd: the teacher cache to hold the model against', undefined),
   data: text('exact-match: JSON lines of questions with final answers', undefined),
+  refine: choice(
+    'kd: full labels with the head from exact top-k: auto does so where hidden states are stored in a lossy dtype',
+    ['auto', 'always', 'never'],
+    'auto',
+  ),
   split: text('kd: only rows of this split; left out: all rows', undefined),
   limit: integer('only the first so many rows or questions', undefined, { min: 1 }),
   out: text('file for the result, JSON', undefined),

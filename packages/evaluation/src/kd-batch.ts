@@ -8,7 +8,13 @@ import {
   residualStreamCalls,
   uploadBatch,
 } from '@stillhouse/decoder';
-import { collectLabels, type LabelArray, type LabelArrays, sliceLabel } from '@stillhouse/objectives';
+import {
+  collectLabels,
+  collectRefinement,
+  type LabelArray,
+  type LabelArrays,
+  sliceLabel,
+} from '@stillhouse/objectives';
 import type { Call, DeviceTensor, Engine, TensorData } from '@stillhouse/runtime';
 import type { LabelledRow, TeacherCache } from '@stillhouse/teacher-cache';
 import { kdGraph, perTemperature } from './kd-graph.ts';
@@ -46,7 +52,7 @@ export async function createKdRunner(
   { labels, temperatures, chunkPositions }: KdRunnerOptions,
 ): Promise<KdRunner> {
   const { config, float } = model;
-  const { vocabSize, soft } = labels;
+  const { vocabSize, soft, refinements } = labels;
   const isFull = soft.kind === 'full';
   const { topk } = cache.description.labels;
   const forward = await compileForwardPrograms(engine, config, float);
@@ -70,20 +76,28 @@ export async function createKdRunner(
 
   /** Label arrays of the rows under the names of `kdGraph`. */
   function collect(labelled: readonly LabelledRow[]): LabelArrays {
-    const at = (temperature: number) =>
-      collectLabels(labelled, {
-        objective: { labels: soft, divergence: { kind: 'forward-kl' } },
-        temperature,
-        temperatures: topk?.temperatures ?? [],
-        vocabSize,
-        float,
-        ...(hiddenScale === undefined ? {} : { hiddenScale }),
-      });
+    const optionsAt = (temperature: number) => ({
+      temperature,
+      temperatures: topk?.temperatures ?? [],
+      vocabSize,
+      float,
+      ...(hiddenScale === undefined ? {} : { hiddenScale }),
+    });
+    const at = (temperature: number) => {
+      const objective = { labels: soft, divergence: { kind: 'forward-kl' } } as const;
+      return collectLabels(labelled, { objective, ...optionsAt(temperature) });
+    };
     const first = at(temperatures[0]!);
-    if (soft.kind === 'full') return first;
-    const teacher = new Map<string, LabelArray>([['teacher.topk_ids', first.teacher.get('teacher.topk_ids')!]]);
+    if (soft.kind === 'full' && refinements === undefined) return first;
+    const teacher = new Map<string, LabelArray>(first.teacher);
+    for (const name of ['teacher.topk_logprobs', 'teacher.tail_logprob']) teacher.delete(name);
     temperatures.forEach((temperature, i) => {
-      const arrays = (i === 0 ? first : at(temperature)).teacher;
+      const refinement = refinements?.[i];
+      const arrays =
+        refinement !== undefined
+          ? collectRefinement(labelled, refinement, optionsAt(temperature))
+          : (i === 0 ? first : at(temperature)).teacher;
+      teacher.set('teacher.topk_ids', arrays.get('teacher.topk_ids')!);
       teacher.set(perTemperature.logprobs(i), arrays.get('teacher.topk_logprobs')!);
       const tail = arrays.get('teacher.tail_logprob');
       if (tail !== undefined) teacher.set(perTemperature.tail(i), tail);

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { after, type TestContext, test } from 'node:test';
 import { loadDecoder } from '@stillhouse/decoder';
+import type { RefineMode } from '@stillhouse/objectives';
 import { openEngine } from '@stillhouse/runtime';
 import { openCache } from '@stillhouse/teacher-cache';
 import { expectClose, makeTemporaryFolder } from '@stillhouse/testing';
@@ -14,6 +15,7 @@ after(() => engine.close());
 const rows = await readTinyRows(engine);
 
 interface Options extends Omit<TinyCacheOptions, 'tokenizer'> {
+  readonly refine?: RefineMode;
   readonly model?: string;
   readonly asked?: readonly number[];
   readonly batchSize?: number;
@@ -22,13 +24,20 @@ interface Options extends Omit<TinyCacheOptions, 'tokenizer'> {
 
 /** Writes a cache and evaluates a model on it, through everything but files of results. */
 async function evaluate(t: TestContext, options: Options) {
-  const { model: name = 'qwen2-tiny', asked = [1, 2], batchSize = 8, chunkPositions = 128, ...labels } = options;
+  const {
+    model: name = 'qwen2-tiny',
+    asked = [1, 2],
+    batchSize = 8,
+    chunkPositions = 128,
+    refine,
+    ...labels
+  } = options;
   const folder = await makeTemporaryFolder(t);
   await writeTinyTokenizer(folder);
   const cache = await openCache(await writeTinyCache(join(folder, 'cache'), rows, { ...labels, tokenizer: folder }));
   t.after(() => cache.close());
   const model = await loadDecoder(engine, join(GOLDEN, name));
-  const resolved = resolveKdLabels(cache.description, model.config, asked, cache.folder);
+  const resolved = resolveKdLabels(cache.description, model.config, asked, cache.folder, refine);
   const selected = await selectKdRows(cache, model.config, resolved.vocabSize, { split: undefined, limit: undefined });
   const before = (await engine.memory()).allocatedBytes;
   const told: number[] = [];
@@ -132,13 +141,26 @@ test('all ids as top-k labels are the whole distribution', async (t) => {
 });
 
 test('a cache with both is read as full; one in int8 comes close', async (t) => {
-  const { figures, labels } = await evaluate(t, { topk: 4, hidden: 'int8' });
+  const { figures, labels } = await evaluate(t, { topk: 4, hidden: 'int8', refine: 'never' });
   assert.equal(labels.soft.kind, 'full');
   assert.match(labels.detail, /int8/);
   const [ours, wanted] = [valuesOf(figures, [1, 2]), expected([1, 2])];
   // Cross-entropy and agreement do not see the quantised states.
   expectClose(ours.values.slice(0, 3), wanted.values.slice(0, 3), { absolute: 2e-5, relative: 2e-5, where: 'exact' });
   expectClose(ours.values.slice(3), wanted.values.slice(3), { relative: 0.03, where: 'KL from int8' });
+});
+
+test('states in int8 refined by top-k labels come closer, at any temperature', async (t) => {
+  const asked = [1, 2, 3.5];
+  const plain = await evaluate(t, { topk: 16, hidden: 'int8', asked, refine: 'never' });
+  const refined = await evaluate(t, { topk: 16, hidden: 'int8', asked, chunkPositions: 7 });
+  assert.match(refined.labels.detail, /int8.*head from top-16/);
+  const wanted = valuesOf(refined.figures, asked).values.slice(0, 3).concat(expected(asked).values.slice(3));
+  const offBy = ({ figures }: typeof plain) =>
+    valuesOf(figures, asked).values.map((one, i) => Math.abs(one - wanted[i]!));
+  const [near, far] = [offBy(refined).slice(3), offBy(plain).slice(3)];
+  assert.ok(Math.max(...near) < Math.max(...far), `off by ${near} refined, by ${far} alone`);
+  expectFigures((await evaluate(t, { topk: 16, hidden: 'float32', asked, refine: 'always' })).figures, asked);
 });
 
 test('the teacher on its own cache has no divergence and always agrees', async (t) => {

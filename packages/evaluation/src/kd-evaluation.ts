@@ -51,7 +51,11 @@ export async function evaluateKd(
   const { labels, temperatures } = options;
   const runner = await createKdRunner(engine, model, cache, options);
   try {
-    const needs = { topk: labels.hasTopK, hidden: labels.soft.kind === 'full' ? (['final'] as const) : [] };
+    const needs = {
+      topk: labels.hasTopK,
+      sampled: false,
+      hidden: labels.soft.kind === 'full' ? (['final'] as const) : [],
+    };
     const sums = { nll: [] as RowSum[], agrees: [] as RowSum[], kl: temperatures.map(() => [] as RowSum[]) };
     let targetTokens = 0;
     for (const group of groupRows(options.rows, options.batchSize)) {

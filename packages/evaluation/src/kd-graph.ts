@@ -2,6 +2,7 @@ import {
   emitCrossEntropy,
   emitDivergence,
   emitFullDistributions,
+  emitRefinedTeacher,
   emitTopKDistributions,
   type LogDistributions,
 } from '@stillhouse/objectives';
@@ -25,7 +26,7 @@ export const perTemperature = {
  * chunk at a time and never leave the graph; they are computed once for all temperatures.
  *
  * Inputs: x [N, H] the residual stream after the last layer; norm [H]; head [V, H]; labels int64 [N]; for full labels
- * teacher.hidden [N, D] and teacher.head [V, D]; for top-k labels teacher.topk_ids int64 [N, K] and, for each
+ * teacher.hidden [N, D] and teacher.head [V, D]; for top-k and refined labels teacher.topk_ids int64 [N, K] and, for each
  * temperature i, teacher.topk_logprobs.i [N, K] and teacher.tail_logprob.i [N].
  * Outputs, in nats: nll [N]; kl.i [N], KL(teacher‖model) at temperature i without the factor T²; model_top int64 [N],
  * the model's best id; teacher_top int64 [N] where the labels are full and the cache has no top-k.
@@ -56,12 +57,28 @@ export function kdGraph(
     const teacherHead = g.floatInput('teacher.head', [vocabSize, soft.teacherHidden]);
     const teacherLogits = g.scope('teacher_head', () => g.gemm(teacherHidden, teacherHead, { transB: true }));
     if (!labels.hasTopK) g.output('teacher_top', g.argMax(teacherLogits, 1));
-    distributions = (temperature) => emitFullDistributions(g, logits, teacherLogits, temperature);
+    const [refinement] = labels.refinements ?? [];
+    if (refinement === undefined) {
+      distributions = (temperature) => emitFullDistributions(g, logits, teacherLogits, temperature);
+    } else {
+      const { k } = refinement;
+      const ids = g.input('teacher.topk_ids', 'int64', ['N', k]);
+      distributions = (temperature, index) => {
+        const logprobs = g.floatInput(perTemperature.logprobs(index), ['N', k]);
+        const topk = { ids, logprobs, tailLogprob: g.floatInput(perTemperature.tail(index), ['N']) };
+        const { normaliser } = labels.refinements![index]!;
+        return {
+          teacher: emitRefinedTeacher(g, teacherLogits, topk, normaliser, temperature),
+          student: g.logSoftmax(g.mul(logits, g.reciprocal(temperature)), 1),
+        };
+      };
+    }
   } else {
-    const ids = g.input('teacher.topk_ids', 'int64', ['N', soft.k]);
+    const { k, isWhole } = soft;
+    const ids = g.input('teacher.topk_ids', 'int64', ['N', k]);
     distributions = (temperature, index) => {
-      const logprobs = g.floatInput(perTemperature.logprobs(index), ['N', soft.k]);
-      const tailLogprob = soft.isWhole ? undefined : g.floatInput(perTemperature.tail(index), ['N']);
+      const logprobs = g.floatInput(perTemperature.logprobs(index), ['N', k]);
+      const tailLogprob = isWhole ? undefined : g.floatInput(perTemperature.tail(index), ['N']);
       return emitTopKDistributions(g, logits, { ids, logprobs, tailLogprob }, 'tail', temperature);
     };
   }

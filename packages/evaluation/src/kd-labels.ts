@@ -1,11 +1,19 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
-import { type SoftLabels, sharedVocabulary } from '@stillhouse/objectives';
-import type { CacheDescription } from '@stillhouse/teacher-cache';
+import {
+  type RefineMode,
+  type Refinement,
+  resolveRefinement,
+  type SoftLabels,
+  sharedVocabulary,
+} from '@stillhouse/objectives';
+import { type CacheDescription, largestTopKCount } from '@stillhouse/teacher-cache';
 
 /** What the divergence is taken from. */
 export interface KdLabels {
-  readonly soft: Exclude<SoftLabels, { readonly kind: 'none' }>;
+  readonly soft: Extract<SoftLabels, { readonly kind: 'full' | 'topk' }>;
+  /** For full labels: how they are refined at each of the temperatures asked for; left out where they are not. */
+  readonly refinements?: readonly Refinement[];
   /** Rows of the output matrices that take part: all, or where their numbers differ the ids that really exist. */
   readonly vocabSize: number;
   /** Whether the cache names the teacher's best id; otherwise it is computed from the full distribution. */
@@ -16,21 +24,38 @@ export interface KdLabels {
 
 /**
  * The best labels a cache has: the full distribution where hidden states and output matrix are there, else the top k
- * with the exact mass outside. The `bucket` tail would be another quantity and is never taken.
- * @throws StillhouseError LABELS_NOT_IN_CACHE, TEMPERATURE_NOT_IN_GRID, VOCABULARY_MISMATCH
+ * with the exact mass outside. The `bucket` tail would be another quantity and is never taken, nor are sampled labels,
+ * whose divergence is too large by what the draws miss.
+ * @param cache with the labels that are there
+ * @throws StillhouseError LABELS_NOT_IN_CACHE, TEMPERATURE_NOT_IN_GRID, REFINEMENT_NOT_IN_CACHE,
+ *   SETTING_NOT_FOR_LABELS, VOCABULARY_MISMATCH
  */
 export function resolveKdLabels(
   cache: CacheDescription,
   model: ModelConfig,
   temperatures: readonly number[],
   where: string,
+  refine: RefineMode = 'auto',
 ): KdLabels {
   const { topk, hidden, head } = cache.labels;
   const vocabSize = sharedVocabulary(cache, model.vocabSize, where);
   const hasTopK = topk !== null;
   if (head && hidden?.layers.includes('final') && cache.teacher !== null) {
     const soft = { kind: 'full', teacherHidden: cache.teacher.hiddenSize } as const;
-    return { soft, vocabSize, hasTopK, detail: `final hidden states in ${hidden.dtype} and the output matrix` };
+    const detail = `final hidden states in ${hidden.dtype} and the output matrix`;
+    const refinements = temperatures.map((temperature) => resolveRefinement(refine, cache, temperature, where));
+    const isRefined = (one: Refinement | undefined): one is Refinement => one !== undefined;
+    if (!refinements.every(isRefined)) return { soft, vocabSize, hasTopK, detail };
+    return { soft, refinements, vocabSize, hasTopK, detail: `${detail}, the head from top-${topk!.k}` };
+  }
+  if (refine === 'always') {
+    throw new StillhouseError({
+      code: 'SETTING_NOT_FOR_LABELS',
+      where: '--refine always',
+      problem: `the cache ${where} has no full labels to refine`,
+      expected: 'final hidden states and the output matrix',
+      remedy: 'Leave --refine out, or evaluate on a cache that has them',
+    });
   }
   if (topk === null) {
     throw new StillhouseError({
@@ -53,7 +78,8 @@ export function resolveKdLabels(
     });
   }
   const isWhole = topk.k === cache.teacher?.vocabSize && topk.k === vocabSize;
-  const soft = { kind: 'topk', k: topk.k, tail: 'tail', isWhole } as const;
+  const k = largestTopKCount(topk, cache.teacher!.vocabSize);
+  const soft = { kind: 'topk', k, tail: 'tail', isWhole } as const;
   const detail = isWhole ? `the whole distribution` : `top-${topk.k} and the exact mass outside, a lower bound`;
   return { soft, vocabSize, hasTopK, detail };
 }

@@ -1,7 +1,7 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
-import { type Objective, type SoftLabels, sharedVocabulary } from '@stillhouse/objectives';
-import type { CacheDescription } from '@stillhouse/teacher-cache';
+import { type Objective, resolveRefinement, type SoftLabels, sharedVocabulary } from '@stillhouse/objectives';
+import { type CacheDescription, largestTopKCount } from '@stillhouse/teacher-cache';
 import type { TrainingSettings } from './training-settings.ts';
 
 export interface ResolvedObjective {
@@ -21,7 +21,9 @@ function refuse(
 
 /**
  * What the settings ask for, held against what the cache has and what the student is.
- * @throws StillhouseError LABELS_NOT_IN_CACHE, TEMPERATURE_NOT_IN_GRID, HIDDEN_NOT_IN_CACHE, PROJECTION_NEEDED, VOCABULARY_MISMATCH
+ * @param cache with the labels that are there
+ * @throws StillhouseError LABELS_NOT_IN_CACHE, TEMPERATURE_NOT_IN_GRID, TEMPERATURE_NOT_DRAWN, REFINEMENT_NOT_IN_CACHE,
+ *   SETTING_NOT_FOR_LABELS, HIDDEN_NOT_IN_CACHE, PROJECTION_NEEDED, VOCABULARY_MISMATCH
  */
 export function resolveObjective(
   settings: TrainingSettings,
@@ -65,9 +67,14 @@ function resolveLabels(
   vocabSize: number,
   where: string,
 ): SoftLabels {
-  const { topk, hidden, head } = cache.labels;
+  const { topk, sampled = null, hidden, head } = cache.labels;
   const hasFull = head && hidden?.layers.includes('final') === true;
-  const has = [...(hasFull ? ['full'] : []), ...(topk === null ? [] : ['topk']), 'none'];
+  const has = [
+    ...(hasFull ? ['full'] : []),
+    ...(topk === null ? [] : ['topk']),
+    ...(sampled === null ? [] : ['sampled']),
+    'none',
+  ];
   const kind = settings.labels ?? has.find((one) => one !== 'none');
   if (kind === undefined || !has.includes(kind)) {
     refuse(
@@ -77,13 +84,39 @@ function resolveLabels(
       {
         expected: has.join(' or '),
         got: kind ?? 'nothing asked for and no soft labels to take',
-        remedy: 'Choose labels that the cache has, or build one that has them',
+        remedy: 'Choose labels that the cache has, pull their groups, or build a cache that has them',
       },
     );
   }
+  const { temperature, tail, refine } = settings;
+  if (refine === 'always' && kind !== 'full') {
+    refuse('SETTING_NOT_FOR_LABELS', '--refine always', `${kind} labels have nothing to refine`, {
+      expected: '--labels full',
+      got: kind,
+      remedy: 'Leave --refine out, or train on full labels',
+    });
+  }
   if (kind === 'none') return { kind: 'none' };
-  if (kind === 'full') return { kind: 'full', teacherHidden: cache.teacher!.hiddenSize };
-  const { temperature, tail } = settings;
+  if (kind === 'full') {
+    const refinement = resolveRefinement(refine, cache, temperature, where);
+    const full = { kind: 'full', teacherHidden: cache.teacher!.hiddenSize } as const;
+    return refinement === undefined ? full : { ...full, refinement };
+  }
+  if (kind === 'sampled') {
+    if (temperature !== sampled!.temperature) {
+      refuse(
+        'TEMPERATURE_NOT_DRAWN',
+        `--temperature ${temperature}`,
+        `the labels of the cache ${where} were drawn at another temperature`,
+        {
+          expected: String(sampled!.temperature),
+          got: String(temperature),
+          remedy: `Use --temperature ${sampled!.temperature}, or extend the cache with draws at ${temperature}`,
+        },
+      );
+    }
+    return { kind: 'sampled' };
+  }
   if (tail === 'tail' && !topk!.temperatures.includes(temperature)) {
     refuse(
       'TEMPERATURE_NOT_IN_GRID',
@@ -96,5 +129,6 @@ function resolveLabels(
       },
     );
   }
-  return { kind: 'topk', k: topk!.k, tail, isWhole: topk!.k === cache.teacher!.vocabSize && topk!.k === vocabSize };
+  const k = largestTopKCount(topk!, cache.teacher!.vocabSize);
+  return { kind: 'topk', k, tail, isWhole: topk!.k === cache.teacher!.vocabSize && topk!.k === vocabSize };
 }

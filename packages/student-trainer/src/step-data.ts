@@ -37,9 +37,11 @@ export async function loadStepData(
 ): Promise<StepData> {
   const { rows: taken, next } = takeStepRows(rows.lengths, options.seed, position, options.batchTokens);
   const { objective } = options.labels;
+  const { labels } = objective;
   const needs = {
-    topk: objective.labels.kind === 'topk',
-    hidden: objective.labels.kind === 'full' || objective.hidden !== undefined ? (['final'] as const) : [],
+    topk: labels.kind === 'topk' || (labels.kind === 'full' && labels.refinement !== undefined),
+    sampled: labels.kind === 'sampled',
+    hidden: labels.kind === 'full' || objective.hidden !== undefined ? (['final'] as const) : [],
   };
   const microBatches: MicroBatch[] = [];
   const rowIds: string[] = [];

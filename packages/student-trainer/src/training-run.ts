@@ -12,7 +12,7 @@ import {
 } from '@stillhouse/checkpoint';
 import { makeFolder, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import { checkModelTokenizer } from '@stillhouse/objectives';
+import { checkModelTokenizer, describeOpenLabels } from '@stillhouse/objectives';
 import type { Engine } from '@stillhouse/runtime';
 import { openEngine } from '@stillhouse/runtime';
 import { requireSetting } from '@stillhouse/settings';
@@ -73,7 +73,7 @@ export async function trainStudent(given: TrainingSettings, events: TrainingEven
   const config = await readModelConfig(settings.student);
   const weights = await openModelWeights(settings.student, config);
   try {
-    const resolved = resolveObjective(settings, cache.description, config, settings.cache);
+    const resolved = resolveObjective(settings, describeOpenLabels(cache), config, settings.cache);
     await checkModelTokenizer(cache, settings.student);
     for (const { name } of describeParameters(config)) {
       assertFinite(name, await weights.readFloat32(name), weights.tensors.get(name)!.file);
@@ -98,7 +98,8 @@ export async function trainStudent(given: TrainingSettings, events: TrainingEven
 
 type ResolvedSettings = RunSettings & {
   readonly steps: number;
-  readonly labels: 'full' | 'topk' | 'none';
+  readonly labels: 'full' | 'topk' | 'sampled' | 'none';
+  readonly refine: 'always' | 'never';
   readonly recompute: 'always' | 'never';
 };
 
@@ -116,10 +117,14 @@ function resolveOpen(
   return {
     ...settings,
     labels: objective.labels.kind,
+    refine: isRefined(objective) ? 'always' : 'never',
     steps: settings.steps ?? Math.max(1, Math.round(tokens / settings.batchTokens)),
     recompute: settings.recompute === 'auto' ? chooseRecompute(settings, rows, config) : settings.recompute,
   };
 }
+
+const isRefined = ({ labels }: ResolvedObjective['objective']) =>
+  labels.kind === 'full' && labels.refinement !== undefined;
 
 function chooseRecompute(
   { batchTokens, accumulate }: RunSettings,
@@ -258,17 +263,19 @@ async function runSteps(engine: Engine, run: Run, events: TrainingEvents): Promi
     steps,
     rows: rows.indices.length,
     tokensPerEpoch: rows.lengths.reduce((sum, length) => sum + length, 0),
-    labels: settings.labels,
+    labels: settings.refine === 'always' ? `${settings.labels}, the head from top-k` : settings.labels,
     device: `${engine.device} (${engine.deviceReason})`,
     cacheDigest: cache.digest,
   });
-  const hasFinal = cache.description.labels.hidden?.layers.includes('final') === true;
+  const { labels } = cache.description;
+  const hasFinal = cache.openLabels.hidden?.includes('final') === true;
   const hiddenScale = hasFinal ? await cache.hiddenScale('final') : undefined;
   const stepDataOptions = {
     labels: {
       objective: resolved.objective,
       temperature: settings.temperature,
-      temperatures: cache.description.labels.topk?.temperatures ?? [],
+      temperatures: labels.topk?.temperatures ?? [],
+      ...(labels.sampled ? { sampledTemperature: labels.sampled.temperature } : {}),
       vocabSize: resolved.vocabSize,
       float: 'float32' as const,
       ...(hiddenScale === undefined ? {} : { hiddenScale }),

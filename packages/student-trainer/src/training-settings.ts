@@ -6,9 +6,14 @@ export const TRAINING_SETTINGS = {
   student: text('model folder to start from', undefined),
   out: text('folder for the trained student, metrics and checkpoints', undefined),
   labels: choice(
-    'teacher labels of the KL term; left out: full where the cache can, else topk',
-    ['full', 'topk', 'none'],
+    'teacher labels of the KL term; left out: full where the cache can, else topk, else sampled',
+    ['full', 'topk', 'sampled', 'none'],
     undefined,
+  ),
+  refine: choice(
+    'full labels with the head from exact top-k: auto does so where hidden states are stored in a lossy dtype',
+    ['auto', 'always', 'never'],
+    'auto',
   ),
   tail: choice('what topk labels do with the mass outside the top k', ['tail', 'bucket', 'renormalise'], 'tail'),
   temperature: number('softmax temperature T of the KL term', 2, { above: 0 }),

@@ -100,7 +100,7 @@ export const logSoftmax = (logits: Float64Array, temperature: number): Float64Ar
 };
 
 export interface TinyCacheOptions {
-  readonly topk?: number;
+  readonly topk?: number | undefined;
   readonly temperatures?: readonly number[];
   readonly hidden?: 'int8' | 'float32';
   /** Rows of nonsense behind the teacher's output matrix, as padding has. */

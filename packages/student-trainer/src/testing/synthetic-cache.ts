@@ -4,6 +4,8 @@ import {
   type LabelledRow,
   labelPositions,
   openCacheWriter,
+  quantiseHidden,
+  type SampledLabels,
   type TopKLabels,
 } from '@stillhouse/teacher-cache';
 import { randomNormals, randomUniforms } from '@stillhouse/testing';
@@ -18,7 +20,8 @@ export interface SyntheticTeacher {
 
 /**
  * Writes a cache of random rows whose labels all come from one distribution: hidden states and output matrix are
- * random, and the top-k labels are computed from their product in float64.
+ * random, and the top-k labels are computed from their product in float64. Hidden states are float32 or int8; sampled
+ * labels are as near to the distribution as their number of draws allows.
  */
 export async function writeSyntheticCache(
   folder: string,
@@ -48,18 +51,24 @@ export async function writeSyntheticCache(
     generator: { name: 'test', version: '0' },
     ...changes,
   };
+  const { topk, sampled = null, hidden: hiddenPolicy } = description.labels;
+  let channelRms: Float32Array | undefined;
   const makeRow = (index: number): LabelledRow => {
     const length = 4 + Math.floor(uniform() * 8);
     const inputIds = Int32Array.from({ length }, () => Math.floor(uniform() * vocabSize));
     const lossMask = Uint8Array.from({ length }, (_, t) => (t < 2 ? 0 : 1));
     const positions = labelPositions(lossMask, 'response');
     const values = Float32Array.from({ length: positions.length * hiddenSize }, () => 3 * normal());
-    const hidden: HiddenLabels = { layer: 'final', dtype: 'float32', width: hiddenSize, values };
+    const hidden: HiddenLabels =
+      channelRms === undefined
+        ? { layer: 'final', dtype: 'float32', width: hiddenSize, values }
+        : quantiseHidden('final', values, channelRms);
     return {
       row: { id: `row-${index}`, inputIds, lossMask, split: index % 4 === 3 ? 'test' : 'train' },
       positions,
-      ...(description.labels.topk === null ? {} : { topk: exactTopK(values, matrix, teacher) }),
-      ...(description.labels.hidden === null ? {} : { hidden: new Map([['final', hidden]]) }),
+      ...(topk === null ? {} : { topk: exactTopK(values, matrix, teacher) }),
+      ...(sampled === null ? {} : { sampled: proportionalDraws(values, matrix, teacher, sampled) }),
+      ...(hiddenPolicy === null ? {} : { hidden: new Map([['final', hidden]]) }),
     };
   };
   const writer = await openCacheWriter(folder, description, { totalRows: rows });
@@ -71,6 +80,10 @@ export async function writeSyntheticCache(
         columns: hiddenSize,
         chunks: [new Uint8Array(matrix.buffer)],
       });
+    if (hiddenPolicy?.dtype === 'int8') {
+      channelRms = new Float32Array(hiddenSize).fill(3);
+      await writer.setScale('final', channelRms);
+    }
     for (let shard = 0; shard < writer.shardCount; shard++) {
       const [first, end] = writer.shardRange(shard);
       await writer.writeShard(
@@ -84,24 +97,55 @@ export async function writeSyntheticCache(
   }
 }
 
-function exactTopK(
+/** log p at T = 1 of position `p`, [vocabSize]. */
+function logprobsAt(
   hidden: Float32Array,
   matrix: Float32Array,
-  { vocabSize, hiddenSize, k, temperatures }: SyntheticTeacher,
-): TopKLabels {
+  { vocabSize, hiddenSize }: SyntheticTeacher,
+  p: number,
+): Float64Array {
+  const logits = Float64Array.from({ length: vocabSize }, (_, v) => {
+    let sum = 0;
+    for (let i = 0; i < hiddenSize; i++) sum += hidden[p * hiddenSize + i]! * matrix[v * hiddenSize + i]!;
+    return sum;
+  });
+  const normaliser = logSumExp(logits);
+  return logits.map((logit) => logit - normaliser);
+}
+
+const logSumExp = (values: Float64Array) => Math.log(values.reduce((sum, value) => sum + Math.exp(value), 0));
+
+function proportionalDraws(
+  hidden: Float32Array,
+  matrix: Float32Array,
+  teacher: SyntheticTeacher,
+  { draws, temperature }: NonNullable<CacheDescription['labels']['sampled']>,
+): SampledLabels {
+  const positions = Array.from({ length: hidden.length / teacher.hiddenSize }, (_, p) => {
+    const tempered = logprobsAt(hidden, matrix, teacher, p).map((value) => value / temperature);
+    const normaliser = logSumExp(tempered);
+    const shares = tempered.map((value) => draws * Math.exp(value - normaliser));
+    const counts = shares.map(Math.floor);
+    const byRest = [...shares.keys()].sort((a, b) => shares[b]! - counts[b]! - (shares[a]! - counts[a]!));
+    const left = draws - counts.reduce((sum, count) => sum + count, 0);
+    for (const id of byRest.slice(0, left)) counts[id]! += 1;
+    return [...counts.entries()].filter(([, count]) => count > 0);
+  });
+  return {
+    counts: Int32Array.from(positions, (entries) => entries.length),
+    ids: Int32Array.from(positions.flat(), ([id]) => id),
+    draws: Uint16Array.from(positions.flat(), ([, count]) => count),
+  };
+}
+
+function exactTopK(hidden: Float32Array, matrix: Float32Array, teacher: SyntheticTeacher): TopKLabels {
+  const { hiddenSize, k, temperatures } = teacher;
   const positions = hidden.length / hiddenSize;
   const ids = new Int32Array(positions * k);
   const logprobs = new Float32Array(positions * k);
   const logZ = new Float32Array(positions * temperatures.length);
   for (let p = 0; p < positions; p++) {
-    const logits = Float64Array.from({ length: vocabSize }, (_, v) => {
-      let sum = 0;
-      for (let i = 0; i < hiddenSize; i++) sum += hidden[p * hiddenSize + i]! * matrix[v * hiddenSize + i]!;
-      return sum;
-    });
-    const logSumExp = (values: Float64Array) => Math.log(values.reduce((sum, value) => sum + Math.exp(value), 0));
-    const normaliser = logSumExp(logits);
-    const logp = logits.map((logit) => logit - normaliser);
+    const logp = logprobsAt(hidden, matrix, teacher, p);
     const order = Array.from(logp.keys()).sort((a, b) => logp[b]! - logp[a]!);
     for (let i = 0; i < k; i++) {
       ids[p * k + i] = order[i]!;
