@@ -63,11 +63,14 @@ test('folders are made with those above them, by many at once, and never where t
   const deep = join(dir, 'a', 'b', 'c');
   await Promise.all(Array.from({ length: 8 }, () => makeFolder(deep)));
   await makeFolder(deep);
-  // Siblings under folders that are not there yet: each may find a parent that another has just made.
-  for (let round = 0; round < 20; round++) {
-    await Promise.all(
-      Array.from({ length: 16 }, (_, i) => makeFolder(join(dir, 'round', String(round), 'a', String(i)))),
-    );
+  // Siblings under folders that are not there yet, one shortly after the other: a parent may come when a call has failed.
+  for (let round = 0; round < 30; round++) {
+    const making: Promise<void>[] = [];
+    for (let i = 0; i < 8; i++) {
+      making.push(makeFolder(join(dir, 'round', String(round), 'a', String(i))));
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    await Promise.all(making);
   }
   await writeFile(join(deep, 'file'), '');
   await assert.rejects(makeFolder(join(deep, 'file', 'more')), { code: 'FOLDER_IMPOSSIBLE' });
