@@ -57,6 +57,9 @@ test('cache push, ls, pull and a training run from the remote, by commands alone
   assert.equal(part.code, 0, part.stderr);
   assert.match(part.stdout, /^left out +.*hidden-final/m);
   assert.equal((await run('cache', 'verify', 'pulled')).code, 0);
+  const extended = await run('cache', 'extend', 'pulled', '--in-place', ...teacher.slice(0, 2), '--hidden-layers', '1');
+  assert.equal(extended.code, 1);
+  assert.match(extended.stderr, /was left out when the cache was pulled.*CACHE_GROUP_ABSENT/);
   const whole = await runForJson<{ readonly omittedGroups: readonly string[] }>(
     'cache',
     'pull',

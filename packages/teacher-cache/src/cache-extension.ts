@@ -27,8 +27,10 @@ import {
   shardPath,
 } from './manifest.ts';
 import { openSealed, readBody, readManifest, readRevision } from './manifest-parser.ts';
+import { requireAllGroups } from './pulled-state.ts';
 import { findShardIndex } from './shard-layout.ts';
-import { listTasks, makeShardWriter, restrictLabels, type ShardTask } from './shard-writer.ts';
+import { listTasks, restrictLabels, type ShardTask } from './shard-tasks.ts';
+import { makeShardWriter } from './shard-writer.ts';
 
 /** What an extension has finished; in the folder of the cache that is to come. */
 export const EXTENSION_NAME = 'extend.json';
@@ -63,7 +65,7 @@ export interface CacheExtension {
  * get names of their own in place, so that the cache as it was stays valid until its manifest is replaced. Only then the
  * files that nothing needs any more are removed.
  * @throws StillhouseError CACHE_EXTENSION_IMPOSSIBLE, CACHE_EXTENSION_UNFINISHED, CACHE_INCOMPLETE, CACHE_IN_USE,
- *   CACHE_FOLDER_NOT_EMPTY, CACHE_CONFIG_MISMATCH, and those of `openCache`
+ *   CACHE_FOLDER_NOT_EMPTY, CACHE_CONFIG_MISMATCH, CACHE_GROUP_ABSENT, and those of `openCache`
  */
 export async function openCacheExtension(request: ExtensionRequest): Promise<CacheExtension> {
   const { out, generator, totalRows } = request;
@@ -71,7 +73,7 @@ export async function openCacheExtension(request: ExtensionRequest): Promise<Cac
   const isInPlace = resolve(request.cache) === resolve(out);
   if (!isInPlace && !(await exists(join(out, EXTENSION_NAME)))) await refuseForeignFolder(out);
   // Before there is a lock: what is no cache gets none.
-  await readManifest(request.cache);
+  await requireAllGroups(request.cache, await readManifest(request.cache));
   const lock = await openLock(out);
   let former: TeacherCache | undefined;
   try {

@@ -22,7 +22,7 @@ import { type HiddenLabels, type LabelledRow, labelPositions } from './labelled-
 import { type CacheManifest, type ListedFile, type ListedMatrix, listFiles } from './manifest.ts';
 import { readManifest } from './manifest-parser.ts';
 import { type MatrixRows, streamOutputMatrix, widenMatrixRows } from './output-matrix.ts';
-import { listOmittedGroups } from './pulled-state.ts';
+import { listOmittedGroups, refuseOmitted } from './pulled-state.ts';
 import { openShardFiles, type ShardFileReader } from './shard-files.ts';
 import { findRange } from './shard-layout.ts';
 import { loadZstd } from './zstd.ts';
@@ -92,14 +92,7 @@ export async function openCache(folder: string, options: OpenCacheOptions = {}):
   const manifest = await readManifest(folder);
   const omitted = await listOmittedGroups(folder, manifest);
   const asked = options.groups?.find((group) => omitted.has(group));
-  if (asked !== undefined) {
-    throw new StillhouseError({
-      code: 'CACHE_GROUP_ABSENT',
-      where: folder,
-      problem: `${asked} was left out when the cache was pulled`,
-      remedy: `Run \`stillhouse cache pull\` again with ${asked} among --groups`,
-    });
-  }
+  if (asked !== undefined) refuseOmitted(folder, asked);
   const groups = options.groups ?? [...listFiles(manifest)].map(({ group }) => group).filter((g) => !omitted.has(g));
   return openCacheFiles(await openFolderFiles(folder, options), manifest, { ...options, groups });
 }
@@ -159,7 +152,17 @@ async function makeCache(
       }
       for (let i = 0; i + 1 < file.batchStarts.length; i++) {
         const batch = await file.readBatch(i);
-        for (let row = 0; row < batch.rowCount; row++) rowIds.push(decodeText(batch.columns[0]!, row)!);
+        try {
+          for (let row = 0; row < batch.rowCount; row++) rowIds.push(decodeText(batch.columns[0]!, row)!);
+        } catch (cause) {
+          throw new StillhouseError({
+            code: 'CACHE_FILE_UNREADABLE',
+            where: `${folder}/${listed.rows.path}`,
+            problem: `the row ids cannot be read (${(cause as Error).message})`,
+            remedy: 'Run `stillhouse cache verify` on the cache',
+            cause,
+          });
+        }
       }
     });
   }

@@ -1,6 +1,7 @@
 import { access, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { writeFileAtomically } from '@stillhouse/durable-files';
+import { StillhouseError } from '@stillhouse/errors';
 import type { CacheGroup } from './description.ts';
 import type { FileStamp } from './file-stamp.ts';
 import { type CacheManifest, listFiles } from './manifest.ts';
@@ -48,4 +49,19 @@ export async function listOmittedGroups(folder: string, manifest: CacheManifest)
     if (isThere) omitted.delete(group);
   }
   return omitted;
+}
+
+export function refuseOmitted(folder: string, group: CacheGroup): never {
+  throw new StillhouseError({
+    code: 'CACHE_GROUP_ABSENT',
+    where: folder,
+    problem: `${group} was left out when the cache was pulled`,
+    remedy: `Run \`stillhouse cache pull\` again with ${group} among --groups`,
+  });
+}
+
+/** For what works on a cache as a whole. @throws StillhouseError CACHE_GROUP_ABSENT if a group was left out */
+export async function requireAllGroups(folder: string, manifest: CacheManifest): Promise<void> {
+  const [group] = await listOmittedGroups(folder, manifest);
+  if (group !== undefined) refuseOmitted(folder, group);
 }
