@@ -2,13 +2,21 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { dequantiseHidden, type TeacherCache } from '@stillhouse/teacher-cache';
 
-const python = process.env.STILLHOUSE_PYTHON;
+export const python = process.env.STILLHOUSE_PYTHON;
+/** A clone of github.com/arcee-ai/DistillKit, version 1.0. */
+export const distillKit = process.env.STILLHOUSE_DISTILLKIT;
 
 /** Why a test cannot run: no Python was named, or it lacks one of the modules. False if it can. */
 export function skipWithout(...modules: readonly string[]): string | false {
-  if (python === undefined) return `set STILLHOUSE_PYTHON to a python with pyarrow, polars, ${modules.join(', ')}`;
-  const missing = modules.filter((name) => spawnSync(python, ['-c', `import ${name}`]).status !== 0);
+  const all = ['pyarrow', 'polars', ...modules];
+  if (python === undefined) return `set STILLHOUSE_PYTHON to a python with ${all.join(', ')}`;
+  const missing = all.filter((name) => spawnSync(python, ['-c', `import ${name}`]).status !== 0);
   return missing.length === 0 ? false : `${python} has no ${missing.join(', ')}`;
+}
+
+export function skipWithoutDistillKit(...modules: readonly string[]): string | false {
+  if (distillKit === undefined) return 'set STILLHOUSE_DISTILLKIT to a clone of github.com/arcee-ai/DistillKit';
+  return skipWithout('torch', 'pydantic', 'transformers', ...modules);
 }
 
 export const runPython = (script: string, ...args: readonly string[]): string =>
