@@ -29,7 +29,8 @@ import {
 import { openSealed, readBody, readManifest, readRevision } from './manifest-parser.ts';
 import { requireAllGroups } from './pulled-state.ts';
 import { findShardIndex } from './shard-layout.ts';
-import { listTasks, makeShardWriter, restrictLabels, type ShardTask } from './shard-writer.ts';
+import { listTasks, restrictLabels, type ShardTask } from './shard-tasks.ts';
+import { makeShardWriter } from './shard-writer.ts';
 
 /** What an extension has finished; in the folder of the cache that is to come. */
 export const EXTENSION_NAME = 'extend.json';

@@ -15,7 +15,7 @@ import { type CacheManifest, type ListedFile, listFiles } from './manifest.ts';
 import { readManifest } from './manifest-parser.ts';
 import { encodeOutputMatrix, type OutputMatrixSource } from './output-matrix.ts';
 import { listOmittedGroups } from './pulled-state.ts';
-import { restrictLabels } from './shard-writer.ts';
+import { restrictLabels } from './shard-tasks.ts';
 import { loadZstd } from './zstd.ts';
 
 /** A shard of which some files are damaged or missing. */

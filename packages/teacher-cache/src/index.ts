@@ -15,7 +15,7 @@ export {
 } from './cache-reader.ts';
 export { type CacheRepair, type DamagedShard, openCacheRepair } from './cache-repair.ts';
 export { type CacheSize, describeSize, estimateCacheSize, type GroupSize } from './cache-size.ts';
-export { type CacheWriter, openCacheWriter, type WriterOptions } from './cache-writer.ts';
+export type { CacheWriter } from './cache-writer.ts';
 export {
   type CacheDescription,
   type CacheGroup,
@@ -65,6 +65,7 @@ export {
 export { MANIFEST_LIMIT_BYTES } from './manifest-bounds.ts';
 export { parseManifest, readManifest } from './manifest-parser.ts';
 export { listUnfinishedParts, type MergeResult, mergeCache, type UnfinishedPart } from './merge-cache.ts';
+export { openCacheWriter, type WriterOptions } from './open-cache-writer.ts';
 export { type MatrixRows, type OutputMatrixSource, widenMatrixRows } from './output-matrix.ts';
 export { type Partition, printPartition } from './part-manifest.ts';
 export type { GroupProvenance, ScoringSettings } from './provenance.ts';

@@ -18,7 +18,8 @@ import {
   requirePartition,
   writePart,
 } from './part-manifest.ts';
-import { listTasks, makeShardWriter, type ShardTask } from './shard-writer.ts';
+import { listTasks, type ShardTask } from './shard-tasks.ts';
+import { makeShardWriter } from './shard-writer.ts';
 
 /**
  * A writer for the shards of one part. Parts share the folder and nothing else: each has its lock and its manifest

@@ -1,62 +1,38 @@
 import { createHash, randomUUID } from 'node:crypto';
-import { link, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { explainWriteFailure, hashFile, writeFileAtomically } from '@stillhouse/durable-files';
+import { hashFile, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { encodeShard } from './arrow-encoding.ts';
 import { writeArrowFile } from './arrow-file-writer.ts';
 import type { BuilderLock } from './builder-lock.ts';
 import { describeSize } from './cache-size.ts';
 import type { CacheWriter } from './cache-writer.ts';
+import { type CacheDescription, type HiddenLayer, hiddenGroup, type ShardGroup } from './description.ts';
+import { publishFirst } from './first-file.ts';
+import { encodeScale, type HiddenScale, readScale, scaledLayers, scalePath } from './hidden-scale.ts';
 import {
-  type CacheDescription,
-  diffDescriptions,
-  type HiddenDtype,
-  type HiddenLayer,
-  hiddenGroup,
-  type ShardGroup,
-  shardGroups,
-} from './description.ts';
-import { encodeScale, type HiddenScale, isCodebook, readScale, scaledLayers, scalePath } from './hidden-scale.ts';
-import type { LabelledRow } from './labelled-row.ts';
-import {
-  type CacheManifest,
   type ListedFile,
   type ListedShard,
   type ManifestBody,
   OUTPUT_MATRIX_PATH,
   type ShardFiles,
-  shardPath,
   tokenizerPath,
 } from './manifest.ts';
 import { isPlainFileName } from './manifest-parser.ts';
 import { encodeOutputMatrix } from './output-matrix.ts';
 import { recordShard } from './provenance.ts';
-import { checkLabelledRow } from './row-checks.ts';
-import { layOutShards, type RowRange } from './shard-layout.ts';
+import type { RowRange } from './shard-layout.ts';
+import type { ShardTask } from './shard-tasks.ts';
+import { restrictLabels } from './shard-tasks.ts';
+import {
+  isSameScale,
+  isUsableScale,
+  refuseBadRows,
+  refuseMissingScale,
+  refuseTokenizerFile,
+  requireSameTokenizer,
+} from './writer-checks.ts';
 import { loadZstd } from './zstd.ts';
-
-/** A shard to write, whole or some groups of it. */
-export interface ShardTask extends RowRange {
-  readonly index: number;
-  /** The groups that are written. */
-  readonly groups: readonly ShardGroup[];
-  pathOf(group: ShardGroup): string;
-  /** The shard as it is, where only some groups are written, with the ids of its rows. */
-  readonly former?: ListedShard;
-  readonly formerIds?: readonly string[];
-}
-
-/** The shards of a whole cache as tasks. */
-export function listTasks(description: CacheDescription, totalRows: number): readonly ShardTask[] {
-  const groups = shardGroups(description);
-  return Array.from(layOutShards(description, totalRows), (range, index) => ({
-    ...range,
-    index,
-    groups,
-    pathOf: (group) => shardPath(index, group),
-  }));
-}
 
 /** What a writer needs to know of the build it does: a whole cache, a part of one, or more for one. */
 export interface WriterPlan {
@@ -271,105 +247,4 @@ export async function makeShardWriter(plan: WriterPlan, initial: ManifestBody): 
   };
 }
 
-function isUsableScale(scale: HiddenScale, dtype: HiddenDtype | undefined, width: number): boolean {
-  if (isCodebook(scale)) return dtype === 'coded' && scale.width === width;
-  return dtype === 'int8' && scale.length === width && scale.every((value) => value > 0 && value < Infinity);
-}
-
-function isSameScale(a: HiddenScale, b: HiddenScale): boolean {
-  const arrays = (scale: HiddenScale) =>
-    isCodebook(scale)
-      ? [scale.mean, scale.encode, scale.decode, scale.coder.tableOf, scale.coder.lowBits, ...scale.coder.tables]
-      : [scale];
-  const [left, right] = [arrays(a), arrays(b)];
-  const isSame = (one: ArrayLike<number>, other: ArrayLike<number> | undefined) =>
-    one.length === other?.length && Array.prototype.every.call(one, (value, i) => value === other[i]);
-  return left.length === right.length && left.every((array, i) => isSame(array, right[i]));
-}
-
 const sha256Of = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
-
-/** Moves `own` to `path`, unless another builder was first: then that file stays, and `own` goes. */
-async function publishFirst(own: string, path: string): Promise<void> {
-  try {
-    await link(own, path);
-  } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
-    // A file system without hard links: the last one wins, with the same bytes on machines of the same kind.
-    if (code === 'EPERM' || code === 'ENOTSUP' || code === 'EOPNOTSUPP' || code === 'ENOSYS') return rename(own, path);
-    if (code !== 'EEXIST') throw explainWriteFailure(path, error);
-  }
-  await rm(own, { force: true });
-}
-
-/** The description of a cache that has only these groups of labels. */
-export function restrictLabels(description: CacheDescription, groups: readonly ShardGroup[]): CacheDescription {
-  const { topk, sampled = null, hidden, head } = description.labels;
-  const layers = hidden?.layers.filter((layer) => groups.includes(hiddenGroup(layer))) ?? [];
-  return {
-    ...description,
-    labels: {
-      ...description.labels,
-      topk: groups.includes('topk') ? topk : null,
-      ...(sampled === null ? {} : { sampled: groups.includes('sampled') ? sampled : null }),
-      hidden: hidden === null || layers.length === 0 ? null : { ...hidden, layers },
-      head,
-    },
-  };
-}
-
-const digests = (files: CacheManifest['tokenizer']) =>
-  Object.fromEntries(files.map((file) => [file.path, file.sha256]));
-
-function requireSameTokenizer(folder: string, have: readonly ListedFile[], asked: readonly ListedFile[]): void {
-  const differences = diffDescriptions(digests(have), digests(asked));
-  if (differences.length === 0) return;
-  throw new StillhouseError({
-    code: 'CACHE_CONFIG_MISMATCH',
-    where: folder,
-    problem: 'the cache has other tokenizer files',
-    got: differences.map(({ key }) => key).join(', '),
-    remedy: 'Run the command that began it, or choose another folder',
-  });
-}
-
-function refuseTokenizerFile(folder: string, name: string): never {
-  throw new StillhouseError({
-    code: 'CACHE_DESCRIPTION_INVALID',
-    where: `${folder}, tokenizer file ${JSON.stringify(name)}`,
-    problem: 'it cannot be kept in the cache',
-    expected: 'a plain file name, and a tokenizer in the description',
-  });
-}
-
-/** @param wanted the ids of the rows, where they are in the cache already */
-function refuseBadRows(
-  labelled: readonly LabelledRow[],
-  description: CacheDescription,
-  known: ReadonlySet<string>,
-  wanted: readonly string[] | undefined,
-): void {
-  const ids = new Set<string>();
-  for (const [i, row] of labelled.entries()) {
-    const { id } = row.row;
-    const isMisplaced = wanted === undefined ? known.has(id) || ids.has(id) : id !== wanted[i];
-    const misplaced = wanted === undefined ? 'another row has the same id' : `the cache has row ${wanted[i]} there`;
-    const [finding] = checkLabelledRow(row, description);
-    const problem = isMisplaced ? misplaced : finding && `${finding.group}: ${finding.problem}`;
-    if (problem !== undefined) {
-      throw new StillhouseError({ code: 'CACHE_ROW_INVALID', where: `row ${JSON.stringify(id)}`, problem });
-    }
-    ids.add(id);
-  }
-}
-
-function refuseMissingScale(description: CacheDescription, scales: ReadonlyMap<HiddenLayer, HiddenScale>): void {
-  for (const layer of scaledLayers(description)) {
-    if (scales.has(layer)) continue;
-    throw new StillhouseError({
-      code: 'CACHE_SCALE_INVALID',
-      where: `scale of ${hiddenGroup(layer)}`,
-      problem: 'it must be set before the first shard',
-    });
-  }
-}

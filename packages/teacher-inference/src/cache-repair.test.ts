@@ -6,7 +6,7 @@ import { type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { resolveSettings } from '@stillhouse/settings';
 import { listFiles, readManifest } from '@stillhouse/teacher-cache';
-import { makeTemporaryFolder, runNode } from '@stillhouse/testing';
+import { makeTemporaryFolder, startNode } from '@stillhouse/testing';
 import {
   buildTeacherCache,
   EXTEND_SETTINGS,
@@ -148,14 +148,19 @@ test('a repair killed in the middle is run again', async (t) => {
       for (const group of ['topk', 'hidden-1']) await flip(join(folder, `shards/0000${shard}.${group}.arrow`));
     }
   });
-  const bin = fileURLToPath(new URL('../../cli/bin/stillhouse.js', import.meta.url));
-  for (const timeoutMs of [1200, 1800, 120_000]) {
-    const { code, signal, stderr } = await runNode(
-      [bin, 'cache', 'repair', cache, '--teacher', teacher, '--threads', '1'],
-      { timeoutMs },
-    );
+  const script = fileURLToPath(new URL('./testing/run-repair.ts', import.meta.url));
+  const settings = JSON.stringify({ threads: 1, cache, teacher });
+  const counts: number[] = [];
+  for (const kill of ['1', '3', undefined]) {
+    const { child, finished } = startNode([script, settings]);
+    child.stdout!.on('data', (text: string) => {
+      if (kill !== undefined && text.split('\n').includes(kill)) child.kill('SIGKILL');
+    });
+    const { code, signal, stdout, stderr } = await finished;
     assert.ok(code === 0 || signal === 'SIGKILL', stderr);
+    counts.push(Number(/repaired (\d+)/.exec(stdout)?.[1] ?? -1));
   }
+  assert.ok(counts.at(-1)! < 8, `what was repaired before is not repaired again: ${counts}`);
   assert.deepEqual(readTree(cache), readTree(sound));
 });
 
