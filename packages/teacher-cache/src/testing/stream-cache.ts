@@ -1,12 +1,13 @@
-/** Streams FOLDER twice in a process of its own and prints how far its memory grew. */
+/** Streams FOLDER, twice or as often as the second argument says, in a process of its own and prints what memory it took. */
 import { openCache } from '../index.ts';
 
-const cache = await openCache(process.argv[2]!, { batchCacheBytes: 16 << 20 });
+const [folder, passes = '2'] = process.argv.slice(2);
+const cache = await openCache(folder!, { batchCacheBytes: 16 << 20 });
 const start = process.memoryUsage().rss;
 let peak = start;
 let rows = 0;
 let sum = 0;
-for (let pass = 0; pass < 2; pass++) {
+for (let pass = 0; pass < Number(passes); pass++) {
   for await (const { hidden } of cache.rows()) {
     for (const value of hidden!.get('final')!.values) sum += value;
     rows++;
@@ -14,4 +15,4 @@ for (let pass = 0; pass < 2; pass++) {
   }
 }
 await cache.close();
-console.log(JSON.stringify({ rows, sum, growthBytes: peak - start }));
+console.log(JSON.stringify({ rows, sum, growthBytes: peak - start, peakBytes: peak }));
