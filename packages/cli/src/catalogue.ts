@@ -31,6 +31,13 @@ export const COMMANDS: readonly ListedCommand[] = [
     load: async () => (await import('./commands/cache-info.ts')).cacheInfo,
   },
   {
+    name: 'cache quality',
+    summary: "hold a cache's labels against its teacher's true distribution, as a student sees it",
+    usage: 'CACHE --student DIR [--teacher DIR] [options]',
+    hasRecipe: true,
+    load: async () => (await import('./commands/cache-quality.ts')).cacheQuality,
+  },
+  {
     name: 'cache verify',
     summary: 'hash every file of a cache again and check every rule of the format',
     usage: 'CACHE [options]',

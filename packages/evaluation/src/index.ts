@@ -1,5 +1,7 @@
 /** Evaluation: final answers, question files, intervals, and reports. */
 export { answersMatch, extractFinalAnswer, type FinalAnswer, normaliseAnswer } from './answer-extraction.ts';
+export { listLabelModes, type ModeSource } from './cache-modes.ts';
+export { type CacheQuality, measureCacheQuality, type QualityEvents } from './cache-quality.ts';
 export {
   type EvaluationEvents,
   type EvaluationResult,
@@ -18,10 +20,23 @@ export {
   findStopIds,
   type QuestionIds,
 } from './exact-match.ts';
+export { computeFinalStates, type ModelFiles, type StateRequest, uploadOutputMatrix } from './final-states.ts';
 export { type RateInterval, wilsonInterval } from './interval.ts';
 export { evaluateKd, type KdFigures, type KdOptions } from './kd-evaluation.ts';
 export { type KdLabels, resolveKdLabels } from './kd-labels.ts';
 export { type KdRow, selectKdRows } from './kd-rows.ts';
+export {
+  type LabelMode,
+  type LabelQuality,
+  type ModeQuality,
+  measureLabelQuality,
+  type QualityOptions,
+  type QualitySample,
+} from './label-quality.ts';
+export { CALIBRATION_BINS, type LabelFigures } from './quality-figures.ts';
+export { openReference, type QualityReference } from './quality-reference.ts';
+export { type SampledRow, sampleRows } from './quality-sample.ts';
+export { QUALITY_SETTINGS, type QualitySettings } from './quality-settings.ts';
 export { type ChatMessage, type Question, type QuestionPrompt, readQuestionFile } from './question-file.ts';
 export { estimateRatio, type RatioEstimate, type RowSum } from './ratio-estimate.ts';
 export { renderReport, writeReport } from './report.ts';

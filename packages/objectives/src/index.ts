@@ -14,14 +14,17 @@ export {
 export {
   ABSENT_LOGPROB,
   emitFullDistributions,
+  emitIsPresent,
   emitSampledDistributions,
   emitTopKDistributions,
+  REMOVED_SCORE,
   type SampledInputs,
   type TailKind,
   type TopKInputs,
 } from './label-distributions.ts';
 export type { FloatArray } from './label-gathering.ts';
 export {
+  emitSoftDistributions,
   emitSoftLoss,
   type HiddenMatch,
   lossGraph,

@@ -54,22 +54,25 @@ export function emitTopKDistributions(
   const isPresent = emitIsPresent(g, topk.logprobs);
   const atEntries = (logprobs: Value) =>
     g.where(isPresent, g.gatherElements(logprobs, topk.ids, 1), g.scalar(ABSENT_LOGPROB));
+  // What is absent stays absent at any temperature.
+  const temper = (logprobs: Value) =>
+    g.where(emitIsPresent(g, logprobs), g.mul(logprobs, inverse), g.scalar(ABSENT_LOGPROB));
   switch (tail) {
     case 'tail':
       return withTailEntry(g, studentLogits, g.mul(studentLogits, inverse), topk, atEntries);
     case 'bucket': {
       const { teacher, student } = withTailEntry(g, studentLogits, studentLogits, topk, atEntries);
-      return { teacher: g.logSoftmax(g.mul(teacher, inverse), 1), student: g.logSoftmax(g.mul(student, inverse), 1) };
+      return { teacher: g.logSoftmax(temper(teacher), 1), student: g.logSoftmax(temper(student), 1) };
     }
     case 'renormalise':
       return {
-        teacher: g.logSoftmax(g.mul(topk.logprobs, inverse), 1),
+        teacher: g.logSoftmax(temper(topk.logprobs), 1),
         student: atEntries(g.logSoftmax(g.mul(studentLogits, inverse), 1)),
       };
     case 'renormalise-both':
       return {
-        teacher: g.logSoftmax(g.mul(topk.logprobs, inverse), 1),
-        student: g.logSoftmax(g.mul(atEntries(studentLogits), inverse), 1),
+        teacher: g.logSoftmax(temper(topk.logprobs), 1),
+        student: g.logSoftmax(temper(atEntries(studentLogits)), 1),
       };
   }
 }

@@ -1,5 +1,5 @@
 import { differentiate, type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
-import { type Divergence, emitDivergence } from './divergence.ts';
+import { type Divergence, emitDivergence, type LogDistributions } from './divergence.ts';
 import {
   emitFullDistributions,
   emitSampledDistributions,
@@ -121,12 +121,25 @@ export function lossGraph(objective: Objective, readout: Readout, float: FloatDt
 /** The per-position divergence, [N], of the objective's soft labels; makes the inputs `teacher.*` that it reads. */
 export function emitSoftLoss(
   g: GraphBuilder,
-  objective: Objective,
+  { labels, divergence }: Objective,
   logits: Value,
   vocabSize: number,
   temperature: Value,
 ): Value {
-  const { labels, divergence } = objective;
+  return emitDivergence(g, divergence, emitSoftDistributions(g, labels, logits, vocabSize, temperature));
+}
+
+/**
+ * Both sides of the divergence, [N, E]: E are all ids for full labels, otherwise the entries and the tail where there is
+ * one. Makes the inputs `teacher.*` that the labels read.
+ */
+export function emitSoftDistributions(
+  g: GraphBuilder,
+  labels: SoftLabels,
+  logits: Value,
+  vocabSize: number,
+  temperature: Value,
+): LogDistributions {
   switch (labels.kind) {
     case 'none':
       throw new Error('an objective without soft labels has no divergence');
@@ -134,14 +147,13 @@ export function emitSoftLoss(
       const teacherFinal = g.floatInput('teacher.hidden', ['N', labels.teacherHidden]);
       const teacherHead = g.floatInput('teacher.head', [vocabSize, labels.teacherHidden]);
       const teacherLogits = g.scope('teacher_head', () => g.gemm(teacherFinal, teacherHead, { transB: true }));
-      if (labels.refinement === undefined)
-        return emitDivergence(g, divergence, emitFullDistributions(g, logits, teacherLogits, temperature));
+      if (labels.refinement === undefined) return emitFullDistributions(g, logits, teacherLogits, temperature);
       const { k, normaliser } = labels.refinement;
       const topk = { ...topKInputs(g, k), tailLogprob: g.floatInput('teacher.tail_logprob', ['N']) };
-      return emitDivergence(g, divergence, {
+      return {
         teacher: g.scope('refined', () => emitRefinedTeacher(g, teacherLogits, topk, normaliser, temperature)),
         student: g.logSoftmax(g.mul(logits, g.reciprocal(temperature)), 1),
-      });
+      };
     }
     case 'topk': {
       const topk = {
@@ -151,14 +163,14 @@ export function emitSoftLoss(
             ? undefined
             : g.floatInput('teacher.tail_logprob', ['N']),
       };
-      return emitDivergence(g, divergence, emitTopKDistributions(g, logits, topk, labels.tail, temperature));
+      return emitTopKDistributions(g, logits, topk, labels.tail, temperature);
     }
     case 'sampled': {
       const samples = {
         ids: g.input('teacher.sampled_ids', 'int64', ['N', 'K']),
         logWeights: g.floatInput('teacher.sampled_logweights', ['N', 'K']),
       };
-      return emitDivergence(g, divergence, emitSampledDistributions(g, logits, samples, temperature));
+      return emitSampledDistributions(g, logits, samples, temperature);
     }
   }
 }

@@ -1,0 +1,173 @@
+import { assertFinite, describeParameters, type ModelConfig, type TensorSource } from '@stillhouse/checkpoint';
+import {
+  type BatchTensors,
+  blockCall,
+  blockParameters,
+  compileForwardPrograms,
+  embeddingCall,
+  type ForwardPrograms,
+  flatIndex,
+  freeBatch,
+  packSequences,
+  type TokenBatch,
+  tablesCall,
+  uploadBatch,
+} from '@stillhouse/decoder';
+import type { FloatArray } from '@stillhouse/objectives';
+import type { FloatDtype } from '@stillhouse/onnx-graph';
+import type { Call, DeviceTensor, Engine } from '@stillhouse/runtime';
+
+/** Tokens of a batch, whatever the rows. */
+const BATCH_TOKENS = 2048;
+
+export interface ModelFiles {
+  readonly config: ModelConfig;
+  readonly source: TensorSource;
+}
+
+/** Token ids, and the positions whose states are wanted. */
+export interface StateRequest {
+  /** [L] */
+  readonly inputIds: Int32Array;
+  /** Ascending; each below L. */
+  readonly positions: Int32Array;
+}
+
+/** One weight on the device. */
+export async function uploadWeight(
+  engine: Engine,
+  { config, source }: ModelFiles,
+  name: string,
+  float: FloatDtype,
+): Promise<DeviceTensor> {
+  const { shape } = describeParameters(config).find((one) => one.name === name)!;
+  const data = await (float === 'float64' ? source.readFloat64(name) : source.readFloat32(name));
+  assertFinite(name, data, source.tensors.get(name)!.file);
+  return engine.upload(data, float, shape, { transfer: true });
+}
+
+/** The output matrix, [V, H], the embedding where they are tied. */
+export const uploadOutputMatrix = (engine: Engine, model: ModelFiles, float: FloatDtype): Promise<DeviceTensor> =>
+  uploadWeight(engine, model, model.config.tieWordEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight', float);
+
+/**
+ * What enters a model's output matrix at the wanted positions, rows in order. All rows go through one layer before the
+ * next is read, so that memory holds the larger of the embedding and one layer, and the rows' residual streams.
+ * @returns [n, H], n the positions of all rows
+ */
+export async function computeFinalStates(
+  engine: Engine,
+  model: ModelFiles,
+  rows: readonly StateRequest[],
+  float: FloatDtype,
+): Promise<FloatArray> {
+  const { config } = model;
+  const programs = await compileForwardPrograms(engine, config, float);
+  const batches = groupRows(rows).map((group) => openBatch(engine, programs, rows, group, float));
+  const run = async (calls: readonly Call[], weights: readonly DeviceTensor[]) => {
+    await engine.run(calls);
+    for (const weight of weights) engine.free(weight);
+  };
+  try {
+    const table = await uploadWeight(engine, model, 'model.embed_tokens.weight', float);
+    await run(
+      batches.flatMap(({ tensors, states }) => [
+        tablesCall(programs, tensors),
+        embeddingCall(programs, tensors, table, states[0]),
+      ]),
+      [table],
+    );
+    const names = blockParameters(config).map(({ name }) => name);
+    for (let layer = 0; layer < config.layerCount; layer++) {
+      const weights: Record<string, DeviceTensor> = {};
+      for (const name of names) {
+        weights[name] = await uploadWeight(engine, model, `model.layers.${layer}.${name}`, float);
+      }
+      const [from, to] = layer % 2 === 0 ? ([0, 1] as const) : ([1, 0] as const);
+      await run(
+        batches.map(({ tensors, states }) => blockCall(programs, tensors, weights, states[from], states[to])),
+        Object.values(weights),
+      );
+    }
+    const norm = await uploadWeight(engine, model, 'model.norm.weight', float);
+    const width = config.hiddenSize;
+    const starts = startsOf(rows);
+    const total = starts.at(-1)!;
+    const result = float === 'float64' ? new Float64Array(total * width) : new Float32Array(total * width);
+    for (const { batch, group, states } of batches) {
+      const x = states[config.layerCount % 2 === 0 ? 0 : 1];
+      const flat = group.flatMap((row, i) =>
+        Array.from(rows[row]!.positions, (position) => BigInt(flatIndex(batch, batch.placements[i]!, position))),
+      );
+      if (flat.length === 0) continue;
+      const indices = engine.upload(BigInt64Array.from(flat), 'int64', [flat.length]);
+      const [gathered, normed] = [0, 1].map(() => engine.allocate(float, [flat.length, width])) as [
+        DeviceTensor,
+        DeviceTensor,
+      ];
+      const calls: readonly Call[] = [
+        { kind: 'run', program: programs.gatherRows, inputs: { x, indices }, outputs: { rows: gathered } },
+        { kind: 'run', program: programs.finalNorm, inputs: { x: gathered, norm }, outputs: { hidden: normed } },
+      ];
+      await engine.run(calls);
+      const values = (await engine.download(normed)) as FloatArray;
+      for (const tensor of [indices, gathered, normed]) engine.free(tensor);
+      let at = 0;
+      for (const row of group) {
+        const size = rows[row]!.positions.length * width;
+        result.set(values.subarray(at, at + size), starts[row]! * width);
+        at += size;
+      }
+    }
+    engine.free(norm);
+    return result;
+  } finally {
+    for (const { tensors, states } of batches) {
+      freeBatch(engine, tensors);
+      for (const state of states) engine.free(state);
+    }
+    const { tables, embedding, block, finalNorm, gatherRows } = programs;
+    for (const program of [tables, embedding, block, finalNorm, gatherRows]) await program.release();
+  }
+}
+
+/** Index of each row's first position among those of all rows; one more number at the end. */
+export function startsOf(rows: readonly { readonly positions: Int32Array }[]): readonly number[] {
+  const starts = [0];
+  for (const { positions } of rows) starts.push(starts.at(-1)! + positions.length);
+  return starts;
+}
+
+interface OpenBatch {
+  /** Indices of its rows. */
+  readonly group: readonly number[];
+  readonly batch: TokenBatch;
+  readonly tensors: BatchTensors;
+  /** Two residual streams, written in turns. */
+  readonly states: readonly [DeviceTensor, DeviceTensor];
+}
+
+function openBatch(
+  engine: Engine,
+  programs: ForwardPrograms,
+  rows: readonly StateRequest[],
+  group: readonly number[],
+  float: FloatDtype,
+): OpenBatch {
+  const batch = packSequences(group.map((row) => rows[row]!.inputIds));
+  const tensors = uploadBatch(engine, programs, batch);
+  const state = () => engine.allocate(float, [tensors.tokens, programs.config.hiddenSize]);
+  return { group, batch, tensors, states: [state(), state()] };
+}
+
+/** Rows of like length together, about BATCH_TOKENS at a time. */
+function groupRows(rows: readonly StateRequest[]): readonly (readonly number[])[] {
+  const length = (row: number) => rows[row]!.inputIds.length;
+  const groups: number[][] = [];
+  for (const row of [...rows.keys()].sort((a, b) => length(a) - length(b) || a - b)) {
+    const last = groups.at(-1);
+    if (last !== undefined && (last.length + 1) * length(row) <= BATCH_TOKENS) last.push(row);
+    else groups.push([row]);
+  }
+  return groups;
+}
