@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import type { HiddenLayer, TeacherCache } from '../index.ts';
+import type { HiddenLayer, HiddenScale, TeacherCache } from '../index.ts';
 
 const sha256 = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
 
@@ -14,14 +14,14 @@ export async function dumpCache(cache: TeacherCache): Promise<object> {
       inputIds: [...inputIds],
       lossMask: [...lossMask],
       positions: [...positions],
-      topk: topk === undefined ? null : mapArrays(topk),
-      ...(sampled === undefined ? {} : { sampled: mapArrays(sampled) }),
-      hidden: [...(hidden ?? [])].map(([, labels]) => mapArrays(labels)),
+      topk: topk === undefined ? null : plain(topk),
+      ...(sampled === undefined ? {} : { sampled: plain(sampled) }),
+      hidden: [...(hidden ?? [])].map(([, labels]) => plain(labels)),
     });
   }
   const layers: readonly HiddenLayer[] = manifest.scales.map(({ layer }) => layer);
   const scales = await Promise.all(
-    layers.map(async (layer) => ({ layer, rms: [...((await cache.hiddenScale(layer)) as Float32Array)] })),
+    layers.map(async (layer) => ({ layer, ...describeScale((await cache.hiddenScale(layer))!) })),
   );
   const matrix = manifest.outputMatrix === null ? null : await cache.readOutputMatrix();
   return {
@@ -36,9 +36,13 @@ export async function dumpCache(cache: TeacherCache): Promise<object> {
   };
 }
 
+const describeScale = (scale: HiddenScale) =>
+  scale instanceof Float32Array ? { rms: [...scale] } : { codebook: plain(scale) };
+
 /** Typed arrays as lists; JSON keeps every digit of a float32. */
-function mapArrays(labels: object): object {
-  return Object.fromEntries(
-    Object.entries(labels).map(([key, value]) => [key, ArrayBuffer.isView(value) ? [...(value as Int8Array)] : value]),
-  );
+function plain(value: unknown): unknown {
+  if (ArrayBuffer.isView(value)) return [...(value as Int8Array)];
+  if (Array.isArray(value)) return value.map(plain);
+  if (value === null || typeof value !== 'object') return value;
+  return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, plain(inner)]));
 }
