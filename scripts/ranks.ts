@@ -45,7 +45,6 @@ export const libraryOwners: Readonly<Record<string, readonly string[]>> = {
   hyparquet: ['cache-exchange'],
   'hyparquet-writer': ['cache-exchange'],
   '@aws-sdk/client-s3': ['cache-remote'],
-  '@aws-sdk/lib-storage': ['cache-remote'],
   '@huggingface/hub': ['cache-remote'],
   'p-queue': ['cache-remote'],
   vega: ['evaluation'],
