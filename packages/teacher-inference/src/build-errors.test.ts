@@ -123,6 +123,66 @@ const REFUSALS: readonly Refusal[] = [
     settings: async () => ({ topK: 513 }),
   },
   {
+    what: 'a fixed k beside a mass',
+    code: 'LABELS_CONTRADICTORY',
+    message: /--top-k: .*follows from --top-p.*--min-k and --max-k/,
+    settings: async () => ({ topP: 0.9 }),
+  },
+  {
+    what: 'bounds of a mass without it',
+    code: 'LABELS_CONTRADICTORY',
+    message: /--min-k: .*Give --top-p/,
+    settings: async () => ({ minK: 3 }),
+  },
+  {
+    what: 'bounds in the wrong order',
+    code: 'LABELS_CONTRADICTORY',
+    message: /--min-k: it is above --max-k 4/,
+    settings: async () => ({ topK: undefined, topP: 0.9, minK: 5, maxK: 4 }),
+  },
+  {
+    what: 'a mass for labels that are not asked for',
+    code: 'LABELS_CONTRADICTORY',
+    message: /--top-p: .*Add topk to --labels/,
+    settings: async () => ({ labels: ['hidden'], topP: 0.9 }),
+  },
+  {
+    what: 'draws for labels that are not asked for',
+    code: 'LABELS_CONTRADICTORY',
+    message: /--draws: .*Add sampled to --labels/,
+    settings: async () => ({ draws: 9 }),
+  },
+  {
+    what: 'plain labels of rounded logprobs',
+    code: 'LABELS_CONTRADICTORY',
+    message: /--logprob-dtype: .*packing zstd/,
+    settings: async () => ({ packing: 'plain', logprobDtype: 'u8' }),
+  },
+  {
+    what: 'a most that is larger than the vocabulary',
+    code: 'TOP_K_LARGER_THAN_VOCABULARY',
+    message: /--max-k.*at most 512, got 513/,
+    settings: async () => ({ topK: undefined, topP: 0.9, maxK: 513 }),
+  },
+  {
+    what: 'a pinned token without a tokenizer',
+    code: 'PINNED_ID_UNKNOWN',
+    message: /--pin: a token needs a tokenizer; .*got <eos>/,
+    settings: async () => ({ pin: ['<eos>'] }),
+  },
+  {
+    what: 'a pinned id that is not there',
+    code: 'PINNED_ID_UNKNOWN',
+    message: /--pin: .*0 to 511, got 512/,
+    settings: async () => ({ pin: [512] }),
+  },
+  {
+    what: 'auto beside a pinned id',
+    code: 'LABELS_CONTRADICTORY',
+    message: /--pin: .*got auto,5/,
+    settings: async () => ({ pin: ['auto', 5] }),
+  },
+  {
     what: 'a layer that is not there',
     code: 'HIDDEN_LAYER_OUT_OF_RANGE',
     message: /--hidden-layers.*final or 0 to 2, got 3/,
@@ -194,11 +254,17 @@ test('the golden context is exactly long enough', async (t) => {
 });
 
 test('words and numbers that no setting takes', () => {
-  assert.throws(() => buildSettings({ labels: ['topk', 'logits'] as never }), /--labels.*topk, hidden or none/);
+  assert.throws(
+    () => buildSettings({ labels: ['topk', 'logits'] as never }),
+    /--labels.*topk, sampled, hidden or none/,
+  );
   assert.throws(() => buildSettings({ temperatures: [1, 0] }), /--temperatures.*above 0, from 0\.01 to 1000/);
   assert.throws(() => buildSettings({ hiddenLayers: ['last'] as never }), /--hidden-layers.*final or layer numbers/);
   assert.throws(() => buildSettings({ hiddenLayers: [-1] }), /--hidden-layers/);
   assert.throws(() => buildSettings({ topK: 0 }), /--top-k.*at least 1/);
+  assert.throws(() => buildSettings({ topP: 1 }), /--top-p.*above 0/);
+  assert.throws(() => buildSettings({ draws: 65_536 }), /--draws.*at most 65535/);
+  assert.throws(() => buildSettings({ sampleTemperature: 0 }), /--sample-temperature.*at least 0.01/);
 });
 
 test('a dry run is a plan', async (t) => {
@@ -239,6 +305,12 @@ test('outputs that overflow are refused with the row', async (t) => {
     score('int8', 'final', true),
     refusedWith('TEACHER_OUTPUT_NOT_FINITE', /row row-\d, label position \d+: .*logits/),
   );
+  const sampled = scoreWith(engine, teacher, config, rows, {
+    labels: { topk: null, sampled: { draws: 3, temperature: 1 }, hidden: null, head: false },
+    positions: 'all',
+    batchTokens: 64,
+  });
+  await assert.rejects(sampled, refusedWith('TEACHER_OUTPUT_NOT_FINITE', /row row-\d, label position \d+: .*logits/));
   for (let channel = 0; channel < config.hiddenSize; channel++) {
     await overwrite(teacher, 'model.layers.0.mlp.up_proj.weight', channel, 0x7149); // 1e30
   }

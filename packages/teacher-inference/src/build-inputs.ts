@@ -10,12 +10,14 @@ import {
 import { hashFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { requireSetting } from '@stillhouse/settings';
-import type { CacheDescription, HiddenDtype, TeacherIdentity, TokenizerIdentity } from '@stillhouse/teacher-cache';
+import type { CacheDescription, TeacherIdentity, TokenizerIdentity } from '@stillhouse/teacher-cache';
 import { normaliseDescription } from '@stillhouse/teacher-cache';
 import { hasTokenizer, openTokenizer, type Tokenizer } from '@stillhouse/tokenizer';
 import type { BuildSettings } from './build-settings.ts';
 import { readDataRows } from './data-rows.ts';
 import { type EncodedRow, encodeRow } from './encode-rows.ts';
+import { needTeacher, resolveLabels } from './label-settings.ts';
+import { pinIds } from './pinned-ids.ts';
 import { type RowSummary, summariseRows } from './row-summary.ts';
 
 export interface Teacher {
@@ -47,25 +49,16 @@ export interface BuildInputs {
   close(): Promise<void>;
 }
 
-const HIDDEN_DTYPES: Readonly<Record<BuildSettings['hiddenDtype'], HiddenDtype>> = {
-  int8: 'int8',
-  'int8-groups': 'int8-groups',
-  coded: 'coded',
-  f16: 'float16',
-  f32: 'float32',
-};
-
 /**
  * Opens teacher, tokenizer and data, reads every row once, and checks all that can be known before scoring.
- * @throws StillhouseError SETTING_MISSING, LABELS_CONTRADICTORY, TOP_K_LARGER_THAN_VOCABULARY, HIDDEN_LAYER_OUT_OF_RANGE,
+ * @throws StillhouseError SETTING_MISSING, LABELS_CONTRADICTORY, PINNED_ID_UNKNOWN, TOP_K_LARGER_THAN_VOCABULARY, HIDDEN_LAYER_OUT_OF_RANGE,
  *   VOCABULARY_MISMATCH, and those of `readModelConfig`, `openModelWeights`, `openTokenizer`, `readDataRows`, `encodeRow`
  */
 export async function openBuildInputs(settings: BuildSettings): Promise<BuildInputs> {
   const data = requireSetting(settings, 'data', 'FILE.jsonl');
   const out = requireSetting(settings, 'out', 'DIR');
   const labels = resolveLabels(settings);
-  const needsTeacher = labels.topk !== null || labels.hidden !== null;
-  const teacher = needsTeacher ? await openTeacher(requireSetting(settings, 'teacher', 'DIR'), labels) : null;
+  const teacher = needTeacher(labels) ? await openTeacher(requireSetting(settings, 'teacher', 'DIR'), labels) : null;
   try {
     const tokenizer = await openBuildTokenizer(settings, teacher);
     const rows = (isWanted: (row: number) => boolean) => encodeRows(settings, data, teacher, tokenizer, isWanted);
@@ -78,7 +71,7 @@ export async function openBuildInputs(settings: BuildSettings): Promise<BuildInp
       data: { sha256: await hashData(), name: basename(data), rowCount: summary.rowCount },
       maxLength: settings.maxLength ?? null,
       limit: settings.limit ?? null,
-      labels,
+      labels: pinLabels(labels, settings, teacher, tokenizer),
       positions: settings.positions,
       rowsPerShard: settings.rowsPerShard,
       generator: await identifyGenerator(),
@@ -93,41 +86,14 @@ export async function openBuildInputs(settings: BuildSettings): Promise<BuildInp
 
 export const everyRow = () => true;
 
-/** The labels that settings ask for. @throws StillhouseError LABELS_CONTRADICTORY */
-export function resolveLabels(settings: BuildSettings): CacheDescription['labels'] {
-  const words = new Set(settings.labels);
-  if (words.has('none') && words.size > 1) {
-    throw new StillhouseError({
-      code: 'LABELS_CONTRADICTORY',
-      where: '--labels',
-      problem: 'none goes with nothing else',
-      expected: 'none, or a list of topk and hidden',
-      got: settings.labels.join(','),
-    });
-  }
-  const layers = settings.hiddenLayers;
-  return {
-    topk: words.has('topk') ? { k: settings.topK, temperatures: settings.temperatures } : null,
-    hidden: words.has('hidden') ? describeHidden(settings) : null,
-    // With the final states it gives the teacher's whole distribution.
-    head: words.has('hidden') && layers.includes('final'),
-  };
-}
-
-/** Bytes of a coded position where none are asked for: gradient cosine 0.999 at T = 2 beside 16 exact ids on a 1.5B teacher. */
-const DEFAULT_CODED_BYTES = 224;
-
-function describeHidden({ hiddenLayers, hiddenDtype, hiddenBytes }: BuildSettings) {
-  const layers = hiddenLayers;
-  const dtype = HIDDEN_DTYPES[hiddenDtype];
-  if (dtype === 'coded') return { layers, dtype, codedBytes: hiddenBytes ?? DEFAULT_CODED_BYTES };
-  if (hiddenBytes === undefined) return { layers, dtype };
-  throw new StillhouseError({
-    code: 'LABELS_CONTRADICTORY',
-    where: '--hidden-bytes',
-    problem: `states stored as ${hiddenDtype} take the bytes that they take`,
-    remedy: 'Use --hidden-dtype coded, or leave --hidden-bytes out',
-  });
+/** @throws StillhouseError as `pinIds` does */
+export function pinLabels(
+  labels: CacheDescription['labels'],
+  { pin }: Pick<BuildSettings, 'pin'>,
+  teacher: Teacher | null,
+  tokenizer: Tokenizer | null,
+): CacheDescription['labels'] {
+  return labels.topk === null ? labels : { ...labels, topk: pinIds(labels.topk, pin, teacher!.config, tokenizer) };
 }
 
 export async function openTeacher(folder: string, { topk, hidden }: CacheDescription['labels']): Promise<Teacher> {
@@ -135,7 +101,7 @@ export async function openTeacher(folder: string, { topk, hidden }: CacheDescrip
   if (topk !== null && topk.k > config.vocabSize) {
     throw new StillhouseError({
       code: 'TOP_K_LARGER_THAN_VOCABULARY',
-      where: '--top-k',
+      where: topk.topP === undefined ? '--top-k' : '--max-k',
       problem: `${folder} has fewer ids than that`,
       expected: `at most ${config.vocabSize}`,
       got: String(topk.k),

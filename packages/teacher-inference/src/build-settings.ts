@@ -1,8 +1,9 @@
-import { boolean, choice, integer, list, type SettingsOf, text } from '@stillhouse/settings';
+import { boolean, choice, integer, list, number, type SettingsOf, text } from '@stillhouse/settings';
+import { MOST_DRAWS } from '@stillhouse/teacher-cache';
 
-export type LabelWord = 'topk' | 'hidden' | 'none';
+export type LabelWord = 'topk' | 'sampled' | 'hidden' | 'none';
 
-const LABEL_WORDS: readonly unknown[] = ['topk', 'hidden', 'none'];
+const LABEL_WORDS: readonly unknown[] = ['topk', 'sampled', 'hidden', 'none'];
 
 /** Every setting of a cache build: recipe keys and, in kebab case, flags of `stillhouse cache build`. */
 export const BUILD_SETTINGS = {
@@ -10,13 +11,37 @@ export const BUILD_SETTINGS = {
   data: text('JSON-lines file of rows', undefined),
   out: text('folder for the cache', undefined),
   labels: list(
-    'what is stored of the teacher: topk, hidden, or none for rows alone',
+    'what is stored of the teacher: topk, sampled, hidden, or none for rows alone',
     (value): value is LabelWord => LABEL_WORDS.includes(value),
-    'topk, hidden or none',
+    'topk, sampled, hidden or none',
     ['topk', 'hidden'],
   ),
   tokenizer: text("folder with the tokenizer; left out: the teacher's", undefined),
-  topK: integer('most probable ids stored at each label position', 64, { min: 1 }),
+  topK: integer('most probable ids stored at each label position; left out: 64, or by --top-p', undefined, { min: 1 }),
+  topP: number('store the fewest ids that hold this much of the probability, and the target', undefined, {
+    above: 0,
+    max: 1 - 2 ** -20,
+  }),
+  minK: integer('with --top-p: at least so many ids; left out: 8', undefined, { min: 1 }),
+  maxK: integer('with --top-p: at most so many ids; left out: 128', undefined, { min: 1 }),
+  pin: list(
+    'tokens or ids stored at every position: auto (with --top-p those that end a sequence, a turn, the thinking), none, or a list',
+    (value): value is string | number =>
+      (typeof value === 'string' && value !== '') || (Number.isSafeInteger(value) && (value as number) >= 0),
+    'auto, none, tokens or ids',
+    ['auto'],
+  ),
+  packing: choice('how top-k labels are stored: zstd, or plain lists', ['zstd', 'plain'], 'zstd'),
+  logprobDtype: choice('how packed logprobs are stored: f32 is lossless', ['f32', 'f16', 'u8'], 'f32'),
+  draws: integer('with labels sampled: ids drawn at each position; left out: 50', undefined, {
+    min: 1,
+    max: MOST_DRAWS,
+  }),
+  sampleTemperature: number('temperature of the distribution that is drawn from; left out: 1', undefined, {
+    min: 0.01,
+    max: 1000,
+  }),
+  sampleSeed: integer('another number draws other ids; left out: 0', undefined, { min: 0, max: 2 ** 53 - 1 }),
   temperatures: list(
     'temperatures at which the mass outside the top k is exact',
     (value): value is number => typeof value === 'number' && value >= 0.01 && value <= 1000,

@@ -37,7 +37,7 @@ test('a cache of a golden teacher holds what transformers computes', async (t) =
   const cache = await openCache(out);
   assert.equal(cache.digest, result.cacheDigest);
   assert.deepEqual(cache.description.labels, {
-    topk: { k: 20, temperatures: [1, 2, 4] },
+    topk: { k: 20, temperatures: [1, 2, 4], packing: 'zstd' },
     hidden: { layers: ['final', 0, 1], dtype: 'float32' },
     head: true,
   });
@@ -123,7 +123,9 @@ async function prepareLongBuild(folder: string) {
       data,
       out: join(folder, name),
       rowsPerShard: 3,
+      labels: ['topk', 'sampled', 'hidden'],
       topK: 8,
+      draws: 6,
       hiddenLayers: ['final', 1],
     });
 }

@@ -64,6 +64,26 @@ test('labels that are added are those of a cache that had them from the start', 
   assert.deepEqual(readTree(at('larger')), readTree(at('wide')));
 });
 
+test('sampled labels and ragged top-k are added as a build makes them; what is there keeps its policy', async (t) => {
+  const { build, extend, at } = await prepare(t);
+  const ragged = { topK: undefined, topP: 0.5, minK: 2, maxK: 30, pin: [3, 9] } as const;
+  const drawn = { draws: 7, sampleTemperature: 2, sampleSeed: 5 };
+  await build('hidden', { labels: ['hidden'] });
+  await build('all', { labels: ['topk', 'sampled', 'hidden'], ...ragged, ...drawn });
+  await extend('hidden', { out: at('sampled'), ...drawn });
+  await extend('sampled', { inPlace: true, ...ragged });
+  assert.deepEqual(readTree(at('sampled')), readTree(at('all')));
+  const cases: readonly (readonly [RegExp, Partial<ExtendSettings>])[] = [
+    [/labels\.topk\.topP cannot change; expected 0\.5, got 0\.9/, { topP: 0.9 }],
+    [/labels\.topk\.packing cannot change; expected zstd, got plain/, { packing: 'plain' }],
+    [/labels\.topk\.pinnedIds cannot change; expected 3,9, got 4/, { pin: [4] }],
+    [/labels\.sampled\.draws cannot change; expected 7, got 8/, { draws: 8 }],
+    [/labels\.sampled\.seed cannot change; expected 5, got 0/, { sampleSeed: 0 }],
+  ];
+  for (const [message, given] of cases)
+    await assert.rejects(extend('all', { inPlace: true, ...given }), { code: 'CACHE_EXTENSION_IMPOSSIBLE', message });
+});
+
 test('a larger k in place: new names for top-k alone, the old files go, the rest is not touched', async (t) => {
   const { build, extend, at } = await prepare(t);
   await build('cache', {});

@@ -20,6 +20,7 @@ import {
   encodeRows,
   everyRow,
   identifyGenerator,
+  pinLabels,
   type ShardCounts,
   type Teacher,
 } from './build-inputs.ts';
@@ -28,6 +29,7 @@ import type { EncodedRow } from './encode-rows.ts';
 import { asBuildSettings, type ExtendSettings, extendLabels } from './extend-settings.ts';
 import { readOutputMatrix } from './fixed-files.ts';
 import { openKnownTeacher, openKnownTokenizer } from './known-teacher.ts';
+import { needTeacher } from './label-settings.ts';
 import { summariseRows } from './row-summary.ts';
 import { openTeacherSession } from './teacher-session.ts';
 
@@ -79,7 +81,7 @@ export async function extendTeacherCache(settings: ExtendSettings, events: Exten
     const description: CacheDescription = {
       ...base.description,
       teacher: inputs.identity,
-      labels,
+      labels: await pinAdded(labels, base, settings, cache, inputs.teacher),
       ...(added === undefined ? {} : { furtherData: [...furtherData, added.identity] }),
     };
     const rowsAdded = inputs.shards.reduce((sum, { rows }) => sum + rows, 0);
@@ -112,6 +114,22 @@ export async function extendTeacherCache(settings: ExtendSettings, events: Exten
   } finally {
     await inputs.teacher?.weights.close();
   }
+}
+
+/** Top-k labels that are new get their pinned ids; those that are there keep theirs. */
+async function pinAdded(
+  labels: CacheDescription['labels'],
+  { description }: CacheManifest,
+  settings: ExtendSettings,
+  cache: string,
+  teacher: Teacher | null,
+): Promise<CacheDescription['labels']> {
+  if (description.labels.topk !== null || labels.topk === null) return labels;
+  const { tokenizer: named, teacher: folder } = settings;
+  const tokenizer =
+    description.tokenizer &&
+    (await openKnownTokenizer(cache, description.tokenizer, { tokenizer: named, teacher: folder }));
+  return pinLabels(labels, asBuildSettings(settings), teacher, tokenizer);
 }
 
 function resolvePlace({ out, inPlace }: ExtendSettings, cache: string): string {
@@ -177,10 +195,9 @@ async function openExtendInputs(
   added: AddedRows | undefined,
 ): Promise<ExtendInputs> {
   const { description } = base;
-  const isLabelled = labels.topk !== null || labels.hidden !== null;
   const isMore = JSON.stringify(labels) !== JSON.stringify(description.labels);
   const opened =
-    isLabelled && (isMore || added !== undefined)
+    needTeacher(labels) && (isMore || added !== undefined)
       ? await openKnownTeacher(requireSetting(settings, 'teacher', 'DIR'), labels, description.teacher)
       : undefined;
   const teacher = opened?.teacher ?? null;

@@ -18,6 +18,7 @@ import { encodeRows, type Teacher } from './build-inputs.ts';
 import { BUILD_SETTINGS } from './build-settings.ts';
 import { readOutputMatrix, readTokenizerFiles } from './fixed-files.ts';
 import { openKnownTeacher, openKnownTokenizer } from './known-teacher.ts';
+import { needTeacher } from './label-settings.ts';
 import type { RepairSettings } from './repair-settings.ts';
 import { openTeacherSession, type TeacherSession } from './teacher-session.ts';
 
@@ -206,9 +207,8 @@ async function mendShard(
 ): Promise<void> {
   const rows = await read(shard.index);
   const labels = repair.labelsOf(shard);
-  const isScored = labels.topk !== null || labels.hidden !== null;
   const { positions } = repair.manifest.description;
-  const labelled = isScored
+  const labelled = needTeacher(labels)
     ? await session!.score(rows, labels, repair)
     : rows.map((row) => ({ row, positions: labelPositions(row.lossMask, positions) }));
   await repair.restoreShard(shard, labelled);

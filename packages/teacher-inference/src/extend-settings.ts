@@ -1,7 +1,8 @@
+import { StillhouseError } from '@stillhouse/errors';
 import { boolean, type Field, resolveSettings, type SettingsOf, type SettingsTable, text } from '@stillhouse/settings';
-import type { CacheDescription } from '@stillhouse/teacher-cache';
-import { resolveLabels } from './build-inputs.ts';
+import type { CacheDescription, TopKPolicy } from '@stillhouse/teacher-cache';
 import { BUILD_SETTINGS, type BuildSettings } from './build-settings.ts';
+import { resolveLabels } from './label-settings.ts';
 
 /** The same settings without defaults: what is not given adds nothing. */
 type LeftOpen<Table extends SettingsTable> = {
@@ -46,7 +47,8 @@ export function asBuildSettings(settings: ExtendSettings, more: Partial<BuildSet
  */
 export function extendLabels(had: CacheDescription['labels'], settings: ExtendSettings): CacheDescription['labels'] {
   const words = new Set(settings.labels);
-  if (settings.topK !== undefined || settings.temperatures !== undefined) words.add('topk');
+  if (TOPK_KEYS.some((key) => settings[key] !== undefined)) words.add('topk');
+  if (SAMPLED_KEYS.some((key) => settings[key] !== undefined)) words.add('sampled');
   if (settings.hiddenLayers !== undefined || namesHiddenForm(settings)) words.add('hidden');
   words.delete('none');
   if (words.size === 0) return had;
@@ -54,22 +56,64 @@ export function extendLabels(had: CacheDescription['labels'], settings: ExtendSe
   return {
     ...had,
     topk: had.topk === null ? asked.topk : extendTopK(had.topk, asked.topk, settings),
+    ...extendSampled(had, asked, settings),
     hidden: had.hidden === null ? asked.hidden : extendHidden(had.hidden, asked.hidden, settings),
     head: had.head || asked.head,
   };
 }
 
-type TopKPolicy = NonNullable<CacheDescription['labels']['topk']>;
+/** Settings by which the ids and the form of top-k labels are chosen. */
+const TOPK_KEYS = ['topK', 'topP', 'minK', 'maxK', 'pin', 'packing', 'logprobDtype', 'temperatures'] as const;
+const SAMPLED_KEYS = ['draws', 'sampleTemperature', 'sampleSeed'] as const;
+
 type HiddenPolicy = NonNullable<CacheDescription['labels']['hidden']>;
 
 function extendTopK(had: TopKPolicy, asked: TopKPolicy | null, settings: ExtendSettings): TopKPolicy {
   if (asked === null) return had;
+  requireSamePolicy(had, asked, settings);
   const added = settings.temperatures === undefined ? [] : asked.temperatures;
   return {
     ...had,
-    k: settings.topK === undefined ? had.k : Math.max(had.k, asked.k),
+    k: settings.topK === undefined && settings.maxK === undefined ? had.k : Math.max(had.k, asked.k),
     temperatures: [...new Set([...had.temperatures, ...added])],
   };
+}
+
+/** More ids and temperatures are all that can be had: what chooses the ids and how they are kept is one for all rows. */
+function requireSamePolicy(had: TopKPolicy, asked: TopKPolicy, settings: ExtendSettings): void {
+  const defaults = { packing: 'plain', logprobDtype: 'float32', topP: undefined, minK: undefined } as const;
+  for (const key of ['packing', 'logprobDtype', 'topP', 'minK'] as const) {
+    const [mine, theirs] = [had[key] ?? defaults[key], asked[key] ?? defaults[key]];
+    if (settings[key] !== undefined && mine !== theirs) refuseChange(`topk.${key}`, mine, theirs);
+  }
+  if (settings.pin !== undefined)
+    refuseChange('topk.pinnedIds', had.pinnedIds?.join(',') ?? 'none', settings.pin.join(','));
+}
+
+/** Sampled labels are drawn once. */
+function extendSampled(
+  { sampled: had = null }: CacheDescription['labels'],
+  { sampled: asked = null }: CacheDescription['labels'],
+  settings: ExtendSettings,
+): Pick<CacheDescription['labels'], 'sampled'> {
+  if (had === null) return asked === null ? {} : { sampled: asked };
+  const isGiven = { draws: settings.draws, temperature: settings.sampleTemperature, seed: settings.sampleSeed };
+  for (const key of ['draws', 'temperature', 'seed'] as const) {
+    const mine = had[key] ?? 0;
+    if (isGiven[key] !== undefined && isGiven[key] !== mine) refuseChange(`sampled.${key}`, mine, isGiven[key]);
+  }
+  return { sampled: had };
+}
+
+function refuseChange(key: string, have: string | number | undefined, asked: string | number | undefined): never {
+  throw new StillhouseError({
+    code: 'CACHE_EXTENSION_IMPOSSIBLE',
+    where: 'cache extend',
+    problem: `labels.${key} cannot change`,
+    expected: String(have ?? 'none'),
+    got: String(asked ?? 'none'),
+    remedy: 'Build another cache',
+  });
 }
 
 const namesHiddenForm = ({ hiddenDtype, hiddenBytes }: ExtendSettings) =>

@@ -10,6 +10,7 @@ import {
 import type { Teacher } from './build-inputs.ts';
 import type { BuildSettings } from './build-settings.ts';
 import type { LayerScales } from './channel-rms.ts';
+import { needTeacher } from './label-settings.ts';
 import { createRowScorer, type RowScorer, type ScoringStep } from './row-scorer.ts';
 import { createTeacherWeights, measureWeights } from './teacher-weights.ts';
 
@@ -57,7 +58,7 @@ export async function openTeacherSession(teacher: Teacher | null, settings: Sess
     weights: keepAll ? 'resident' : 'streamed',
     settings: { device: engine.device, batchTokens },
     score: async (rows, labels, scales, onStep) => {
-      if (labels.topk === null && labels.hidden === null) return withoutLabels(rows, settings.positions);
+      if (!needTeacher(labels)) return withoutLabels(rows, settings.positions);
       return (await prepare(labels)).score(rows, scales, onStep);
     },
     close: () => engine.close(),

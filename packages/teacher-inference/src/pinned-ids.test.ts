@@ -1,0 +1,42 @@
+import assert from 'node:assert/strict';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import type { TopKPolicy } from '@stillhouse/teacher-cache';
+import { makeTemporaryFolder } from '@stillhouse/testing';
+import { openTokenizer } from '@stillhouse/tokenizer';
+import { pinIds } from './pinned-ids.ts';
+import { copyTinyTokenizer, makeTinyR1, tinyQwenFolder } from './testing/tiny-tokenizers.ts';
+
+const fixed: TopKPolicy = { k: 8, temperatures: [1] };
+const ragged: TopKPolicy = { ...fixed, topP: 0.9, minK: 1 };
+const config = { vocabSize: 2048, eosTokenIds: [1999] };
+
+test('auto pins what ends a sequence, a turn or the thinking, and only beside a mass', async (t) => {
+  const folder = await makeTemporaryFolder(t);
+  const tokensOf = (tokenizer: Awaited<ReturnType<typeof openTokenizer>>, policy: TopKPolicy) =>
+    pinIds(policy, ['auto'], { ...config, eosTokenIds: [] }, tokenizer).pinnedIds!.map((id) => tokenizer.tokenOf(id));
+  const qwen = await openTokenizer(tinyQwenFolder);
+  assert.deepEqual(tokensOf(qwen, ragged), ['<|im_end|>']);
+  assert.deepEqual(tokensOf(qwen, fixed), []);
+  const otherEnd = copyTinyTokenizer(join(folder, 'base'), {
+    'tokenizer_config.json': { eos_token: '<|endoftext|>' },
+  });
+  assert.deepEqual(tokensOf(await openTokenizer(otherEnd), ragged).sort(), ['<|endoftext|>', '<|im_end|>']);
+  const r1 = await openTokenizer(makeTinyR1(join(folder, 'r1'), 'r1-distill-qwen'));
+  assert.deepEqual(tokensOf(r1, ragged), ['<｜end▁of▁sentence｜>', '</think>']);
+});
+
+test('without a tokenizer auto pins the ids that end a generation, as far as the teacher has them', () => {
+  assert.deepEqual(pinIds(ragged, ['auto'], { vocabSize: 10, eosTokenIds: [9, 12, 3] }, null).pinnedIds, [3, 9]);
+  assert.deepEqual(pinIds(ragged, ['none'], config, null).pinnedIds, []);
+});
+
+test('tokens and ids that are named are pinned, beside a fixed k too', async () => {
+  const qwen = await openTokenizer(tinyQwenFolder);
+  const { pinnedIds } = pinIds(fixed, ['<|im_end|>', 7, 3, 7], config, qwen);
+  assert.deepEqual(pinnedIds, [3, 7, qwen.idOf('<|im_end|>')]);
+  assert.throws(() => pinIds(fixed, ['<|nothing|>'], config, qwen), {
+    code: 'PINNED_ID_UNKNOWN',
+    message: /no such id or token; .*0 to 2047, got <\|nothing\|>/,
+  });
+});
