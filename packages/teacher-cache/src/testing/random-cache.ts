@@ -97,8 +97,8 @@ export function randomTopK(random: () => number, targets: Int32Array, descriptio
     let ranked = 1 + Math.floor(random() * k);
     if (topP !== undefined) {
       let mass = 0;
-      const enough = sorted.findIndex(({ logprob }) => (mass += Math.exp(logprob)) >= topP);
-      ranked = Math.min(k, Math.max(minK!, enough < 0 ? vocabSize : enough + 1));
+      for (ranked = 0; ranked < k && (ranked < minK! || mass < topP); ranked++)
+        mass += Math.exp(sorted[ranked]!.logprob);
     }
     const kept = sorted.filter(
       ({ id }, rank) => rank < ranked || pinnedIds.includes(id) || (keepTarget === true && id === target),
