@@ -17,6 +17,13 @@ export const COMMAND_GROUPS: Readonly<Record<string, string>> = {
 
 export const COMMANDS: readonly ListedCommand[] = [
   {
+    name: 'cache plan',
+    summary: 'score a pilot and say which labels are worth their bytes',
+    usage: '--teacher DIR --data FILE.jsonl --student DIR [--budget BYTES] [options]',
+    hasRecipe: true,
+    load: async () => (await import('./commands/cache-plan.ts')).cachePlan,
+  },
+  {
     name: 'cache build',
     summary: 'run the teacher over a data set and keep what students need',
     usage: '--teacher DIR --data FILE.jsonl --out CACHE [options]',
@@ -67,8 +74,8 @@ export const COMMANDS: readonly ListedCommand[] = [
   },
   {
     name: 'cache export',
-    summary: 'write a cache as Parquet for other tools',
-    usage: 'CACHE --format parquet --out DIR [options]',
+    summary: 'write a cache for other tools',
+    usage: 'CACHE --format parquet|distillkit|axolotl|trl|datasets --out DIR [options]',
     hasRecipe: false,
     load: async () => (await import('./commands/cache-export.ts')).cacheExport,
   },
@@ -92,6 +99,13 @@ export const COMMANDS: readonly ListedCommand[] = [
     usage: 'REMOTE [options]',
     hasRecipe: false,
     load: async () => (await import('./commands/cache-ls.ts')).cacheLs,
+  },
+  {
+    name: 'cache import',
+    summary: "make a cache of another tool's labels",
+    usage: '--format distillkit|axolotl --from DIR --out CACHE --teacher-name NAME --vocab-size N [options]',
+    hasRecipe: false,
+    load: async () => (await import('./commands/cache-import.ts')).cacheImport,
   },
   {
     name: 'train',

@@ -17,12 +17,13 @@ import {
   hiddenGroup,
   type ShardContent,
 } from './description.ts';
-import { type HiddenScale, readScale } from './hidden-scale.ts';
+import type { HiddenScale } from './hidden-scale.ts';
 import { type HiddenLabels, type LabelledRow, labelPositions } from './labelled-row.ts';
 import { type CacheManifest, type ListedFile, type ListedMatrix, listFiles } from './manifest.ts';
 import { readManifest } from './manifest-parser.ts';
 import { type MatrixRows, streamOutputMatrix, widenMatrixRows } from './output-matrix.ts';
 import { listOmittedGroups, refuseOmitted } from './pulled-state.ts';
+import { readScale } from './scale-file.ts';
 import { openShardFiles, type ShardFileReader } from './shard-files.ts';
 import { findRange } from './shard-layout.ts';
 import { loadZstd } from './zstd.ts';

@@ -9,12 +9,13 @@ import { writeArrowFile } from './arrow-file-writer.ts';
 import { rowsSchema } from './arrow-schemas.ts';
 import { lockForBuilding } from './builder-lock.ts';
 import { type CacheDescription, type HiddenLayer, hiddenGroup, type ShardGroup, shardGroups } from './description.ts';
-import { encodeScale, type HiddenScale, readScale } from './hidden-scale.ts';
+import type { HiddenScale } from './hidden-scale.ts';
 import type { CachedRow, LabelledRow } from './labelled-row.ts';
 import { type CacheManifest, type ListedFile, listFiles } from './manifest.ts';
 import { readManifest } from './manifest-parser.ts';
 import { encodeOutputMatrix, type OutputMatrixSource } from './output-matrix.ts';
 import { listOmittedGroups } from './pulled-state.ts';
+import { encodeScale, readScale } from './scale-file.ts';
 import { restrictLabels } from './shard-tasks.ts';
 import { loadZstd } from './zstd.ts';
 

@@ -77,5 +77,6 @@ export {
   writePulledState,
 } from './pulled-state.ts';
 export { type DataRange, listData, type RowRange } from './shard-layout.ts';
-export { roundTopK } from './topk-packing.ts';
+export { packTopK, roundTopK } from './topk-packing.ts';
 export { type VerifyProblem, type VerifyReport, verifyCache } from './verify.ts';
+export { loadZstd, type ZstdCodec } from './zstd.ts';

@@ -1,5 +1,5 @@
 import type { SampledPolicy, TopKPolicy } from './label-policy.ts';
-import type { Reader } from './manifest-parser.ts';
+import type { Reader } from './manifest-json.ts';
 
 /** Values of the right types; `normaliseDescription` says whether they make sense. */
 export function readTopKPolicy(reader: Reader, value: unknown, key: string): TopKPolicy {

@@ -68,13 +68,14 @@ function mutateJson(value: Json, random: Random): Json {
   if (value !== null && typeof value === 'object' && random(5) > 0) {
     const keys = Object.keys(value);
     if (keys.length > 0) {
-      const key = keys[random(keys.length)]! as keyof typeof value;
-      const child = value[key] as Json;
+      const key = keys[random(keys.length)]!;
+      const holder = value as Record<string, Json>;
+      const child = holder[key]!;
       if (random(12) === 0) {
         if (Array.isArray(value)) value.splice(Number(key), 1);
-        else delete value[key];
+        else delete holder[key];
       } else if (random(20) === 0 && Array.isArray(value)) value.push(structuredClone(child));
-      else (value as Record<string, Json>)[key] = mutateJson(child, random);
+      else holder[key] = mutateJson(child, random);
       return value;
     }
   }

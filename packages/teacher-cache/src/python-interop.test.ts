@@ -97,6 +97,42 @@ test('pyarrow and polars read a cache, value for value', { skip }, () =>
   }),
 );
 
+for (const logprobDtype of ['float32', 'float16', 'uint8'] as const) {
+  test(`pyarrow and NumPy read packed labels with ${logprobDtype} logprobs, and sampled ones`, { skip }, () =>
+    inFolder(async (folder) => {
+      const shape: RandomCacheShape = {
+        seed: 6,
+        rows: 4,
+        rowsPerShard: 3,
+        maxTokens: 14,
+        // Ids of three bytes.
+        vocabSize: 70_000,
+        hiddenSize: 1,
+        k: 40,
+        topk: { packing: 'zstd', logprobDtype, topP: 0.001, minK: 1, pinnedIds: [69_999], keepTarget: true },
+        sampled: { draws: 300, temperature: 1 },
+      };
+      const description = await buildRandomCache(join(folder, 'cache'), shape);
+      const got = JSON.parse(runPython('read_packed.py', join(folder, 'cache')));
+      assert.equal(got.length, 4);
+      for (const [index, row] of got.entries()) {
+        const { row: want, topk, sampled } = randomRow(shape, index, description);
+        assert.equal(row.row_id, want.id);
+        const counts = [...topk!.counts];
+        assert.deepEqual(row.topk.ids, cut(topk!.ids, counts));
+        // Another library's exp and log may differ in the last bit.
+        for (const [i, logprobs] of cut(topk!.logprobs, counts).entries()) {
+          for (const [j, logprob] of logprobs.entries())
+            assert.ok(Math.abs(row.topk.logprobs[i][j] - logprob) <= (logprobDtype === 'uint8' ? 1e-6 : 0));
+        }
+        assert.deepEqual(row.topk.log_z, cut(topk!.logZ, Array(counts.length).fill(3)));
+        assert.deepEqual(row.sampled.ids, cut(sampled!.ids, [...sampled!.counts]));
+        assert.deepEqual(row.sampled.draws, cut(sampled!.draws, [...sampled!.counts]));
+      }
+    }),
+  );
+}
+
 test('a cache that pyarrow wrote is read and verified', { skip }, () =>
   inFolder(async (folder) => {
     await mkdir(folder);

@@ -9,7 +9,7 @@ import { describeSize } from './cache-size.ts';
 import type { CacheWriter } from './cache-writer.ts';
 import { type CacheDescription, type HiddenLayer, hiddenGroup, type ShardGroup } from './description.ts';
 import { publishFirst } from './first-file.ts';
-import { encodeScale, type HiddenScale, readScale, scaledLayers, scalePath } from './hidden-scale.ts';
+import { type HiddenScale, scaledLayers, scalePath } from './hidden-scale.ts';
 import {
   type ListedFile,
   type ListedShard,
@@ -21,6 +21,7 @@ import {
 import { isPlainFileName } from './manifest-parser.ts';
 import { encodeOutputMatrix } from './output-matrix.ts';
 import { recordShard } from './provenance.ts';
+import { encodeScale, readScale } from './scale-file.ts';
 import type { RowRange } from './shard-layout.ts';
 import type { ShardTask } from './shard-tasks.ts';
 import { restrictLabels } from './shard-tasks.ts';

@@ -10,13 +10,13 @@ import { LOCK_NAME } from './builder-lock.ts';
 import { EXTENSION_NAME } from './cache-extension.ts';
 import { contentGroup, hiddenGroup, type ShardContent } from './description.ts';
 import { checkSampled, checkTopK } from './distribution-checks.ts';
-import { readScale } from './hidden-scale.ts';
 import { type CachedRow, labelPositions, targetsOf } from './labelled-row.ts';
 import { type CacheManifest, type ListedFile, type ListedShard, listFiles, MANIFEST_NAME } from './manifest.ts';
 import { readManifest } from './manifest-parser.ts';
 import { streamOutputMatrix } from './output-matrix.ts';
 import { listOmittedGroups, PULL_STAGING_NAME, PULLED_STATE_NAME } from './pulled-state.ts';
 import { checkHidden, checkRow } from './row-checks.ts';
+import { readScale } from './scale-file.ts';
 import { loadZstd } from './zstd.ts';
 
 export interface VerifyProblem {

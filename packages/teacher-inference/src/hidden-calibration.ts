@@ -55,12 +55,22 @@ async function measureCodebook(
   states: DeviceTensor,
   { codedBytes, readout }: CodebookOptions,
 ): Promise<HiddenCodebook> {
+  const { transform, coordinates } = await measureTransform(engine, states, readout);
+  return fitCodebook(transform, coordinates, codedBytes);
+}
+
+/** The transform of a layer, and the coordinates of a sample, to fit codebooks of any size to. */
+export async function measureTransform(
+  engine: Engine,
+  states: DeviceTensor,
+  readout: CodebookOptions['readout'],
+): Promise<{ readonly transform: Transform; readonly coordinates: Float32Array }> {
   const [positions, width] = states.shape as [number, number];
   const moments = await measureMoments(engine, states);
   const metric = readout && positions > 0 ? await measureMetric(engine, states, readout) : undefined;
   const statistics = { width, positions, ...moments, ...(metric === undefined ? {} : { metric }) };
   const transform = await fitTransform(statistics, multiplyOn(engine, width));
-  return fitCodebook(transform, await project(engine, states, transform), codedBytes);
+  return { transform, coordinates: await project(engine, states, transform) };
 }
 
 /** Evenly spaced blocks of positions, about `wanted` in all, every one if there are not more. */

@@ -10,6 +10,7 @@ export { type DataRow, type RowContent, type RowMetadata, readDataRows } from '.
 export { type EncodedRow, type EncodeOptions, encodeRow } from './encode-rows.ts';
 export { EXTEND_SETTINGS, type ExtendSettings } from './extend-settings.ts';
 export { findPartition, parsePartition } from './partition-setting.ts';
+export { type Pilot, type PilotOptions, scorePilot } from './pilot.ts';
 export { REPAIR_SETTINGS, type RepairSettings } from './repair-settings.ts';
 export { createRowScorer, type RowScorer, type ScoringOptions, type ScoringStep } from './row-scorer.ts';
 export { type RowSummary, summariseRows } from './row-summary.ts';
