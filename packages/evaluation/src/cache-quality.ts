@@ -7,7 +7,7 @@ import { checkModelTokenizer, describeOpenLabels, sharedVocabulary } from '@stil
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import { type Engine, openEngine } from '@stillhouse/runtime';
 import { requireSetting } from '@stillhouse/settings';
-import { describeSize, type TeacherCache } from '@stillhouse/teacher-cache';
+import type { CacheManifest, TeacherCache } from '@stillhouse/teacher-cache';
 import { listLabelModes } from './cache-modes.ts';
 import { computeFinalStates, uploadOutputMatrix } from './final-states.ts';
 import { type LabelQuality, measureLabelQuality } from './label-quality.ts';
@@ -23,8 +23,8 @@ export interface CacheQuality extends LabelQuality {
   readonly reference: string;
   readonly rows: number;
   readonly temperatures: readonly number[];
-  /** What full labels need once, whatever the number of tokens; null where the cache has none. */
-  readonly outputMatrixBytes: number | null;
+  /** What full labels need once, whatever the number of tokens: output matrix and scales or codebook; 0 without them. */
+  readonly fixedBytes: number;
   readonly elapsedMs: number;
   readonly peakRssBytes: number;
   readonly device: string;
@@ -89,7 +89,7 @@ async function measure(
   await checkModelTokenizer(cache, student);
   const hasFinal = description.labels.hidden?.layers.includes('final') === true;
   const hiddenScale = hasFinal ? await cache.hiddenScale('final') : undefined;
-  const sizes = describeSize(cache.manifest).groups;
+  const { bytesPerToken, fixedBytes } = measureBytes(cache.manifest);
   const sample = await sampleRows(cache, config, {
     vocabSize,
     positionsLimit,
@@ -98,9 +98,7 @@ async function measure(
   const modes = listLabelModes({
     description,
     vocabSize,
-    bytesPerToken: Object.fromEntries(
-      sizes.flatMap(({ group, bytesPerPosition }) => (bytesPerPosition === null ? [] : [[group, bytesPerPosition]])),
-    ),
+    bytesPerToken,
     ...(hiddenScale === undefined ? {} : { hiddenScale }),
     readRow: (row, select) => cache.readRow(sample[row]!.index, select),
   }).filter(({ labelsAt }) => temperatures.some((temperature) => labelsAt(temperature) !== undefined));
@@ -150,7 +148,7 @@ async function measure(
         reference: reference.source,
         rows: sample.length,
         temperatures,
-        outputMatrixBytes: sizes.find(({ group }) => group === 'head')?.sizeBytes ?? null,
+        fixedBytes,
         ...quality,
         elapsedMs: performance.now() - startedAt,
         peakRssBytes,
@@ -164,6 +162,21 @@ async function measure(
   } finally {
     await weights.close();
   }
+}
+
+/** What each group of the shards takes at a position, and what labels need besides the shards. */
+function measureBytes({ shards, outputMatrix, scales }: CacheManifest) {
+  const sizes = new Map<string, number>();
+  let positions = 0;
+  for (const { files, positionCount } of shards) {
+    positions += positionCount;
+    for (const [group, file] of Object.entries(files)) sizes.set(group, (sizes.get(group) ?? 0) + file!.sizeBytes);
+  }
+  const ofFinal = scales.filter(({ layer }) => layer === 'final');
+  return {
+    bytesPerToken: Object.fromEntries([...sizes].map(([group, sizeBytes]) => [group, sizeBytes / positions])),
+    fixedBytes: ofFinal.reduce((sum, { sizeBytes }) => sum + sizeBytes, outputMatrix?.sizeBytes ?? 0),
+  };
 }
 
 const cutRows = (engine: Engine, head: ReturnType<Engine['view']>, rows: number) =>

@@ -39,13 +39,14 @@ export function summariseQuality(
   values: QualityValues,
   { temperature, coversVocabulary }: { readonly temperature: number; readonly coversVocabulary: boolean },
 ): LabelFigures {
-  const { exactNorm, labelNorm, product, difference } = values;
+  const { exactNorm, labelNorm, difference } = values;
   const count = exactNorm.length;
   const total = (column: Float64Array) => column.reduce((sum, one) => sum + one, 0);
   const mean = (column: Float64Array) => total(column) / count;
   const counted = [...exactNorm.keys()].filter((n) => exactNorm[n]! > 0);
   const meanOf = (value: (n: number) => number) => counted.reduce((sum, n) => sum + value(n), 0) / counted.length;
-  const cosine = (inner: number, a: number, b: number) => (a > 0 && b > 0 ? inner / Math.sqrt(a * b) : 0);
+  const cosine = (exact: number, label: number, apart: number) =>
+    exact > 0 && label > 0 ? (exact + label - apart) / (2 * Math.sqrt(exact * label)) : 0;
   return {
     loss: mean(values.loss),
     exactLoss: mean(values.exactLoss),
@@ -53,9 +54,9 @@ export function summariseQuality(
     divergence: coversVocabulary ? mean(values.divergence) : null,
     ce: coversVocabulary && temperature === 1 ? mean(values.nll) : null,
     gradientError: Math.sqrt(total(difference) / total(exactNorm)),
-    gradientCosine: cosine(total(product), total(exactNorm), total(labelNorm)),
+    gradientCosine: cosine(total(exactNorm), total(labelNorm), total(difference)),
     meanGradientError: meanOf((n) => Math.sqrt(difference[n]! / exactNorm[n]!)),
-    meanGradientCosine: meanOf((n) => cosine(product[n]!, exactNorm[n]!, labelNorm[n]!)),
+    meanGradientCosine: meanOf((n) => cosine(exactNorm[n]!, labelNorm[n]!, difference[n]!)),
     calibrationError: calibrationError(values.confidence, values.truth),
   };
 }

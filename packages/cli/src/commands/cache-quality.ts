@@ -35,7 +35,7 @@ export const cacheQuality = defineCommand({
 });
 
 function printQuality(result: CacheQuality): string {
-  const { modes, temperatures, outputMatrixBytes, out } = result;
+  const { modes, temperatures, fixedBytes, out } = result;
   const pairs = printPairs([
     ['cache', result.cache],
     ['digest', result.cacheDigest],
@@ -43,7 +43,7 @@ function printQuality(result: CacheQuality): string {
     ['truth from', result.reference],
     ['measured', `${printCount(result.positions)} positions of ${printCount(result.rows)} rows`],
     ['teacher CE', printSignificant(result.teacherCe)],
-    ['output matrix', outputMatrixBytes === null ? undefined : `${printBytes(outputMatrixBytes)}, once`],
+    ['once for all', fixedBytes === 0 ? undefined : `${printBytes(fixedBytes)}, output matrix and scales`],
     ['written to', out ?? undefined],
   ]);
   const orNone = (value: number | null | undefined, digits?: number) =>

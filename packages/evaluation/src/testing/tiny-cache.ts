@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { openSafetensors } from '@stillhouse/checkpoint';
+import { digestModel, openSafetensors } from '@stillhouse/checkpoint';
 import {
   compileForwardPrograms,
   freeBatch,
@@ -103,6 +103,8 @@ export interface TinyCacheOptions {
   readonly topk?: number | undefined;
   readonly temperatures?: readonly number[];
   readonly hidden?: 'int8' | 'float32';
+  /** Folder whose digests the cache gives as its teacher's; left out: it names none that exists. */
+  readonly teacher?: string;
   /** Rows of nonsense behind the teacher's output matrix, as padding has. */
   readonly headPadding?: number;
   /** Folder of the tokenizer files to carry; null for none. */
@@ -115,9 +117,12 @@ export interface TinyCacheOptions {
 export async function writeTinyCache(
   folder: string,
   rows: readonly TinyRow[],
-  { topk, temperatures = [1, 2], hidden, headPadding = 0, tokenizer, realVocabSize = VOCAB_SIZE }: TinyCacheOptions,
+  options: TinyCacheOptions,
 ): Promise<string> {
+  const { topk, temperatures = [1, 2], hidden, headPadding = 0, tokenizer, realVocabSize = VOCAB_SIZE } = options;
   const vocabSize = VOCAB_SIZE + headPadding;
+  const nowhere = { weightsSha256: '0'.repeat(64), configSha256: '0'.repeat(64) };
+  const { weightsSha256, configSha256 } = options.teacher === undefined ? nowhere : await digestModel(options.teacher);
   const hasTeacher = topk !== undefined || hidden !== undefined;
   const writer = await openCacheWriter(
     folder,
@@ -126,8 +131,8 @@ export async function writeTinyCache(
         ? {
             name: 'qwen2-tiny-untied',
             architecture: 'qwen2',
-            weightsSha256: '0'.repeat(64),
-            configSha256: '0'.repeat(64),
+            weightsSha256,
+            configSha256,
             hiddenSize: 64,
             layerCount: 2,
             vocabSize,
