@@ -57,7 +57,14 @@ const usageErrors: readonly (readonly [args: string, code: string, message: RegE
   ['cache info', 'SETTING_MISSING', /cache: the argument is required/],
   ['cache info A B', 'ARGUMENT_UNEXPECTED', /too many arguments/],
   ['cache export C', 'SETTING_MISSING', /--out: the setting is required/],
-  ['cache export C --out O --format csv', 'SETTING_INVALID', /--format: .*expected one of parquet, got "csv"/],
+  [
+    'cache export C --out O --format csv',
+    'SETTING_INVALID',
+    /--format: .*expected one of parquet, distillkit, axolotl, trl, datasets, got "csv"/,
+  ],
+  ['cache export C --out O --layout packed --format trl', 'SETTING_UNUSED', /--layout: .*belongs to --format parquet/],
+  ['cache import --from D --out C', 'SETTING_MISSING', /--format: the setting is required/],
+  ['cache import --format axolotl --from D --out C --teacher-name T', 'SETTING_MISSING', /--hidden-size: .*required/],
   ['init-student --out O', 'SETTING_MISSING', /--like: the setting is required/],
 ];
 
@@ -101,10 +108,11 @@ test('--json turns an error into one document, beside the message', async () => 
   assert.deepEqual(JSON.parse(stdout), {
     error: {
       code: 'SETTING_INVALID',
-      message: '--format: the value is not allowed; expected one of parquet, got "csv".',
+      message:
+        '--format: the value is not allowed; expected one of parquet, distillkit, axolotl, trl, datasets, got "csv".',
       where: '--format',
       problem: 'the value is not allowed',
-      expected: 'one of parquet',
+      expected: 'one of parquet, distillkit, axolotl, trl, datasets',
       got: '"csv"',
     },
   });

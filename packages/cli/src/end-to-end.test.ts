@@ -118,6 +118,28 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
     assert.equal((await readJson(join(folder, 'parquet.recipe.json'))).format, 'parquet');
   });
 
+  await t.test('cache export to DistillKit and to axolotl, cache import of both', async () => {
+    const stated = ['--teacher-name', 'tiny', '--vocab-size', '512', '--hidden-size', '64', '--layer-count', '2'];
+    for (const format of ['distillkit', 'axolotl']) {
+      await runForJson(folder, 'cache', 'export', 'cache', '--format', format, '--out', format);
+      const result = await runForJson<Record<string, unknown>>(
+        folder,
+        ...['cache', 'import', '--format', format, '--from', format, '--out', `from-${format}`, ...stated],
+      );
+      assert.deepEqual([result.rowCount, result.k], [ROWS, 16]);
+      assert.equal((await readJson(join(folder, `from-${format}.recipe.json`))).teacherName, 'tiny');
+      const { code, stdout } = await run(folder, 'cache', 'verify', `from-${format}`);
+      assert.equal(code, 0, stdout);
+    }
+    const { code, stdout, stderr } = await run(
+      folder,
+      ...['train', '--cache', 'from-distillkit', '--student', student, '--out', 'imported', '--labels', 'topk'],
+      ...['--temperature', '1', '--steps', '2', '--batch-tokens', '60'],
+    );
+    assert.equal(code, 0, stderr);
+    assert.match(stdout, /^steps +2$/m);
+  });
+
   for (const labels of ['full', 'topk', 'none']) {
     await t.test(`train --labels ${labels}`, async () => {
       const { code, stdout, stderr } = await run(

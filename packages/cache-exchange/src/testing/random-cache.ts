@@ -22,6 +22,8 @@ export interface RandomCacheShape {
   readonly layers?: readonly HiddenLayer[];
   readonly positions?: 'response' | 'all';
   readonly hiddenSize?: number;
+  /** The split of the rows that have the first of the splits. Default train. */
+  readonly firstSplit?: string;
 }
 
 export const SHAPE: RandomCacheShape = { rows: 7, rowsPerShard: 3, maxTokens: 10, vocabSize: 20, k: 4 };
@@ -104,7 +106,7 @@ export function randomRow(shape: RandomCacheShape, index: number): LabelledRow {
   const width = description.teacher!.hiddenSize;
   const layers = description.labels.hidden?.layers ?? [];
   const states = () => Float32Array.from({ length: positions.length * width }, () => 8 * (random() - 0.5));
-  const split = ['train', 'test', undefined][index % 3];
+  const split = [shape.firstSplit ?? 'train', 'test', undefined][index % 3];
   return {
     row: {
       id: `row ${index} ä`,

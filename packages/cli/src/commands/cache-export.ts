@@ -1,24 +1,65 @@
-import { exportParquet } from '@stillhouse/cache-exchange';
-import { choice, requireSetting, text } from '@stillhouse/settings';
-import { openCache } from '@stillhouse/teacher-cache';
+import {
+  DISTILLKIT_PRESETS,
+  type DistillKitConfig,
+  type ExportResult,
+  exportAxolotl,
+  exportDatasets,
+  exportDistillKit,
+  exportParquet,
+  exportTrl,
+  readDistillKitConfig,
+} from '@stillhouse/cache-exchange';
+import { choice, number, requireSetting, type SettingsOf, text } from '@stillhouse/settings';
+import { largestTopKCount, openCache, type TeacherCache } from '@stillhouse/teacher-cache';
 import { defineCommand } from '../command.ts';
 import { printBytes, printCount, printPairs } from '../quantities.ts';
 import { recipeBeside } from '../recipe.ts';
+import { refuseUnused } from '../unused-settings.ts';
+
+const settings = {
+  cache: text('folder of the cache', undefined),
+  format: choice('format to write', ['parquet', 'distillkit', 'axolotl', 'trl', 'datasets'], 'parquet'),
+  out: text('folder for the files', undefined),
+  layout: choice('parquet: lists, or arrays as bytes for old readers [nested]', ['nested', 'packed'], undefined),
+  compression: text(
+    'distillkit: exact, recommended, budget (from its README) or a compression_config.yaml [exact]',
+    undefined,
+  ),
+  alignment: choice(
+    'axolotl: labels at their position (0.10 and later) or at the token they predict [position]',
+    ['position', 'token'],
+    undefined,
+  ),
+  kdTemperature: number('axolotl: temperature of the logprobs in the rows [1]', undefined, { above: 0 }),
+  normalise: choice(
+    'axolotl: logprobs over the stored ids or over the whole vocabulary [topk]',
+    ['topk', 'none'],
+    undefined,
+  ),
+};
+
+/** Which format a setting belongs to. */
+const OWNERS = {
+  layout: 'parquet',
+  compression: 'distillkit',
+  alignment: 'axolotl',
+  kdTemperature: 'axolotl',
+  normalise: 'axolotl',
+} as const;
+
+type ExportSettings = SettingsOf<typeof settings>;
 
 export const cacheExport = defineCommand({
-  settings: {
-    cache: text('folder of the cache', undefined),
-    format: choice('format to write', ['parquet'], 'parquet'),
-    out: text('folder for the files', undefined),
-  },
+  settings,
   argument: 'cache',
-  run: async (settings) => {
-    const out = requireSetting(settings, 'out', 'DIR');
-    const cache = await openCache(settings.cache!);
+  run: async (given) => {
+    const out = requireSetting(given, 'out', 'DIR');
+    refuseUnused(given, OWNERS, given.format);
+    const cache = await openCache(given.cache!);
     try {
-      const { files, rowCount, sizeBytes } = await exportParquet(cache, out);
+      const { files, rowCount, sizeBytes } = await write(cache, out, given);
       return {
-        result: { out, format: settings.format, cacheDigest: cache.digest, files, rowCount, sizeBytes },
+        result: { out, format: given.format, cacheDigest: cache.digest, files, rowCount, sizeBytes },
         summary: printPairs([
           ['out', out],
           ['files', `${printCount(files.length)} (${printBytes(sizeBytes)})`],
@@ -31,3 +72,36 @@ export const cacheExport = defineCommand({
     }
   },
 });
+
+async function write(cache: TeacherCache, out: string, given: ExportSettings): Promise<ExportResult> {
+  switch (given.format) {
+    case 'parquet':
+      return exportParquet(cache, out, { layout: given.layout ?? 'nested' });
+    case 'distillkit':
+      return exportDistillKit(cache, out, await chooseCompression(cache, given.compression ?? 'exact'));
+    case 'axolotl':
+      return exportAxolotl(cache, out, {
+        alignment: given.alignment ?? 'position',
+        temperature: given.kdTemperature ?? 1,
+        normalise: given.normalise ?? 'topk',
+      });
+    case 'trl':
+      return exportTrl(cache, out);
+    case 'datasets':
+      return exportDatasets(cache, out);
+  }
+}
+
+async function chooseCompression({ description }: TeacherCache, name: string): Promise<DistillKitConfig> {
+  const vocabSize = description.teacher?.vocabSize ?? 2;
+  const { topk } = description.labels;
+  switch (name) {
+    case 'exact':
+      return DISTILLKIT_PRESETS.exact(vocabSize, topk === null ? 1 : largestTopKCount(topk, vocabSize));
+    case 'recommended':
+    case 'budget':
+      return DISTILLKIT_PRESETS[name](vocabSize);
+    default:
+      return readDistillKitConfig(name);
+  }
+}
