@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import fc from 'fast-check';
 import type { TopKLabels } from './labelled-row.ts';
-import type { LogprobDtype } from './logprob-codes.ts';
+import { boundLogprobs, type LogprobDtype } from './logprob-codes.ts';
 import { packTopK, roundTopK, unpackTopK } from './topk-packing.ts';
 import { loadZstd } from './zstd.ts';
 
@@ -58,6 +58,43 @@ describe('packed top-k labels', () => {
       );
     });
   }
+
+  it('were, before they were rounded, within the bounds that are made of the rounded ones', () => {
+    const logits = fc.array(fc.float({ min: -30, max: 0, noNaN: true }), { minLength: 1, maxLength: 300 });
+    fc.assert(
+      fc.property(logits, fc.float({ min: -60, max: 12, noNaN: true }), (given, outside) => {
+        const sorted = [...given].sort((a, b) => b - a);
+        const z = Math.log(sorted.reduce((sum, l) => sum + Math.exp(l), Math.exp(outside)));
+        const exact = Float32Array.from(sorted, (l) => l - z);
+        const labels = {
+          counts: Int32Array.of(exact.length),
+          ids: new Int32Array(exact.length),
+          logprobs: exact,
+          logZ: new Float32Array(0),
+        };
+        for (const dtype of DTYPES) {
+          const rounded = roundTopK(labels, dtype).logprobs;
+          for (const logprobs of [rounded, exact]) {
+            const { low, high } = boundLogprobs(logprobs, dtype);
+            exact.forEach((logprob, i) => {
+              assert.ok(
+                low[i]! <= logprob + 1e-5 && logprob <= high[i]! + 1e-5,
+                `${dtype} ${low[i]} ${logprob} ${high[i]}`,
+              );
+            });
+          }
+          if (dtype !== 'uint8') continue;
+          // As FORMAT.md says it.
+          exact.forEach((logprob, i) => {
+            const distance = exact[0]! - logprob;
+            const most = Math.exp(distance / 4) / 120 + 0.03;
+            if (distance < 19) assert.ok(Math.abs(rounded[i]! - logprob) < most, `${logprob} became ${rounded[i]}`);
+          });
+        }
+      }),
+      { numRuns: 300 },
+    );
+  });
 
   it('keep ids at V - 1, one entry, no positions', () => {
     const vocabSize = 151_936;
