@@ -1,8 +1,9 @@
 import {
   emitCrossEntropy,
   emitDivergence,
-  emitFullDistributions,
   emitIsPresent,
+  emitLogSumExp,
+  emitRowSum,
   emitSoftDistributions,
   REMOVED_SCORE,
   type SoftLabels,
@@ -32,8 +33,8 @@ export const QUALITY_COLUMNS = [
   /** KL(teacher‖student). */
   'exactLoss',
   /**
-   * |exact gradient|², |gradient of the labels|², |their difference|². Their product follows from these, and better than
-   * as a sum over the vocabulary in float32, whose rounding would show in a cosine near 1.
+   * |exact gradient|², |gradient of the labels|², |their difference|². Their product follows from these, and a
+   * cosine near 1 is then as exact as the difference.
    */
   'exactNorm',
   'labelNorm',
@@ -78,7 +79,11 @@ export function qualityGraph(soft: SoftLabels, vocabSize: number, float: FloatDt
   const truth = g.floatInput('teacher', ['N', vocabSize]);
   const targets = g.reshape(g.input('labels', 'int64', ['N']), ['N', 1]);
   const temperature = g.floatInput('temperature', []);
-  const exact = emitFullDistributions(g, student, truth, temperature);
+  const soften = (logits: Value) => {
+    const scaled = g.div(logits, temperature);
+    return g.sub(scaled, emitLogSumExp(g, scaled));
+  };
+  const exact = { teacher: soften(truth), student: soften(student) };
   const p = g.exp(exact.teacher);
   const labels = emitSoftDistributions(g, soft, student, vocabSize, temperature);
   const loss = emitDivergence(g, { kind: 'forward-kl' }, labels);
@@ -87,10 +92,10 @@ export function qualityGraph(soft: SoftLabels, vocabSize: number, float: FloatDt
   const exactGradient = g.div(g.sub(g.exp(exact.student), p), temperature);
   const columns: Record<QualityColumn, Value> = {
     loss,
-    exactLoss: emitDivergence(g, { kind: 'forward-kl' }, exact),
-    exactNorm: g.reduceSumSquare(exactGradient, [1]),
-    labelNorm: g.reduceSumSquare(gradient, [1]),
-    difference: g.reduceSumSquare(g.sub(gradient, exactGradient), [1]),
+    exactLoss: emitKl(g, exact.teacher, exact.student),
+    exactNorm: emitSquare(g, exactGradient),
+    labelNorm: emitSquare(g, gradient),
+    difference: emitSquare(g, g.sub(gradient, exactGradient)),
     ...(soft.kind === 'full'
       ? describeWhole(g, labels.teacher, exact.teacher, targets)
       : describeEntries(g, soft, labels.teacher, exact.teacher, targets, vocabSize)),
@@ -105,6 +110,9 @@ export function qualityGraph(soft: SoftLabels, vocabSize: number, float: FloatDt
   return g;
 }
 
+const emitSquare = (g: GraphBuilder, x: Value) => emitRowSum(g, g.mul(x, x));
+const emitKl = (g: GraphBuilder, logP: Value, logQ: Value) => emitRowSum(g, g.mul(g.exp(logP), g.sub(logP, logQ)));
+
 type Description = Pick<Record<QualityColumn, Value>, 'retained' | 'confidence' | 'truth' | 'divergence' | 'nll'>;
 
 const pick = (g: GraphBuilder, values: Value, indices: Value) => g.gatherElements(values, indices, 1);
@@ -117,7 +125,7 @@ function describeWhole(g: GraphBuilder, label: Value, truth: Value, targets: Val
     retained: g.expand(g.scalar(1), ['N']),
     confidence: g.exp(pick(g, label, best)),
     truth: g.exp(pick(g, truth, best)),
-    divergence: emitDivergence(g, { kind: 'forward-kl' }, { teacher: truth, student: label }),
+    divergence: emitKl(g, truth, label),
     nll: g.neg(pick(g, label, targets)),
   };
 }
@@ -152,7 +160,7 @@ function describeEntries(
   const nothing = g.expand(zero, ['N']);
   if (!coversVocabulary(soft)) return { ...described, divergence: nothing, nll: nothing };
   const everything = g.exp(truth);
-  const negativeEntropy = g.reduceSum(g.mul(everything, truth), [1], true);
+  const negativeEntropy = emitRowSum(g, g.mul(everything, truth));
   const crossOfEntries = ofPresent(g.mul(g.exp(trueEntries), entries!));
   const isTarget = g.and(g.equal(ids, targets), isPresent);
   const removed = g.scalar(REMOVED_SCORE);
@@ -162,7 +170,7 @@ function describeEntries(
   const each = g.sub(g.max(tail, g.scalar(LEAST_TAIL_LOGPROB)), g.log(g.max(others, g.scalar(1))));
   // Summed over what is left rather than 1 - Σ, as the loss does it.
   const outside = g.scatterElements(everything, ids, g.expand(zero, ids.shape), 1);
-  const crossOfTail = g.mul(g.reduceSum(outside, [1], true), each);
+  const crossOfTail = g.mul(emitRowSum(g, outside), each);
   return {
     ...described,
     divergence: g.sub(negativeEntropy, g.add(crossOfEntries, crossOfTail)),

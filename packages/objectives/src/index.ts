@@ -17,7 +17,6 @@ export {
   emitIsPresent,
   emitSampledDistributions,
   emitTopKDistributions,
-  REMOVED_SCORE,
   type SampledInputs,
   type TailKind,
   type TopKInputs,
@@ -35,3 +34,4 @@ export {
 } from './loss-graph.ts';
 export { emitRefinedTeacher, type RefinementInputs, type RefinementNormaliser } from './refined-distribution.ts';
 export { emitCrossEntropy, emitHiddenLoss, type HiddenLoss } from './token-losses.ts';
+export { emitLogSumExp, emitRowSum, REMOVED_SCORE } from './vocabulary-sums.ts';

@@ -1,11 +1,9 @@
 import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
 import type { LogDistributions } from './divergence.ts';
+import { emitLogSumExp, REMOVED_SCORE } from './vocabulary-sums.ts';
 
 /** Stands for the log-probability of an entry that is not there; its exponential is exactly zero. */
 export const ABSENT_LOGPROB = -1e4;
-
-/** A score that no softmax sees. Finite, so that a row of nothing else stays finite too. */
-export const REMOVED_SCORE = -1e30;
 
 /** Whether a logarithm is of something that is there. */
 export const emitIsPresent = (g: GraphBuilder, logprobs: Value) => g.less(g.scalar(ABSENT_LOGPROB / 2), logprobs);
@@ -84,14 +82,14 @@ function withTailEntry(
   topk: TopKInputs,
   atEntries: (logprobs: Value) => Value,
 ): LogDistributions {
-  const logNormaliser = g.reduceLogSumExp(scores, [1], true);
+  const logNormaliser = emitLogSumExp(g, scores);
   const entries = g.sub(atEntries(scores), logNormaliser);
   if (topk.tailLogprob === undefined) return { teacher: topk.logprobs, student: entries };
   // The student's mass outside is summed over what is left, not taken as 1 - Σ: that difference loses all digits
   // where the tail is small, and a ratio of two tails is what the gradient needs.
   const [rows] = studentLogits.shape;
   const removed = g.expand(g.scalar(REMOVED_SCORE), topk.ids.shape);
-  const outside = g.reduceLogSumExp(g.scatterElements(scores, topk.ids, removed, 1), [1], true);
+  const outside = emitLogSumExp(g, g.scatterElements(scores, topk.ids, removed, 1));
   const teacherTail = g.reshape(topk.tailLogprob, [rows!, 1]);
   return {
     teacher: g.concat([topk.logprobs, teacherTail], 1),
@@ -121,7 +119,7 @@ export function emitSampledDistributions(
   temperature: Value,
 ): LogDistributions {
   const scores = g.mul(studentLogits, g.reciprocal(temperature));
-  const entries = g.sub(g.gatherElements(scores, ids, 1), g.reduceLogSumExp(scores, [1], true));
+  const entries = g.sub(g.gatherElements(scores, ids, 1), emitLogSumExp(g, scores));
   const absent = g.scalar(ABSENT_LOGPROB);
   return { teacher: logWeights, student: g.where(emitIsPresent(g, logWeights), entries, absent) };
 }

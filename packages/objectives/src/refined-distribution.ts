@@ -1,5 +1,6 @@
 import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
-import { emitIsPresent, REMOVED_SCORE, type TopKInputs } from './label-distributions.ts';
+import { emitIsPresent, type TopKInputs } from './label-distributions.ts';
+import { emitLogSumExp, REMOVED_SCORE } from './vocabulary-sums.ts';
 
 /**
  * What normalises refined labels: `stored`, the cache has log_z of the temperature and ids and tail come at it;
@@ -42,20 +43,19 @@ export function emitRefinedTeacher(
     const [first] = topk.ids.shape[1] === 1 ? [logprobs] : g.split(logprobs, 1, [1, (topk.ids.shape[1] as number) - 1]);
     return g.scatterElements(whole, topk.ids, g.where(isPresent, logprobs, first!), 1);
   };
-  const logSum = (scores: Value) => g.reduceLogSumExp(scores, [1], true);
   if (normaliser === 'stored') {
     const outside = removeHead(g.mul(teacherLogits, inverse));
-    return placeHead(g.add(g.sub(outside, logSum(outside)), tail), topk.logprobs);
+    return placeHead(g.add(g.sub(outside, emitLogSumExp(g, outside)), tail), topk.logprobs);
   }
   const outside = removeHead(teacherLogits);
-  const logMass = logSum(outside);
+  const logMass = emitLogSumExp(g, outside);
   const isTailKnown = emitIsPresent(g, tail);
-  const tailLogprob = g.where(isTailKnown, tail, g.sub(logMass, logSum(teacherLogits)));
+  const tailLogprob = g.where(isTailKnown, tail, g.sub(logMass, emitLogSumExp(g, teacherLogits)));
   const isOutside = g.less(g.scalar(REMOVED_SCORE / 2), outside);
   // What was removed stays removed whatever the shift and the temperature make of it.
   const tempered = g.mul(g.add(g.sub(outside, logMass), tailLogprob), inverse);
   const scores = g.where(isOutside, tempered, g.scalar(REMOVED_SCORE));
   const head = g.where(isPresent, g.mul(topk.logprobs, inverse), g.scalar(REMOVED_SCORE));
-  const logZ = logSum(g.concat([logSum(head), logSum(scores)], 1));
+  const logZ = emitLogSumExp(g, g.concat([emitLogSumExp(g, head), emitLogSumExp(g, scores)], 1));
   return placeHead(g.sub(scores, logZ), g.sub(head, logZ));
 }
