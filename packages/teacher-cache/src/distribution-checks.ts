@@ -29,7 +29,7 @@ export function* checkTopK(labels: TopKLabels, targets: Int32Array, description:
   if (logZ.length !== positions * temperatures.length) {
     return yield `log_z has ${logZ.length} numbers, expected ${positions} x ${temperatures.length}`;
   }
-  const seen = markSeen(vocabSize);
+  const seen = trackSeen(vocabSize, positions);
   let start = 0;
   for (let position = 0; position < positions; position++) {
     const entries = { labels, position, start, end: start + counts[position]!, target: targets[position]! };
@@ -52,15 +52,35 @@ interface Entries {
   readonly target: number;
 }
 
-/** The position, counted from 1, at which an id was seen last, for each id. */
-const markSeen = (vocabSize: number) => new Int32Array(vocabSize);
+/** At which position an id was seen last. A fresh array for each row would be half of what a row weighs. */
+interface SeenIds {
+  readonly vocabSize: number;
+  /** [at least vocabSize] */
+  readonly marks: Float64Array;
+  /** What position 0 is marked with; above all marks of rows before. */
+  readonly firstMark: number;
+}
 
-function checkIds(ids: Int32Array, start: number, end: number, seen: Int32Array, position: number): string | undefined {
+let marks = new Float64Array();
+let lastMark = 0;
+
+function trackSeen(vocabSize: number, positions: number): SeenIds {
+  if (marks.length < vocabSize) marks = new Float64Array(vocabSize);
+  const firstMark = lastMark + 1;
+  lastMark += positions;
+  return { vocabSize, marks, firstMark };
+}
+
+const isSeen = ({ marks: at, firstMark }: SeenIds, id: number, position: number) => at[id] === firstMark + position;
+
+function checkIds(ids: Int32Array, start: number, end: number, seen: SeenIds, position: number): string | undefined {
+  const { vocabSize, marks: at } = seen;
+  const mark = seen.firstMark + position;
   for (let i = start; i < end; i++) {
     const id = ids[i]!;
-    if (id < 0 || id >= seen.length) return `id ${id} is outside the vocabulary of ${seen.length}`;
-    if (seen[id] === position + 1) return `id ${id} occurs twice`;
-    seen[id] = position + 1;
+    if (id < 0 || id >= vocabSize) return `id ${id} is outside the vocabulary of ${vocabSize}`;
+    if (at[id] === mark) return `id ${id} occurs twice`;
+    at[id] = mark;
   }
   return undefined;
 }
@@ -68,11 +88,11 @@ function checkIds(ids: Int32Array, start: number, end: number, seen: Int32Array,
 function checkKeptIds(
   { position, target }: Entries,
   { pinnedIds = [], keepTarget = false }: TopKPolicy,
-  seen: Int32Array,
+  seen: SeenIds,
 ): string | undefined {
-  const missing = pinnedIds.find((id) => seen[id] !== position + 1);
+  const missing = pinnedIds.find((id) => !isSeen(seen, id, position));
   if (missing !== undefined) return `the pinned id ${missing} is missing`;
-  return keepTarget && seen[target] !== position + 1 ? `the target ${target} is missing` : undefined;
+  return keepTarget && !isSeen(seen, target, position) ? `the target ${target} is missing` : undefined;
 }
 
 function checkLogprobs({ labels: { ids, logprobs }, start, end }: Entries): string | undefined {
@@ -171,7 +191,7 @@ export function* checkSampled(
   const total = counts.reduce((sum, count) => sum + count, 0);
   if (ids.length !== total || draws.length !== total)
     return yield `counts add up to ${total}, there are ${ids.length} ids and ${draws.length} draws`;
-  const seen = markSeen(description.teacher.vocabSize);
+  const seen = trackSeen(description.teacher.vocabSize, positions);
   let start = 0;
   for (let position = 0; position < positions; position++) {
     const end = start + counts[position]!;

@@ -63,7 +63,8 @@ export function* checkHidden(
     if (bad >= 0) yield `position ${bad}: the scale is ${tokenScale[bad]}`;
   }
   if (values instanceof Int8Array) {
-    const lowest = values.indexOf(-128);
+    // Buffer searches many bytes at a time.
+    const lowest = Buffer.from(values.buffer, values.byteOffset, values.length).indexOf(0x80);
     if (lowest >= 0) yield `position ${Math.floor(lowest / width)}: -128 is not a level, they go from -127 to 127`;
     return;
   }
