@@ -74,7 +74,7 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
       /^rows +8$/m,
       /^tokens +160$/m,
       /^target tokens +96$/m,
-      /^top-k +k 16, log_z at T 1, 2, 4$/m,
+      /^top-k +k 16, log_z at T 1, 2, 4, float32 logprobs, packed$/m,
       /^hidden states +layers final as int8$/m,
       /^teacher +.*qwen2.*512/m,
       /^topk +.* [\d.]+$/m,

@@ -1,5 +1,6 @@
 import { EXTEND_SETTINGS, type ExtendResult, extendTeacherCache } from '@stillhouse/teacher-inference';
 import { defineCommand } from '../command.ts';
+import { printSampled, printTopK } from '../label-policies.ts';
 import type { Progress } from '../progress.ts';
 import { printBytes, printCount, printPairs } from '../quantities.ts';
 import { recipeBeside } from '../recipe.ts';
@@ -41,11 +42,12 @@ export const cacheExtend = defineCommand({
 });
 
 function printResult({ out, wasComplete, rows, rowsAdded, labels, size, cacheDigest }: ExtendResult): string {
-  const { topk, hidden } = labels;
+  const { topk, sampled = null, hidden } = labels;
   return printPairs([
     ['cache', wasComplete ? `${out} (had all of this already)` : out],
     ['rows', rowsAdded === 0 ? printCount(rows) : `${printCount(rows)}, ${printCount(rowsAdded)} of them new`],
-    ['top-k', topk === null ? undefined : `k ${topk.k}`],
+    ['top-k', topk === null ? undefined : printTopK(topk)],
+    ['sampled', sampled === null ? undefined : printSampled(sampled)],
     ['hidden states', hidden === null ? undefined : `layers ${hidden.layers.join(', ')} as ${hidden.dtype}`],
     ['size', printBytes(size.totalBytes)],
     ['digest', cacheDigest],

@@ -1,6 +1,7 @@
 import { text } from '@stillhouse/settings';
 import { type CacheManifest, describeSize, openCache, readManifest } from '@stillhouse/teacher-cache';
 import { defineCommand } from '../command.ts';
+import { printSampled, printTopK } from '../label-policies.ts';
 import { printBytes, printCount, printPairs, printSignificant, printTable } from '../quantities.ts';
 
 export const cacheInfo = defineCommand({
@@ -78,7 +79,8 @@ function printSummary(info: CacheInfo): string {
     ['tokens', printCount(info.tokens)],
     ['target tokens', printCount(info.targetTokens)],
     ['labels at', `${printCount(info.labelPositions)} positions (${info.positions})`],
-    ['top-k', labels.topk === null ? 'none' : `k ${labels.topk.k}, log_z at T ${labels.topk.temperatures.join(', ')}`],
+    ['top-k', labels.topk === null ? 'none' : printTopK(labels.topk)],
+    ['sampled', (labels.sampled ?? null) === null ? undefined : printSampled(labels.sampled!)],
     [
       'hidden states',
       labels.hidden === null ? 'none' : `layers ${labels.hidden.layers.join(', ')} as ${labels.hidden.dtype}`,
