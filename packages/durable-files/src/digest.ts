@@ -1,5 +1,5 @@
-import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
+import { openStreamHash } from './hash-thread.ts';
 
 export interface FileDigest {
   /** Lower-case hexadecimal sha256 of the whole file. */
@@ -9,11 +9,16 @@ export interface FileDigest {
 
 /** sha256 and size of a file, read as a stream: memory does not grow with the file. */
 export async function hashFile(path: string): Promise<FileDigest> {
-  const hash = createHash('sha256');
+  const hash = openStreamHash();
   let sizeBytes = 0;
-  for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 })) {
-    hash.update(chunk as Buffer);
-    sizeBytes += (chunk as Buffer).length;
+  try {
+    for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 })) {
+      await hash.update(chunk as Buffer);
+      sizeBytes += (chunk as Buffer).length;
+    }
+  } catch (error) {
+    hash.abandon();
+    throw error;
   }
-  return { sha256: hash.digest('hex'), sizeBytes };
+  return { sha256: await hash.digest(), sizeBytes };
 }

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { mkdtemp, readdir, readFile, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -79,4 +80,41 @@ test('folders are made with those above them, by many at once, and never where t
   // Node's own recursive mkdir does not come back from here.
   if (process.platform === 'linux')
     await assert.rejects(makeFolder('/proc/stillhouse/run'), { code: 'FOLDER_IMPOSSIBLE' });
+});
+
+test('long files are hashed on another thread, several at once, whatever the pieces', async () => {
+  const dir = await folder();
+  await Promise.all(
+    [1, 3 << 20, (4 << 20) + 1, 50 << 20].map(async (sizeBytes, n) => {
+      const bytes = Buffer.alloc(sizeBytes, `file ${n}, not all zero`);
+      const staged = await stageFile(join(dir, `${n}`));
+      const piece = Buffer.alloc(1 << 19);
+      for (let at = 0; at < bytes.length; at += piece.length) {
+        // The same buffer again and again: what was written before must not change with it.
+        const size = bytes.copy(piece, 0, at, at + piece.length);
+        await staged.write(piece.subarray(0, size));
+      }
+      const digest = await staged.commit();
+      assert.deepEqual(digest, { sha256: createHash('sha256').update(bytes).digest('hex'), sizeBytes });
+      assert.deepEqual(await hashFile(join(dir, `${n}`)), digest);
+    }),
+  );
+});
+
+test('a process ends though its hashing thread is there', async () => {
+  const dir = await folder();
+  const script = `
+    import { stageFile } from ${JSON.stringify(new URL('./index.ts', import.meta.url).href)};
+    const staged = await stageFile(${JSON.stringify(join(dir, 'x'))});
+    await staged.write(Buffer.alloc(9 << 20));
+    if (process.argv[1] === 'commit') await staged.commit();
+    console.log('done');`;
+  for (const what of ['commit', 'leave'])
+    assert.equal(
+      execFileSync(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', script, what], {
+        encoding: 'utf8',
+        timeout: 60_000,
+      }),
+      'done\n',
+    );
 });

@@ -1,7 +1,7 @@
-import { createHash } from 'node:crypto';
 import { open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { FileDigest } from './digest.ts';
+import { openStreamHash } from './hash-thread.ts';
 import { makeFolder } from './make-folder.ts';
 import { explainWriteFailure } from './write-failure.ts';
 
@@ -32,13 +32,14 @@ export async function stageFile(path: string): Promise<StagedFile> {
       throw explainWriteFailure(path, cause);
     }
   };
-  const hash = createHash('sha256');
+  const hash = openStreamHash();
   let sizeBytes = 0;
   const handle = await guard(async () => {
     await makeFolder(dirname(path));
     return open(temporary, 'w');
   });
   let isOpen = true;
+  let isCommitted = false;
   const close = async () => {
     if (isOpen) {
       isOpen = false;
@@ -49,23 +50,30 @@ export async function stageFile(path: string): Promise<StagedFile> {
     path,
     write: (bytes) =>
       guard(async () => {
+        const hashing = hash.update(bytes);
         let done = 0;
         while (done < bytes.length) {
           const { bytesWritten } = await handle.write(bytes, done, bytes.length - done);
           done += bytesWritten;
         }
-        hash.update(bytes);
+        await hashing;
         sizeBytes += bytes.length;
       }),
     commit: () =>
       guard(async () => {
+        const hashing = hash.digest();
+        hashing.catch(() => {});
         await handle.sync();
         await close();
+        const sha256 = await hashing;
         await rename(temporary, path);
         await syncDirectory(dirname(path));
-        return { sha256: hash.digest('hex'), sizeBytes };
+        isCommitted = true;
+        return { sha256, sizeBytes };
       }),
     abort: async () => {
+      if (isCommitted) return;
+      hash.abandon();
       await close();
       await rm(temporary, { force: true });
     },
