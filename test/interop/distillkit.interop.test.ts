@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
@@ -8,9 +9,10 @@ import {
   DISTILLKIT_PRESETS,
   type DistillKitConfig,
   exportDistillKit,
+  importDistillKit,
   printDistillKitConfig,
 } from '@stillhouse/cache-exchange';
-import { openCache } from '@stillhouse/teacher-cache';
+import { openCache, verifyCache } from '@stillhouse/teacher-cache';
 import { makeTemporaryFolder, randomUniforms } from '@stillhouse/testing';
 import { buildCache, distillKit, python, runPython, skipWithoutDistillKit } from './exchange.ts';
 
@@ -154,6 +156,68 @@ for (const positions of ['all', 'response'] as const) {
       }
     }
     assert.ok(labelled > 10);
+    await cache.close();
+  });
+}
+
+for (const [name, config, packed] of [
+  ['exact', DISTILLKIT_PRESETS.exact(600, 40), false],
+  ['recommended', DISTILLKIT_PRESETS.recommended(600), false],
+  ['budget, rows packed together', DISTILLKIT_PRESETS.budget(600), true],
+] as const) {
+  test(`a capture that DistillKit's own code wrote is imported: ${name}`, {
+    skip: skipWithoutDistillKit('yaml', 'datasets', 'click'),
+  }, async (t) => {
+    const folder = await makeTemporaryFolder(t);
+    const [from, file, out] = [join(folder, 'capture'), join(folder, 'config.yaml'), join(folder, 'cache')];
+    await writeFile(file, printDistillKitConfig(config));
+    const rows = JSON.parse(
+      runPython('capture_distillkit.py', distillKit!, from, file, ...(packed ? ['packed'] : []))
+        .split('\n')
+        .at(-2)!,
+    );
+    const teacher = {
+      ...{ name: 'made up', architecture: 'none', weightsSha256: 'unstated', configSha256: 'unstated' },
+      ...{ hiddenSize: 1, layerCount: 1, vocabSize: 600 },
+    };
+    const result = await importDistillKit({ from, out, teacher });
+    assert.deepEqual((await verifyCache(out)).problems, []);
+    const cache = await openCache(out);
+    let compared = 0;
+    for (let index = 0; index < cache.rowCount; index++) {
+      const { row, positions, topk } = await cache.readRow(index);
+      // A packed row has lost its last token, a row that was cut to fit more.
+      const ids = [...row.inputIds];
+      const source = rows.find(
+        ({ input_ids }: { input_ids: readonly number[] }) => ids.join() === input_ids.slice(0, ids.length).join(),
+      );
+      assert.ok(source !== undefined, `row ${row.id}`);
+      if (!packed) assert.equal(ids.length, source.input_ids.length);
+      assert.deepEqual([...positions], [...Array(ids.length - 1).keys()]);
+      for (const place of positions.keys()) {
+        const start = topk!.counts.subarray(0, place).reduce((total, count) => total + count, 0);
+        const end = start + topk!.counts[place]!;
+        const want = source.logprobs[place]
+          .map((logprob: number, i: number) => ({ id: source.ids[place][i], logprob }))
+          .sort((a: { logprob: number }, b: { logprob: number }) => b.logprob - a.logprob);
+        const byId = new Map<number, number>(
+          want.map(({ id, logprob }: { id: number; logprob: number }) => [id, logprob]),
+        );
+        const shift = topk!.logprobs[start]! - byId.get(topk!.ids[start]!)!;
+        assert.ok(Math.abs(shift) <= result.largestShiftNats + 1e-4, `${shift}`);
+        assert.equal(end - start, want.length);
+        for (let i = start; i < end; i++) {
+          const difference = topk!.logprobs[i]! - shift - byId.get(topk!.ids[i]!)!;
+          // The last entries of a curve that lies too low are raised to one level.
+          if (topk!.logprobs[i] === topk!.logprobs[end - 1] && difference > 0) {
+            assert.ok(difference <= result.largestShiftNats + 1e-4, `${difference}`);
+          } else assert.ok(Math.abs(difference) < (name === 'exact' ? 1e-6 : 3e-4), `${difference}`);
+        }
+        compared++;
+      }
+    }
+    assert.ok(compared > 50);
+    if (name === 'exact') assert.equal(result.rescaled, 0);
     await cache.close();
   });
 }

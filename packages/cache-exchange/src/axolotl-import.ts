@@ -43,6 +43,7 @@ export async function importAxolotl(options: AxolotlImportOptions): Promise<Impo
     return importRows(options, files, {
       rowCount: files.reduce((sum, { rowCount }) => sum + rowCount, 0),
       k: Math.min(await findLargestK(files), options.teacher.vocabSize),
+      precision: 'stored',
       read: (from) => readRows(from, options),
     });
   });

@@ -43,6 +43,7 @@ export async function importDistillKit(options: DistillKitImportOptions): Promis
     return importRows(options, files, {
       rowCount: await countSequences(files),
       k: Math.min(config.k, options.teacher.vocabSize),
+      precision: config.exactK === config.k ? 'stored' : 'fitted',
       read: (from) => readSequences(from, config, packing),
     });
   });

@@ -45,6 +45,8 @@ export interface ForeignSource {
   readonly rowCount: number;
   /** The most entries of a position. */
   readonly k: number;
+  /** Whether every logprob was stored by itself, or some follow from a curve and residuals. */
+  readonly precision: 'stored' | 'fitted';
   readonly read: (files: readonly ParquetRows[]) => AsyncGenerator<ForeignRow>;
 }
 
@@ -91,7 +93,7 @@ const emptyFolder = (where: string, problem: string, cause?: unknown) =>
 export async function importRows(
   options: ImportOptions,
   files: readonly ParquetRows[],
-  { rowCount, k, read }: ForeignSource,
+  { rowCount, k, precision, read }: ForeignSource,
 ): Promise<ImportResult> {
   const { out, teacher, positions = 'response' } = options;
   const tokenizer = options.tokenizer === undefined ? null : await openTokenizer(options.tokenizer);
@@ -127,7 +129,7 @@ export async function importRows(
     let rows: LabelledRow[] = [];
     let [shard, taken] = [0, 0];
     for await (const row of read(files)) {
-      const labelled = toLabelledRow(row, positions, teacher.vocabSize, repairs);
+      const labelled = toLabelledRow(row, positions, teacher.vocabSize, repairs, precision);
       positionCount += labelled.positions.length;
       if (shard >= writer.completedShards) rows.push(labelled);
       if (++taken < writer.shardRange(shard)[1]) continue;

@@ -19,9 +19,12 @@ export interface ForeignRow {
 
 /** What had to be done to labels so that each is a distribution. */
 export interface Repairs {
-  /** Positions whose logprobs, quantised or from a fitted curve, could not add up to 1 and were shifted together. */
+  /**
+   * Positions whose logprobs, quantised or from a fitted curve, could be no distribution's: with a mass above 1 they were
+   * lowered together, with too little in reach of 1 the last were raised to a common one.
+   */
   rescaled: number;
-  /** The largest of those shifts, in nats. */
+  /** The largest change of a logprob, in nats. */
   largestShiftNats: number;
   /** Entries that were padding. */
   dropped: number;
@@ -29,8 +32,11 @@ export interface Repairs {
 
 /** Mass that quantisation or a fitted curve can add; more is no distribution, such as logits. */
 const LARGEST_EXCESS = 1.5;
-/** What quantisation can take away from a distribution whose every id is there. */
-const LARGEST_LACK_NATS = 0.05;
+/**
+ * How far below the truth the last entries may lie: rounded ones by little, those of a fitted curve by nats. Where more
+ * is wanting, the most probable ids are missing.
+ */
+export const RAISE_NATS = { stored: 0.05, fitted: 10 } as const;
 
 /**
  * Turns a row into what a cache stores: entries by descending probability, padding left out, a mass that can be
@@ -42,6 +48,7 @@ export function toLabelledRow(
   policy: LabelPositions,
   vocabSize: number,
   repairs: Repairs,
+  precision: keyof typeof RAISE_NATS,
 ): LabelledRow {
   const { id, inputIds, lossMask, where } = foreign;
   const positions = labelPositions(lossMask, policy);
@@ -56,7 +63,7 @@ export function toLabelledRow(
     if (label === undefined) {
       fail('a token is to be predicted here and the teacher has no label', undefined, undefined);
     }
-    const entries = readEntries(label!, vocabSize, fail, repairs);
+    const entries = readEntries(label!, vocabSize, fail, repairs, precision);
     counts[place] = entries.length;
     for (const entry of entries) {
       ids.push(entry.id);
@@ -90,6 +97,7 @@ function readEntries(
   vocabSize: number,
   fail: (problem: string, expected?: string, got?: unknown) => never,
   repairs: Repairs,
+  precision: keyof typeof RAISE_NATS,
 ): { readonly id: number; readonly logprob: number }[] {
   if (ids.length !== logprobs.length) {
     fail('ids and logprobs are of different number', String(ids.length), logprobs.length);
@@ -116,18 +124,45 @@ function readEntries(
   if (mass > LARGEST_EXCESS) {
     fail('the probabilities add up to more than 1: these are no logprobs', 'at most 1', mass.toPrecision(4));
   }
-  // Ids outside have at most the probability of the last one here.
+  if (mass <= 1) return raiseLast(entries, mass, vocabSize, fail, repairs, precision);
+  const shift = Math.log(mass);
+  repairs.rescaled++;
+  repairs.largestShiftNats = Math.max(repairs.largestShiftNats, shift);
+  return entries.map(({ id, logprob }) => ({ id, logprob: logprob - shift }));
+}
+
+/**
+ * Ids outside have at most the probability of the last entry. Where that leaves them less than the mass that is
+ * missing, the last entries are raised to the least probability that is enough.
+ */
+function raiseLast(
+  entries: { readonly id: number; readonly logprob: number }[],
+  mass: number,
+  vocabSize: number,
+  fail: (problem: string, expected?: string, got?: unknown) => never,
+  repairs: Repairs,
+  precision: keyof typeof RAISE_NATS,
+): { readonly id: number; readonly logprob: number }[] {
   const reachable = mass + (vocabSize - entries.length) * Math.exp(entries.at(-1)!.logprob);
-  const shift = mass > 1 ? Math.log(mass) : Math.min(0, Math.log(reachable));
-  if (shift < -LARGEST_LACK_NATS) {
+  if (reachable >= 1) return entries;
+  // Those from `kept` on share what the others leave with all ids outside.
+  let kept = entries.length;
+  let keptMass = mass;
+  let level = -Infinity;
+  do {
+    kept--;
+    keptMass -= Math.exp(entries[kept]!.logprob);
+    level = Math.log((1 - keptMass) / (vocabSize - kept));
+  } while (kept > 0 && entries[kept - 1]!.logprob < level);
+  const raise = level - entries.at(-1)!.logprob;
+  if (raise > RAISE_NATS[precision]) {
     fail(
       'the most probable ids are missing: these and ids less probable cannot add up to 1',
       'a mass of 1',
       `at most ${reachable.toPrecision(4)}`,
     );
   }
-  if (shift === 0) return entries;
   repairs.rescaled++;
-  repairs.largestShiftNats = Math.max(repairs.largestShiftNats, Math.abs(shift));
-  return entries.map(({ id, logprob }) => ({ id, logprob: logprob - shift }));
+  repairs.largestShiftNats = Math.max(repairs.largestShiftNats, raise);
+  return entries.map((entry, i) => (i < kept ? entry : { ...entry, logprob: level }));
 }

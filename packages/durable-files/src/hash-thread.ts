@@ -12,9 +12,9 @@ export interface StreamHash {
 }
 
 /** Up to here a thread would cost more than it saves. */
-const SHORT_BYTES = 4 << 20;
+const SHORT_BYTES = 2 << 20;
 /** So much may be on its way to the thread; whoever writes faster waits. */
-const LARGEST_BACKLOG_BYTES = 32 << 20;
+const LARGEST_BACKLOG_BYTES = 8 << 20;
 
 // Plain JavaScript in a string: it runs without a loader for TypeScript.
 const PROGRAM = `

@@ -219,7 +219,10 @@ function requireExtension({ description: had, rows }: CacheManifest, asked: Cach
   if (print(further.slice(0, data.length)) !== print(data)) refuse('data goes missing', print(data), print(further));
   const added = further.slice(data.length).reduce((sum, { rowCount }) => sum + rowCount, 0);
   if (totalRows !== rows.planned + added) refuse('the rows do not add up', `${rows.planned + added}`, `${totalRows}`);
-  const { topk, hidden, head } = had.labels;
+  const { topk, sampled = null, hidden, head } = had.labels;
+  if (sampled !== null && print(sampled) !== print(asked.labels.sampled ?? null)) {
+    refuse('sampled labels would change', print(sampled), print(asked.labels.sampled ?? null));
+  }
   if ((topk !== null && asked.labels.topk === null) || (head && !asked.labels.head)) {
     refuse('labels go missing', print(had.labels), print(asked.labels));
   }

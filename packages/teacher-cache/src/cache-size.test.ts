@@ -1,6 +1,15 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { describeSize, estimateCacheSize, openCache, openCacheWriter, readManifest, verifyCache } from './index.ts';
+import {
+  type CacheSize,
+  describeSize,
+  estimateCacheSize,
+  openCache,
+  openCacheWriter,
+  readManifest,
+  type TopKPolicy,
+  verifyCache,
+} from './index.ts';
 import { buildRandomCache, describeRandomCache, type RandomCacheShape, randomRow } from './testing/random-cache.ts';
 import { inFolder } from './testing/scratch-folder.ts';
 
@@ -35,6 +44,34 @@ test('the size that is foretold is the size that comes, group by group', async (
         actual.totalBytes,
         actual.groups.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0),
       );
+    });
+  }
+});
+
+test('packed, ragged and sampled labels take at most what is foretold, and what was measured where it was', async () => {
+  const ragged: Partial<TopKPolicy> = { topP: 0.9, minK: 2, keepTarget: true, pinnedIds: [3] };
+  for (const topk of [
+    { packing: 'zstd' },
+    { packing: 'zstd', logprobDtype: 'uint8', ...ragged },
+    { packing: 'zstd', logprobDtype: 'float16' },
+    ragged,
+  ] as const) {
+    await inFolder(async (folder) => {
+      const sampled = { draws: 30, temperature: 1 };
+      const description = await buildRandomCache(folder, { ...shape, maxTokens: 60, k: 40, topk, sampled });
+      const actual = describeSize(await readManifest(folder));
+      const { tokenCount: tokens, positionCount: positions } = actual;
+      const estimate = estimateCacheSize(description, { rows: 60, tokens, positions });
+      const sizeOf = (size: CacheSize, group: string) => size.groups.find((one) => one.group === group)!.sizeBytes;
+      for (const group of ['topk', 'sampled']) {
+        const share = sizeOf(actual, group) / sizeOf(estimate, group);
+        assert.ok(share > 0.2 && share < 1.02, `${JSON.stringify(topk)} ${group}: ${share} of what was foretold`);
+      }
+      const measured = new Map(actual.groups.map(({ group, bytesPerPosition }) => [group, bytesPerPosition!]));
+      const known = estimateCacheSize(description, { rows: 60, tokens, positions, measured });
+      for (const group of ['topk', 'sampled']) {
+        assert.ok(Math.abs(sizeOf(known, group) - sizeOf(actual, group)) < 1);
+      }
     });
   }
 });

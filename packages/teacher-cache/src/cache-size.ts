@@ -37,6 +37,8 @@ export function describeSize(manifest: ManifestBody): CacheSize {
 
 /** Row id, offsets and a share of the batch header; measured on rows with ids of about 20 bytes. */
 const ROW_OVERHEAD_BYTES = 64;
+/** Heads of the byte planes of a row: some twenty of up to four bytes. */
+const PLANES_OVERHEAD_BYTES = 80;
 
 /** What the states of one layer take at so many positions; a codebook has two matrices of at most full rank. */
 function hiddenBytes(
@@ -95,8 +97,14 @@ export function estimateCacheSize(
   const add = (group: CacheGroup, bytes: number) => sizes.set(group, (sizes.get(group) ?? 0) + bytes);
   // An id is 4 bytes, its mask 1; an offset into a list is 4.
   add('rows', tokens * 5);
-  if (labels.topk !== null) add('topk', positions * topKBytes(labels.topk, teacher!.vocabSize));
-  if ((labels.sampled ?? null) !== null) add('sampled', positions * sampledBytes(labels.sampled!, teacher!.vocabSize));
+  if (labels.topk !== null) {
+    const packedBytes = labels.topk.packing === 'zstd' ? rows * PLANES_OVERHEAD_BYTES : 0;
+    add('topk', positions * topKBytes(labels.topk, teacher!.vocabSize) + packedBytes);
+  }
+  if ((labels.sampled ?? null) !== null) {
+    const bytes = positions * sampledBytes(labels.sampled!, teacher!.vocabSize);
+    add('sampled', bytes + rows * PLANES_OVERHEAD_BYTES);
+  }
   for (const layer of labels.hidden?.layers ?? []) {
     add(hiddenGroup(layer), hiddenBytes(labels.hidden!, teacher!.hiddenSize, positions));
   }

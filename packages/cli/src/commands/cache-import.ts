@@ -68,7 +68,7 @@ export const cacheImport = defineCommand({
           'mass put right',
           rescaled === 0
             ? undefined
-            : `${printCount(rescaled)} positions shifted, by ${largestShiftNats.toPrecision(2)} nats at most`,
+            : `${printCount(rescaled)} positions, by ${largestShiftNats.toPrecision(2)} nats at most`,
         ],
         ['size', printBytes(sizeBytes)],
         ['digest', cacheDigest],
