@@ -108,6 +108,24 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
     assert.equal((JSON.parse(damaged.stdout) as { readonly ok: boolean }).ok, false);
   });
 
+  await t.test('cache quality, its table beside the cache', async () => {
+    const args = ['cache', 'quality', 'cache', '--student', student, '--teacher', teacher, '--positions-limit', '40'];
+    const { code, stdout, stderr } = await run(folder, ...args, '--temperatures', '1,3');
+    assert.equal(code, 0, stderr);
+    assert.match(stdout, /^measured +40 positions of 4 rows$/m);
+    assert.match(stdout, /^T = 3, exact loss [\d.]+$/m);
+    assert.match(stdout, /^full refined +[\d.]+ +1\.00000 +[\d.e-]+ +[\d.e-]+ +0\.99\d+ /m);
+    assert.match(stdout, /^topk renormalise +[\d.]+ +0\.\d+ +- /m);
+    assert.match(stderr, /^cache quality 40\/40 positions/m);
+    const written = await readJson(join(folder, 'cache.quality.json'));
+    assert.deepEqual([written.positions, written.temperatures], [40, [1, 3]]);
+    const { modes } = await runForJson<{ readonly modes: readonly { readonly name: string }[] }>(folder, ...args);
+    assert.deepEqual(
+      modes.map(({ name }) => name),
+      ['full', 'full refined', 'topk tail', 'topk bucket', 'topk renormalise'],
+    );
+  });
+
   await t.test('cache export', async () => {
     const result = await runForJson<{ readonly rowCount: number; readonly files: readonly string[] }>(
       folder,
