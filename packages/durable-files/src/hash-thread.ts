@@ -13,20 +13,21 @@ export interface StreamHash {
 
 /** Up to here a thread would cost more than it saves. */
 const SHORT_BYTES = 2 << 20;
-/** So much may be on its way to the thread; whoever writes faster waits. */
-const LARGEST_BACKLOG_BYTES = 8 << 20;
+/** Bytes go to the thread through so many buffers of this size, which both sides share; when all are taken one waits. */
+const SLOT_BYTES = 1 << 20;
+const SLOTS = 8;
 
 // Plain JavaScript in a string: it runs without a loader for TypeScript.
 const PROGRAM = `
-const { parentPort } = require('node:worker_threads');
+const { parentPort, workerData: slots } = require('node:worker_threads');
 const { createHash } = require('node:crypto');
 const hashes = new Map();
-parentPort.on('message', ({ id, bytes, end }) => {
-  if (bytes !== undefined) {
+parentPort.on('message', ({ id, slot, length, end }) => {
+  if (slot !== undefined) {
     const hash = hashes.get(id) ?? createHash('sha256');
     hashes.set(id, hash);
-    hash.update(bytes);
-    parentPort.postMessage({ id, hashedBytes: bytes.length });
+    hash.update(slots[slot].subarray(0, length));
+    parentPort.postMessage({ id, slot });
     return;
   }
   if (end === 'digest') parentPort.postMessage({ id, sha256: hashes.get(id).digest('hex') });
@@ -35,7 +36,8 @@ parentPort.on('message', ({ id, bytes, end }) => {
 
 interface Message {
   readonly id: number;
-  readonly hashedBytes?: number;
+  /** Free again. */
+  readonly slot?: number;
   readonly sha256?: string;
 }
 
@@ -55,58 +57,66 @@ function takeThread(): HashThread {
   return thread;
 }
 
+interface Waiter<T> {
+  readonly resolve: (value: T) => void;
+  readonly reject: (error: Error) => void;
+}
+
 function startThread(): HashThread {
-  const worker = new Worker(PROGRAM, { eval: true, execArgv: [] });
-  worker.unref();
-  let backlogBytes = 0;
+  const slots = Array.from({ length: SLOTS }, () => new Uint8Array(new SharedArrayBuffer(SLOT_BYTES)));
+  const worker = new Worker(PROGRAM, { eval: true, execArgv: [], workerData: slots });
+  const free = [...slots.keys()];
+  const wanting: Waiter<number>[] = [];
+  const digests = new Map<number, Waiter<string>>();
   let failure: Error | undefined;
-  const waiting: (() => void)[] = [];
-  const digests = new Map<
-    number,
-    { readonly resolve: (sha256: string) => void; readonly reject: (error: Error) => void }
-  >();
-  const settle = () => {
-    if (digests.size === 0 && waiting.length === 0) worker.unref();
+  // While somebody waits the thread keeps the process alive, and not longer.
+  const hold = () => {
+    if (wanting.length + digests.size > 0) worker.ref();
+    else worker.unref();
   };
-  const wakeAll = () => {
-    for (const wake of waiting.splice(0)) wake();
-  };
-  worker.on('message', ({ id, hashedBytes, sha256 }: Message) => {
-    if (hashedBytes !== undefined) {
-      backlogBytes -= hashedBytes;
-      if (backlogBytes <= LARGEST_BACKLOG_BYTES) wakeAll();
+  hold();
+  worker.on('message', ({ id, slot, sha256 }: Message) => {
+    if (slot !== undefined) {
+      const next = wanting.shift();
+      if (next === undefined) free.push(slot);
+      else next.resolve(slot);
     }
     if (sha256 !== undefined) {
       digests.get(id)?.resolve(sha256);
       digests.delete(id);
     }
-    settle();
+    hold();
   });
   worker.on('error', (error) => {
     failure = error;
     thread = undefined;
-    for (const { reject } of digests.values()) reject(error);
+    for (const { reject } of [...digests.values(), ...wanting]) reject(error);
     digests.clear();
-    wakeAll();
+    wanting.length = 0;
   });
+  const takeSlot = (): Promise<number> => {
+    if (failure !== undefined) return Promise.reject(failure);
+    const slot = free.pop();
+    if (slot !== undefined) return Promise.resolve(slot);
+    return new Promise((resolve, reject) => {
+      wanting.push({ resolve, reject });
+      hold();
+    });
+  };
   return {
     send: async (id, bytes) => {
-      if (failure !== undefined) throw failure;
-      // Not `slice`, which of a Buffer is a view.
-      const copy = new Uint8Array(bytes);
-      worker.postMessage({ id, bytes: copy }, [copy.buffer as ArrayBuffer]);
-      backlogBytes += copy.length;
-      if (backlogBytes <= LARGEST_BACKLOG_BYTES) return;
-      // While somebody waits the thread keeps the process alive.
-      worker.ref();
-      await new Promise<void>((resolve) => waiting.push(resolve));
-      if (failure !== undefined) throw failure;
+      for (let at = 0; at < bytes.length; at += SLOT_BYTES) {
+        const piece = bytes.subarray(at, at + SLOT_BYTES);
+        const slot = await takeSlot();
+        slots[slot]!.set(piece);
+        worker.postMessage({ id, slot, length: piece.length });
+      }
     },
     end: (id) => {
       if (failure !== undefined) return Promise.reject(failure);
-      worker.ref();
       return new Promise((resolve, reject) => {
         digests.set(id, { resolve, reject });
+        hold();
         worker.postMessage({ id, end: 'digest' });
       });
     },
