@@ -2,6 +2,7 @@ import { type Refinement, resolveRefinement, type SoftLabels } from '@stillhouse
 import {
   type CacheDescription,
   type HiddenScale,
+  keepsWholeVocabulary,
   type LabelledRow,
   type LabelSelection,
   largestTopKCount,
@@ -62,7 +63,7 @@ export function listLabelModes(source: ModeSource): readonly LabelMode[] {
   }
   if (topk !== null) {
     const k = largestTopKCount(topk, description.teacher!.vocabSize);
-    const isWhole = topk.k === description.teacher!.vocabSize && topk.k === vocabSize;
+    const isWhole = topk.k === vocabSize && keepsWholeVocabulary(topk, description.teacher!.vocabSize);
     for (const tail of ['tail', 'bucket', 'renormalise'] as const) {
       const isKnown = (temperature: number) => tail !== 'tail' || topk.temperatures.includes(temperature);
       add(`topk ${tail}`, ['topk'], { topk: true }, (temperature) =>

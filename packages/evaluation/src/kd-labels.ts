@@ -7,7 +7,7 @@ import {
   type SoftLabels,
   sharedVocabulary,
 } from '@stillhouse/objectives';
-import { type CacheDescription, largestTopKCount } from '@stillhouse/teacher-cache';
+import { type CacheDescription, keepsWholeVocabulary, largestTopKCount } from '@stillhouse/teacher-cache';
 
 /** What the divergence is taken from. */
 export interface KdLabels {
@@ -77,7 +77,7 @@ export function resolveKdLabels(
       remedy: 'Leave that temperature out, or build the cache with it or with hidden states',
     });
   }
-  const isWhole = topk.k === cache.teacher?.vocabSize && topk.k === vocabSize;
+  const isWhole = topk.k === vocabSize && keepsWholeVocabulary(topk, cache.teacher!.vocabSize);
   const k = largestTopKCount(topk, cache.teacher!.vocabSize);
   const soft = { kind: 'topk', k, tail: 'tail', isWhole } as const;
   const detail = isWhole ? `the whole distribution` : `top-${topk.k} and the exact mass outside, a lower bound`;

@@ -1,7 +1,7 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
 import { type Objective, resolveRefinement, type SoftLabels, sharedVocabulary } from '@stillhouse/objectives';
-import { type CacheDescription, largestTopKCount } from '@stillhouse/teacher-cache';
+import { type CacheDescription, keepsWholeVocabulary, largestTopKCount } from '@stillhouse/teacher-cache';
 import type { TrainingSettings } from './training-settings.ts';
 
 export interface ResolvedObjective {
@@ -130,5 +130,10 @@ function resolveLabels(
     );
   }
   const k = largestTopKCount(topk!, cache.teacher!.vocabSize);
-  return { kind: 'topk', k, tail, isWhole: topk!.k === cache.teacher!.vocabSize && topk!.k === vocabSize };
+  return {
+    kind: 'topk',
+    k,
+    tail,
+    isWhole: topk!.k === vocabSize && keepsWholeVocabulary(topk!, cache.teacher!.vocabSize),
+  };
 }

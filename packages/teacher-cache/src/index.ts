@@ -40,7 +40,13 @@ export {
 } from './hidden-codebook.ts';
 export { dequantiseHidden, measureChannelRms, quantiseHidden, quantiseHiddenGroups } from './hidden-quantisation.ts';
 export { type HiddenScale, isCodebook } from './hidden-scale.ts';
-export { largestTopKCount, MOST_DRAWS, type SampledPolicy, type TopKPolicy } from './label-policy.ts';
+export {
+  keepsWholeVocabulary,
+  largestTopKCount,
+  MOST_DRAWS,
+  type SampledPolicy,
+  type TopKPolicy,
+} from './label-policy.ts';
 export {
   type CachedRow,
   type HiddenLabels,

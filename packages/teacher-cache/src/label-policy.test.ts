@@ -1,6 +1,13 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { type CacheDescription, normaliseDescription, type SampledPolicy, type TopKPolicy } from './index.ts';
+import {
+  type CacheDescription,
+  keepsWholeVocabulary,
+  largestTopKCount,
+  normaliseDescription,
+  type SampledPolicy,
+  type TopKPolicy,
+} from './index.ts';
 import { describeRandomCache } from './testing/random-cache.ts';
 
 const base = describeRandomCache({
@@ -52,6 +59,14 @@ test('what has its default is left out, so that older descriptions stay what the
     keepTarget: true,
   };
   assert.deepEqual(normaliseDescription(withTopK(policy)).labels.topk, policy);
+});
+
+test('only a fixed k of the whole vocabulary leaves nothing outside', () => {
+  assert.equal(keepsWholeVocabulary({ k: 100, temperatures: [1] }, 100), true);
+  assert.equal(keepsWholeVocabulary({ k: 99, temperatures: [1] }, 100), false);
+  assert.equal(keepsWholeVocabulary({ k: 100, temperatures: [1], topP: 0.9, minK: 1 }, 100), false);
+  assert.equal(largestTopKCount({ k: 99, temperatures: [1], pinnedIds: [0, 1], keepTarget: true }, 100), 100);
+  assert.equal(largestTopKCount({ k: 8, temperatures: [1], pinnedIds: [0, 1], keepTarget: true }, 100), 11);
 });
 
 test('policies that cannot be are refused with what is wrong', () => {

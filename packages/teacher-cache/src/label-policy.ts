@@ -44,6 +44,10 @@ const LOGPROB_DTYPES: readonly unknown[] = ['float32', 'float16', 'uint8'];
 export const largestTopKCount = ({ k, pinnedIds = [], keepTarget = false }: TopKPolicy, vocabSize: number): number =>
   Math.min(vocabSize, k + pinnedIds.length + (keepTarget ? 1 : 0));
 
+/** Whether every position has all ids of the vocabulary, so that nothing is outside. */
+export const keepsWholeVocabulary = ({ k, topP }: TopKPolicy, vocabSize: number): boolean =>
+  k === vocabSize && topP === undefined;
+
 /**
  * A copy with every key in its fixed order and without those at their default.
  * @throws StillhouseError CACHE_DESCRIPTION_INVALID, TOP_K_LARGER_THAN_VOCABULARY
