@@ -16,7 +16,7 @@ export interface BuildPlan {
   readonly truncatedRows: number;
   readonly longestRow: { readonly id: string; readonly line: number; readonly length: number };
   readonly shards: number;
-  /** Estimated, by group; top-k counts as k entries everywhere. Tokenizer files are left out. */
+  /** Estimated, by group: the most that packed, ragged and sampled labels can take. Tokenizer files are left out. */
   readonly size: CacheSize;
   /** Of what grows with the label positions, by label position; null for `labels none`. */
   readonly bytesPerPosition: number | null;

@@ -93,7 +93,7 @@ function printPlan(plan: BuildPlan): string {
     ['rows cut', plan.truncatedRows === 0 ? undefined : printCount(plan.truncatedRows)],
     ['shards', printCount(plan.shards)],
     ['bytes/token', bytesPerPosition === null ? undefined : printSignificant(bytesPerPosition)],
-    ['disk needed', `about ${printBytes(plan.size.totalBytes)}`],
+    ['disk needed', `up to ${printBytes(plan.size.totalBytes)}`],
     ...printGroups(plan.size),
   ]);
 }
