@@ -32,11 +32,13 @@ export interface Repairs {
 
 /** Mass that quantisation or a fitted curve can add; more is no distribution, such as logits. */
 const LARGEST_EXCESS = 1.5;
+/** Half of what the format tolerates. */
+const NEGLIGIBLE_MASS = 5e-4;
 /**
  * How far below the truth the last entries may lie: rounded ones by little, those of a fitted curve by nats. Where more
  * is wanting, the most probable ids are missing.
  */
-export const RAISE_NATS = { stored: 0.05, fitted: 10 } as const;
+export const RAISE_NATS = { stored: 0.05, fitted: 20 } as const;
 
 /**
  * Turns a row into what a cache stores: entries by descending probability, padding left out, a mass that can be
@@ -144,7 +146,7 @@ function raiseLast(
   precision: keyof typeof RAISE_NATS,
 ): { readonly id: number; readonly logprob: number }[] {
   const reachable = mass + (vocabSize - entries.length) * Math.exp(entries.at(-1)!.logprob);
-  if (reachable >= 1) return entries;
+  if (reachable >= 1 - NEGLIGIBLE_MASS) return entries;
   // Those from `kept` on share what the others leave with all ids outside.
   let kept = entries.length;
   let keptMass = mass;
