@@ -11,9 +11,11 @@ import {
 import {
   collectLabels,
   collectRefinement,
+  describeFullLabels,
   type LabelArray,
   type LabelArrays,
   sliceLabel,
+  uploadTeacherHead,
 } from '@stillhouse/objectives';
 import type { Call, DeviceTensor, Engine, TensorData } from '@stillhouse/runtime';
 import type { LabelledRow, TeacherCache } from '@stillhouse/teacher-cache';
@@ -52,26 +54,20 @@ export async function createKdRunner(
   { labels, temperatures, chunkPositions }: KdRunnerOptions,
 ): Promise<KdRunner> {
   const { config, float } = model;
-  const { vocabSize, soft, refinements } = labels;
-  const isFull = soft.kind === 'full';
+  const { vocabSize, refinements } = labels;
+  const isFull = labels.soft.kind === 'full';
+  const hiddenScale = isFull ? await cache.hiddenScale('final') : undefined;
+  const soft = isFull ? describeFullLabels(cache.description, hiddenScale) : labels.soft;
   const { topk } = cache.description.labels;
   const forward = await compileForwardPrograms(engine, config, float);
-  const program = await compileGraph(engine, kdGraph(labels, config, temperatures, float));
-  const hiddenScale = isFull ? await cache.hiddenScale('final') : undefined;
-  const teacherHead = isFull
-    ? engine.upload(
-        await cache.readOutputMatrix(),
-        'float32',
-        [cache.description.teacher!.vocabSize, soft.teacherHidden],
-        { transfer: true },
-      )
-    : undefined;
+  const program = await compileGraph(engine, kdGraph({ ...labels, soft }, config, temperatures, float));
+  const teacherHead = isFull ? await uploadTeacherHead(engine, cache, hiddenScale, vocabSize) : undefined;
   const cut = (matrix: DeviceTensor) => engine.view(matrix, { offset: 0, shape: [vocabSize, matrix.shape[1]!] });
   const head = cut(model.head);
   const fixed = {
     norm: model.norm,
     head,
-    ...(teacherHead === undefined ? {} : { 'teacher.head': cut(teacherHead) }),
+    ...(teacherHead === undefined ? {} : { 'teacher.head': teacherHead }),
   };
 
   /** Label arrays of the rows under the names of `kdGraph`. */

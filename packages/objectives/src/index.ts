@@ -33,5 +33,6 @@ export {
   type SoftLabels,
 } from './loss-graph.ts';
 export { emitRefinedTeacher, type RefinementInputs, type RefinementNormaliser } from './refined-distribution.ts';
+export { describeFullLabels, uploadTeacherHead } from './teacher-head.ts';
 export { emitCrossEntropy, emitHiddenLoss, type HiddenLoss } from './token-losses.ts';
 export { emitLogSumExp, emitRowSum, REMOVED_SCORE } from './vocabulary-sums.ts';

@@ -70,9 +70,13 @@ export function collectLabels(labelled: readonly LabelledRow[], options: LabelOp
   if (labels.kind === 'full' && labels.refinement !== undefined)
     add(collectRefinement(labelled, labels.refinement, options));
   if (labels.kind === 'full' || objective.hidden !== undefined) {
-    const hidden = collectFinalHidden(labelled, targets, options);
-    if (labels.kind === 'full') teacher.set('teacher.hidden', { dtype: float, ...hidden });
-    if (objective.hidden !== undefined) teacher.set('teacher.final', { dtype: float, ...hidden });
+    const isCoded = labels.kind === 'full' && labels.isCoded === true;
+    if (isCoded) teacher.set('teacher.hidden', { dtype: float, ...collectCodes(labelled, targets, float) });
+    if (!isCoded || objective.hidden !== undefined) {
+      const hidden = collectFinalHidden(labelled, targets, options);
+      if (labels.kind === 'full' && !isCoded) teacher.set('teacher.hidden', { dtype: float, ...hidden });
+      if (objective.hidden !== undefined) teacher.set('teacher.final', { dtype: float, ...hidden });
+    }
   }
   return {
     count: targets.length,
@@ -81,6 +85,23 @@ export function collectLabels(labelled: readonly LabelledRow[], options: LabelOp
     labels: BigInt64Array.from(targets, ({ row, position }) => BigInt(labelled[row]!.row.inputIds[position + 1]!)),
     teacher,
   };
+}
+
+/** The codes of coded final states and a 1 behind, [N, rank + 1]. */
+function collectCodes(labelled: readonly LabelledRow[], targets: readonly Target[], float: FloatDtype) {
+  const states = labelled.map(({ row, hidden }) => {
+    const labels = hidden?.get('final');
+    if (labels === undefined) throw new Error(`row ${row.id} was read without its final hidden states`);
+    return labels;
+  });
+  const rank = states[0]?.width ?? 0;
+  const width = rank + 1;
+  const data = makeFloats(float, targets.length * width);
+  for (const [n, { row, stored }] of targets.entries()) {
+    data.set(states[row]!.values.subarray(stored * rank, (stored + 1) * rank), n * width);
+    data[n * width + rank] = 1;
+  }
+  return { data, width };
 }
 
 function collectFinalHidden(

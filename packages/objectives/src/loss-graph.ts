@@ -17,7 +17,13 @@ export type SoftLabels =
    * [V, teacherHidden]; with `refinement` its head is taken from top-k labels. The width need not be the teacher's own:
    * of states h = B c, c with the matrix W B says the same.
    */
-  | { readonly kind: 'full'; readonly teacherHidden: number; readonly refinement?: Refinement }
+  | {
+      readonly kind: 'full';
+      readonly teacherHidden: number;
+      readonly refinement?: Refinement;
+      /** The states come as codes and a 1, and the matrix has the codebook in it: see `describeFullLabels`. */
+      readonly isCoded?: boolean;
+    }
   /** The teacher's k best ids; `isWhole` when k = V and nothing is outside. */
   | { readonly kind: 'topk'; readonly k: number; readonly tail: TailKind; readonly isWhole: boolean }
   /** Ids drawn from the teacher's distribution; as many entries as the arrays that come. */

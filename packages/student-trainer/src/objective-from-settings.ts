@@ -1,7 +1,18 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
-import { type Objective, resolveRefinement, type SoftLabels, sharedVocabulary } from '@stillhouse/objectives';
-import { type CacheDescription, keepsWholeVocabulary, largestTopKCount } from '@stillhouse/teacher-cache';
+import {
+  describeFullLabels,
+  type Objective,
+  resolveRefinement,
+  type SoftLabels,
+  sharedVocabulary,
+} from '@stillhouse/objectives';
+import {
+  type CacheDescription,
+  type HiddenScale,
+  keepsWholeVocabulary,
+  largestTopKCount,
+} from '@stillhouse/teacher-cache';
 import type { TrainingSettings } from './training-settings.ts';
 
 export interface ResolvedObjective {
@@ -22,6 +33,7 @@ function refuse(
 /**
  * What the settings ask for, held against what the cache has and what the student is.
  * @param cache with the labels that are there
+ * @param hiddenScale of the final hidden states
  * @throws StillhouseError LABELS_NOT_IN_CACHE, TEMPERATURE_NOT_IN_GRID, TEMPERATURE_NOT_DRAWN, REFINEMENT_NOT_IN_CACHE,
  *   SETTING_NOT_FOR_LABELS, HIDDEN_NOT_IN_CACHE, PROJECTION_NEEDED, VOCABULARY_MISMATCH
  */
@@ -30,9 +42,10 @@ export function resolveObjective(
   cache: CacheDescription,
   student: ModelConfig,
   where: string,
+  hiddenScale?: HiddenScale,
 ): ResolvedObjective {
   const vocabSize = sharedVocabulary(cache, student.vocabSize, where);
-  const labels = resolveLabels(settings, cache, vocabSize, where);
+  const labels = resolveLabels(settings, cache, vocabSize, where, hiddenScale);
   const divergence = { kind: 'forward-kl' } as const;
   if (settings.hiddenWeight === 0) return { objective: { labels, divergence }, vocabSize };
   if (!cache.labels.hidden?.layers.includes('final') || cache.teacher === null) {
@@ -66,6 +79,7 @@ function resolveLabels(
   cache: CacheDescription,
   vocabSize: number,
   where: string,
+  hiddenScale: HiddenScale | undefined,
 ): SoftLabels {
   const { topk, sampled = null, hidden, head } = cache.labels;
   const hasFull = head && hidden?.layers.includes('final') === true;
@@ -99,7 +113,7 @@ function resolveLabels(
   if (kind === 'none') return { kind: 'none' };
   if (kind === 'full') {
     const refinement = resolveRefinement(refine, cache, temperature, where);
-    const full = { kind: 'full', teacherHidden: cache.teacher!.hiddenSize } as const;
+    const full = describeFullLabels(cache, hiddenScale);
     return refinement === undefined ? full : { ...full, refinement };
   }
   if (kind === 'sampled') {

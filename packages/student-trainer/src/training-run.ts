@@ -12,11 +12,11 @@ import {
 } from '@stillhouse/checkpoint';
 import { makeFolder, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import { checkModelTokenizer, describeOpenLabels } from '@stillhouse/objectives';
+import { checkModelTokenizer, describeOpenLabels, uploadTeacherHead } from '@stillhouse/objectives';
 import type { Engine } from '@stillhouse/runtime';
 import { openEngine } from '@stillhouse/runtime';
 import { requireSetting } from '@stillhouse/settings';
-import type { TeacherCache } from '@stillhouse/teacher-cache';
+import type { HiddenScale, TeacherCache } from '@stillhouse/teacher-cache';
 import { measureActivations } from './activation-store.ts';
 import type { DataPosition } from './data-order.ts';
 import { learningRateAt } from './learning-rate.ts';
@@ -73,7 +73,10 @@ export async function trainStudent(given: TrainingSettings, events: TrainingEven
   const config = await readModelConfig(settings.student);
   const weights = await openModelWeights(settings.student, config);
   try {
-    const resolved = resolveObjective(settings, describeOpenLabels(cache), config, settings.cache);
+    const available = describeOpenLabels(cache);
+    const hasFinal = available.labels.hidden?.layers.includes('final') === true;
+    const hiddenScale = hasFinal ? await cache.hiddenScale('final') : undefined;
+    const resolved = resolveObjective(settings, available, config, settings.cache, hiddenScale);
     await checkModelTokenizer(cache, settings.student);
     for (const { name } of describeParameters(config)) {
       assertFinite(name, await weights.readFloat32(name), weights.tensors.get(name)!.file);
@@ -86,7 +89,11 @@ export async function trainStudent(given: TrainingSettings, events: TrainingEven
       ...(settings.threads === undefined ? {} : { threads: settings.threads }),
     });
     try {
-      return await runSteps(engine, { settings: resolvedSettings, cache, config, weights, rows, resolved }, events);
+      return await runSteps(
+        engine,
+        { settings: resolvedSettings, cache, config, weights, rows, resolved, hiddenScale },
+        events,
+      );
     } finally {
       await engine.close();
     }
@@ -224,11 +231,17 @@ interface Run {
   readonly weights: TensorSource;
   readonly rows: TrainingRows;
   readonly resolved: ResolvedObjective;
+  /** Of the final hidden states. */
+  readonly hiddenScale: HiddenScale | undefined;
 }
 
-async function openStudent(engine: Engine, { settings, cache, config, weights, resolved }: Run): Promise<Student> {
+async function openStudent(
+  engine: Engine,
+  { settings, cache, config, weights, resolved, hiddenScale }: Run,
+): Promise<Student> {
   const { objective, vocabSize } = resolved;
-  const teacherHead = objective.labels.kind === 'full' ? await uploadTeacherHead(engine, cache, vocabSize) : undefined;
+  const teacherHead =
+    objective.labels.kind === 'full' ? await uploadTeacherHead(engine, cache, hiddenScale, vocabSize) : undefined;
   return createStudent(engine, {
     config,
     float: 'float32',
@@ -246,14 +259,8 @@ async function openStudent(engine: Engine, { settings, cache, config, weights, r
   });
 }
 
-async function uploadTeacherHead(engine: Engine, cache: TeacherCache, vocabSize: number) {
-  const { vocabSize: rows, hiddenSize } = cache.description.teacher!;
-  const whole = engine.upload(await cache.readOutputMatrix(), 'float32', [rows, hiddenSize], { transfer: true });
-  return rows === vocabSize ? whole : engine.view(whole, { offset: 0, shape: [vocabSize, hiddenSize] });
-}
-
 async function runSteps(engine: Engine, run: Run, events: TrainingEvents): Promise<TrainingResult> {
-  const { settings, cache, rows, resolved } = run;
+  const { settings, cache, rows, resolved, hiddenScale } = run;
   const { out, steps } = settings;
   const student = await openStudent(engine, run);
   const parameters = student.parameters.all;
@@ -268,8 +275,6 @@ async function runSteps(engine: Engine, run: Run, events: TrainingEvents): Promi
     cacheDigest: cache.digest,
   });
   const { labels } = cache.description;
-  const hasFinal = cache.openLabels.hidden?.includes('final') === true;
-  const hiddenScale = hasFinal ? await cache.hiddenScale('final') : undefined;
   const stepDataOptions = {
     labels: {
       objective: resolved.objective,
