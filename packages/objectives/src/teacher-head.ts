@@ -40,21 +40,21 @@ export async function uploadTeacherHead(
   vocabSize: number,
 ): Promise<DeviceTensor> {
   const { vocabSize: rows, hiddenSize } = cache.description.teacher!;
-  const whole = engine.upload(await cache.readOutputMatrix(), 'float32', [rows, hiddenSize], { transfer: true });
-  if (scale !== undefined && isCodebook(scale)) {
-    const folded = await foldCodebook(engine, whole, scale, vocabSize);
-    engine.free(whole);
-    return folded;
-  }
-  return rows === vocabSize ? whole : engine.view(whole, { offset: 0, shape: [vocabSize, hiddenSize] });
+  const matrix = await cache.readOutputMatrix();
+  const taken = rows === vocabSize ? matrix : matrix.slice(0, vocabSize * hiddenSize);
+  const head = engine.upload(taken, 'float32', [vocabSize, hiddenSize], { transfer: true });
+  if (scale === undefined || !isCodebook(scale)) return head;
+  const folded = await foldCodebook(engine, head, scale);
+  engine.free(head);
+  return folded;
 }
 
 async function foldCodebook(
   engine: Engine,
   head: DeviceTensor,
   { rank, width, decode, mean }: HiddenCodebook,
-  vocabSize: number,
 ): Promise<DeviceTensor> {
+  const [vocabSize] = head.shape as [number, number];
   const columns = rank + 1;
   const basis = new Float32Array(columns * width);
   basis.set(decode);
