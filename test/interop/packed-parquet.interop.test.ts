@@ -20,7 +20,14 @@ interface OldReader {
 /** Puts a package that this repository does not depend on into a folder of its own; says why if it cannot. */
 async function installOldReader(folder: string): Promise<string | undefined> {
   await writeFile(join(folder, 'package.json'), '{"private":true}');
-  const args = ['install', '--no-audit', '--no-fund', '--ignore-scripts', `parquetjs-lite@${VERSION}`];
+  const args = [
+    'install',
+    '--no-audit',
+    '--no-fund',
+    '--ignore-scripts',
+    '--fetch-retries=0',
+    `parquetjs-lite@${VERSION}`,
+  ];
   const { status, stderr } = spawnSync('npm', args, { cwd: folder, encoding: 'utf8', timeout: 120_000 });
   return status === 0
     ? undefined

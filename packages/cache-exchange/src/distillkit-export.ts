@@ -34,6 +34,7 @@ export async function exportDistillKit(
   requireTopK(cache, 'a DistillKit data set');
   refuseLargeK(cache, config);
   const packing = createDistillKitPacking(config);
+  const filler = packFiller(config, packing);
   return writeExport({
     cache,
     outDir,
@@ -41,7 +42,7 @@ export async function exportDistillKit(
     select: { topk: true },
     columns: listColumns(packing),
     metadata: labelMetadata(cache),
-    convert: (row) => packRow(row, config, packing),
+    convert: (row) => packRow(row, config, packing, filler),
     texts: [{ name: 'compression_config.yaml', text: printDistillKitConfig(config) }],
   });
 }
@@ -68,7 +69,28 @@ function listColumns(packing: DistillKitPacking): readonly ParquetColumn<PackedR
 
 const int64 = { name: 'element', type: 'INT64', repetition_type: 'REQUIRED' } as const;
 
-function packRow(labelled: LabelledRow, config: DistillKitConfig, packing: DistillKitPacking): PackedRow {
+interface Filler {
+  readonly logprobs: Uint8Array;
+  readonly indices: Uint8Array;
+}
+
+/**
+ * Something finite must stand where nothing is known; `labels` keeps it out of every loss. As a distribution it has a
+ * mass of k, so that an import cannot take it for one.
+ */
+function packFiller({ k }: DistillKitConfig, packing: DistillKitPacking): Filler {
+  const filler = { logprobs: new Uint8Array(packing.logprobBytes), indices: new Uint8Array(packing.indexBytes) };
+  const ids = Array.from({ length: k }, (_, id) => id);
+  packing.pack(ids, new Float32Array(k), filler.logprobs, filler.indices);
+  return filler;
+}
+
+function packRow(
+  labelled: LabelledRow,
+  config: DistillKitConfig,
+  packing: DistillKitPacking,
+  filler: Filler,
+): PackedRow {
   const { row, positions, topk } = labelled;
   const { logprobBytes, indexBytes } = packing;
   const entries = row.inputIds.length - 1;
@@ -81,15 +103,12 @@ function packRow(labelled: LabelledRow, config: DistillKitConfig, packing: Disti
       logprobs.subarray(position * logprobBytes, (position + 1) * logprobBytes),
       indices.subarray(position * indexBytes, (position + 1) * indexBytes),
     );
-  // Something finite must stand where nothing is known; `labels` keeps it out of every loss. As a distribution it has
-  // a mass of k, so that an import cannot take it for one.
-  const nobody = Array.from({ length: config.k }, (_, id) => id);
-  const zeros = new Float32Array(config.k);
   let place = 0;
   let start = 0;
   for (let position = 0; position < entries; position++) {
     if (positions[place] !== position) {
-      put(position, nobody, zeros);
+      logprobs.set(filler.logprobs, position * logprobBytes);
+      indices.set(filler.indices, position * indexBytes);
       continue;
     }
     const end = start + topk!.counts[place]!;
