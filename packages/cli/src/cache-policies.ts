@@ -40,10 +40,11 @@ const byMass = (topP: number, minK: number, k: number): TopKForm => ({
   flags: `--top-p ${topP} --min-k ${minK} --max-k ${k}`,
   policy: { k, topP, minK },
 });
-const LOGPROBS: LogprobDtype = 'uint8';
+/** One byte costs a third less, and shows where student and teacher nearly agree. */
+const LOGPROBS: LogprobDtype = 'float16';
 const TOPK_FORMS = [
   byMass(0.98, 1, 128),
-  byMass(0.99, 2, 128),
+  byMass(0.99, 8, 128),
   byMass(0.999, 8, 128),
   fixed(16),
   fixed(32),
@@ -74,7 +75,7 @@ export async function tryPolicies(
     const topk = await tryTopK(rows, description, form);
     tried.push({
       name: `topk ${form.flags.replaceAll('--', '')}`,
-      flags: `--labels topk ${form.flags} --logprob-dtype u8`,
+      flags: `--labels topk ${form.flags} --logprob-dtype f16`,
       description: describe(description, topk.policy, null),
       rows: rows.map((row, i) => ({ row: row.row, positions: row.positions, topk: topk.labels[i]! })),
       bytesPerToken: topk.bytes / positions,
@@ -105,7 +106,7 @@ export async function tryPolicies(
     });
     tried.push({
       name: `${name} + topk 16`,
-      flags: `--labels topk,hidden ${BESIDE_HIDDEN.flags} --logprob-dtype u8 ${flags}`,
+      flags: `--labels topk,hidden ${BESIDE_HIDDEN.flags} --logprob-dtype f16 ${flags}`,
       description: describe(description, beside.policy, hidden),
       rows: rows.map((row, i) => ({ ...withStates(row, i), topk: beside.labels[i]! })),
       bytesPerToken: bytes + beside.bytes / positions,
