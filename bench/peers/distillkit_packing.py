@@ -21,7 +21,7 @@ Prints one JSON document, {configurations: [...]} with for each
   logprobError               {mean, max, atRank: {1, 2, 8, 32, last}} of |log p' - log p|, in nats;
   renormalisedKlNats         the KL of what its trainer makes of both (missing: zero): normalised over the k entries;
   decoded                    with --out FILE.npz: the file, with `NAME_ids` and `NAME_logprobs` [N, k] to be scored
-                             elsewhere.
+                             elsewhere; with --raw FOLDER: `NAME.f32`, the logprobs as little-endian float32.
 """
 import argparse
 import json
@@ -37,6 +37,7 @@ parser.add_argument("rows")
 parser.add_argument("--distillkit", default=os.environ.get("STILLHOUSE_DISTILLKIT"))
 parser.add_argument("--config", action="append", default=[])
 parser.add_argument("--out")
+parser.add_argument("--raw")
 parser.add_argument("--float64", action="store_true")
 arguments = parser.parse_args()
 if arguments.distillkit is None:
@@ -116,6 +117,9 @@ for name, fields in configurations.items():
     if config.k > ids.shape[1]:
         sys.exit(f"{name} packs {config.k} entries, the rows have {ids.shape[1]}")
     results.append(measure(name, config, ids, logprobs, keep))
+if arguments.raw:
+    for name in configurations:
+        keep[f"{name}_logprobs"].astype("<f4").tofile(os.path.join(arguments.raw, f"{name}.f32"))
 if arguments.out:
     np.savez(arguments.out, **keep)
 print(json.dumps({"positions": len(ids), "vocabulary": vocabulary, "configurations": results}, indent=1))

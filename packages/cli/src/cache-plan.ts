@@ -11,7 +11,7 @@ import {
 import { sharedVocabulary } from '@stillhouse/objectives';
 import { type DeviceTensor, type Engine, openEngine } from '@stillhouse/runtime';
 import { integer, number, requireSetting, type SettingsOf, text } from '@stillhouse/settings';
-import { estimateCacheSize, type LabelledRow } from '@stillhouse/teacher-cache';
+import { type CacheDescription, estimateCacheSize, type LabelledRow } from '@stillhouse/teacher-cache';
 import { BUILD_SETTINGS, type Pilot, scorePilot } from '@stillhouse/teacher-inference';
 import { CODED_BYTES, joinStates, PILOT_TOP_K, type TriedPolicy, tryPolicies } from './cache-policies.ts';
 
@@ -63,6 +63,11 @@ export interface CachePlan {
 
 export interface PlanEvents {
   readonly onStage?: (stage: string) => void;
+  /** More policies for the same rows, for benchmarks. */
+  readonly addPolicies?: (
+    measured: readonly LabelledRow[],
+    description: CacheDescription,
+  ) => Promise<readonly TriedPolicy[]>;
 }
 
 /** One of so many rows is kept from the codebooks and measured. */
@@ -94,7 +99,8 @@ export async function planCache(settings: PlanSettings, events: PlanEvents = {})
   const vocabSize = sharedVocabulary(pilot.description, studentVocab, student);
   const { measured, fitted } = splitPilot(pilot, settings.positionsLimit);
   events.onStage?.('codebooks are fitted');
-  const policies = await tryPolicies(measured, pilot.description, await pilot.fitCodebooks(fitted, CODED_BYTES));
+  const own = await tryPolicies(measured, pilot.description, await pilot.fitCodebooks(fitted, CODED_BYTES));
+  const policies = [...own, ...((await events.addPolicies?.(measured, pilot.description)) ?? [])];
   events.onStage?.(`${policies.length} policies are measured`);
   const figures = await measurePolicies(settings, measured, policies, vocabSize);
   const planned = policies.map((policy, i) => describePolicy(policy, pilot, settings, figures[i]!));
@@ -192,16 +198,17 @@ const cutRows = (engine: Engine, head: DeviceTensor, rows: number) =>
   engine.view(head, { offset: 0, shape: [rows, head.shape[1]!] });
 
 /** The mode that makes the most of a policy's labels: refined if there are top-k labels beside the states. */
-function modeOf({ description, rows, hiddenScale, name }: TriedPolicy, vocabSize: number): LabelMode {
+function modeOf({ description, rows, hiddenScale, name, mode }: TriedPolicy, vocabSize: number): LabelMode {
   const { topk, hidden } = description.labels;
-  const wanted = hidden === null ? 'topk tail' : topk === null ? 'full' : 'full refined';
+  const best = hidden === null ? 'topk tail' : topk === null ? 'full' : 'full refined';
+  const wanted = mode ?? best;
   const modes = listLabelModes({
     description,
     vocabSize,
     ...(hiddenScale === undefined ? {} : { hiddenScale }),
     readRow: async (row) => rows[row]!,
   });
-  return { ...modes.find((mode) => mode.name === wanted)!, name };
+  return { ...modes.find((one) => one.name === wanted)!, name };
 }
 
 function describePolicy(

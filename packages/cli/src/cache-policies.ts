@@ -28,6 +28,8 @@ export interface TriedPolicy {
   readonly hiddenScale?: HiddenScale;
   /** Of the label groups at a position. */
   readonly bytesPerToken: number;
+  /** The mode that its labels are read in; left out: the one that makes the most of them. */
+  readonly mode?: string;
 }
 
 interface TopKForm {
