@@ -126,6 +126,34 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
     );
   });
 
+  await t.test('cache build --student measures what it built', async () => {
+    const args = [...buildArgs, '--out', 'measured', '--student', student, '--quality-positions', '24'];
+    const { code, stdout, stderr } = await run(folder, ...args);
+    assert.equal(code, 0, stderr);
+    assert.match(stdout, /^measured +24 positions of \d rows$/m);
+    assert.match(stdout, /^T = 2, exact loss [\d.]+$/m);
+    assert.equal((await readJson(join(folder, 'measured.quality.json'))).positions, 24);
+  });
+
+  await t.test('cache plan recommends what fits the budget', async () => {
+    const args = ['cache', 'plan', '--teacher', teacher, '--data', 'rows.jsonl', '--student', student];
+    const small = [...args, '--pilot-positions', '64', '--positions-limit', '24'];
+    const { code, stdout, stderr } = await run(folder, ...small, '--budget', '60');
+    assert.equal(code, 0, stderr);
+    assert.match(stdout, /^recommended +(coded|topk) \S+/m);
+    assert.match(stdout, /^build it with +--labels /m);
+    const plan = await runForJson<{
+      readonly recommended: string | null;
+      readonly policies: readonly { readonly name: string; readonly bytesPerToken: number }[];
+    }>(folder, ...small, '--budget', '0.5');
+    assert.equal(plan.recommended, null);
+    assert.ok(plan.policies.some(({ name }) => name === 'int8 + topk 16'));
+    assert.ok(plan.policies.every(({ bytesPerToken }) => bytesPerToken > 1));
+    const refused = await run(folder, ...small, '--temperature', '3');
+    assert.equal(refused.code, 1);
+    assert.match(refused.stderr, /expected one of 1, 2, 4, got 3/);
+  });
+
   await t.test('cache export', async () => {
     const result = await runForJson<{ readonly rowCount: number; readonly files: readonly string[] }>(
       folder,

@@ -50,7 +50,7 @@ const shapes: fc.Arbitrary<RandomCacheShape> = fc
     dtype: fc.constantFrom('int8', 'int8-groups', 'coded', 'float16', 'float32'),
     layers: fc.constantFrom(['final'], [4, 'final', 0], [1]),
     positions: fc.constantFrom('response', 'all'),
-    temperatures: fc.constantFrom([1], [1, 2, 4], [0.5, 1.5]),
+    temperatures: fc.constantFrom([1], [1, 2, 4], [0.5, 1.5], [0.01, 1, 1000]),
     isWhole: fc.boolean(),
     topk: fc.constantFrom<Partial<TopKPolicy>[]>(
       {},

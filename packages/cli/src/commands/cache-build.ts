@@ -1,3 +1,5 @@
+import { QUALITY_SETTINGS } from '@stillhouse/evaluation';
+import { integer, resolveSettings, type SettingsOf, text } from '@stillhouse/settings';
 import { type CacheSize, printPartition } from '@stillhouse/teacher-cache';
 import {
   BUILD_SETTINGS,
@@ -12,20 +14,60 @@ import {
 } from '@stillhouse/teacher-inference';
 import { type CommandContext, defineCommand, type Outcome } from '../command.ts';
 import type { Progress } from '../progress.ts';
+import { printQuality, showQuality } from '../quality-display.ts';
 import { printBytes, printCount, printPairs, printSignificant } from '../quantities.ts';
 import { recipeBeside } from '../recipe.ts';
 
+/** Every setting of `stillhouse cache build`. */
+const SETTINGS = {
+  ...BUILD_SETTINGS,
+  student: text('measure a sample of the finished cache for this student, as cache quality does', undefined),
+  qualityPositions: integer('target positions of that sample', 500, { min: 1 }),
+} as const;
+type Settings = SettingsOf<typeof SETTINGS>;
+
 export const cacheBuild = defineCommand({
-  settings: BUILD_SETTINGS,
-  run: (settings, context) => (settings.dryRun ? plan(settings) : build(settings, context)),
+  settings: SETTINGS,
+  run: async (settings, context) => {
+    if (settings.dryRun) return plan(settings);
+    const built = await build(settings, context);
+    return settings.student === undefined ? built : addQuality(built, settings, context);
+  },
 });
+
+/** Measures what was built, unless other partitions are still at work. */
+async function addQuality(built: Built, settings: Settings, context: CommandContext): Promise<Outcome> {
+  const { teacher, student, qualityPositions, temperatures, device, threads } = settings;
+  const { result, summary } = built;
+  if (result.cacheDigest === null) {
+    context.note('cache quality: the other parts are not finished, measure the merged cache');
+    return built;
+  }
+  const quality = await showQuality(
+    resolveSettings(QUALITY_SETTINGS, {
+      cache: result.out,
+      student,
+      positionsLimit: qualityPositions,
+      temperatures,
+      device,
+      ...(teacher === undefined ? {} : { teacher }),
+      ...(threads === undefined ? {} : { threads }),
+    }),
+    context,
+  );
+  return { ...built, result: { ...result, quality }, summary: `${summary}\n\n${printQuality(quality)}` };
+}
+
+interface Built extends Outcome {
+  readonly result: BuildResult;
+}
 
 async function plan(settings: BuildSettings): Promise<Outcome> {
   const result = await planBuild(settings);
   return { result, summary: printPlan(result) };
 }
 
-async function build(settings: BuildSettings, context: CommandContext): Promise<Outcome> {
+async function build(settings: BuildSettings, context: CommandContext): Promise<Built> {
   let progress: Progress | undefined;
   const found = settings.partition === undefined ? findPartition(process.env) : undefined;
   if (found !== undefined) context.note(`cache build: partition ${found.setting}, by ${found.source}`);
