@@ -176,8 +176,17 @@ for i, table in enumerate(tables):
     with open(os.path.join(${JSON.stringify(folder)}, f'{i}.arrow'), 'wb') as out:
         with pa.ipc.new_file(out, table.schema) as writer: writer.write_table(table)
         out.flush(); os.fsync(out.fileno())
-print(read, time.perf_counter() - start)`;
-    const [read, written] = execFileSync(python, ['-c', script, ...paths], { encoding: 'utf8' })
+written = time.perf_counter() - start
+import pyarrow.parquet as pq
+start = time.perf_counter()
+for i, table in enumerate(tables): pq.write_table(table, os.path.join(${JSON.stringify(folder)}, f'{i}.parquet'), compression='zstd')
+parquet = time.perf_counter() - start
+start = time.perf_counter()
+for i in range(len(tables)): pq.read_table(os.path.join(${JSON.stringify(folder)}, f'{i}.parquet'))
+print(read, written, parquet, time.perf_counter() - start)`;
+    const [read, written, parquetWritten, parquetRead] = execFileSync(python, ['-c', script, ...paths], {
+      encoding: 'utf8',
+    })
       .trim()
       .split(' ')
       .map(Number);
@@ -185,6 +194,8 @@ print(read, time.perf_counter() - start)`;
       results.push({ what, megabytesPerSecond: sizeBytes / 1e6 / seconds, ratio: sizeBytes / 1e6 / seconds / base });
     add('write: pyarrow (no hash, no checks)', written!, plainWrite);
     add('read: pyarrow', read!, plainRead);
+    add('write: pyarrow Parquet, zstd, not synced', parquetWritten!, plainWrite);
+    add('read: pyarrow Parquet', parquetRead!, plainRead);
   }
   console.log(`${(sizeBytes / 1e6).toFixed(0)} MB, ${ROWS} rows, ${ROWS * (TOKENS - 1)} positions`);
   for (const { what, megabytesPerSecond, ratio } of results) {
