@@ -17,7 +17,8 @@ const FAITHFUL_DTYPES: readonly HiddenDtype[] = ['float32', 'float16'];
 export function describeOpenLabels({
   description,
   openLabels,
-}: Pick<TeacherCache, 'description' | 'openLabels'>): CacheDescription {
+  hasOutputMatrix,
+}: Pick<TeacherCache, 'description' | 'openLabels' | 'hasOutputMatrix'>): CacheDescription {
   const { topk, sampled = null, hidden, head } = description.labels;
   const layers = hidden?.layers.filter((layer) => openLabels.hidden?.includes(layer)) ?? [];
   return {
@@ -26,7 +27,7 @@ export function describeOpenLabels({
       topk: openLabels.topk === true ? topk : null,
       sampled: openLabels.sampled === true ? sampled : null,
       hidden: hidden === null || layers.length === 0 ? null : { ...hidden, layers },
-      head,
+      head: head && hasOutputMatrix,
     },
   };
 }

@@ -64,6 +64,8 @@ export interface TeacherCache {
   readonly rowIds: readonly string[];
   /** The labels that a row brings when none are asked for: all that the cache has in the groups it was opened with. */
   readonly openLabels: LabelSelection;
+  /** Whether the output matrix is there, in the groups it was opened with. */
+  readonly hasOutputMatrix: boolean;
   /** Folder with the teacher's tokenizer files; null if the cache has none. */
   readonly tokenizerFolder: string | null;
   /** The place of a row among all. @throws StillhouseError CACHE_ROW_UNKNOWN */
@@ -316,6 +318,7 @@ async function makeCache(
     rowCount: rowIds.length,
     rowIds,
     openLabels: everything,
+    hasOutputMatrix: manifest.outputMatrix !== null && groups.has('head'),
     tokenizerFolder: manifest.tokenizer.length > 0 && groups.has('tokenizer') ? files.tokenizerFolder : null,
     indexOf: (id) => {
       const index = places.get(id);

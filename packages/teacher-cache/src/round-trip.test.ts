@@ -143,6 +143,9 @@ test('the output matrix comes back bit for bit, however its bytes were cut', () 
       k: 1,
     };
     await buildRandomCache(folder, shape);
+    const pulled = await openCache(folder, { groups: ['topk', 'hidden-final'] });
+    assert.equal(pulled.hasOutputMatrix, false);
+    await pulled.close();
     const cache = await openCache(folder);
     const matrix = await cache.readOutputMatrix();
     const bits = new Uint32Array(matrix.buffer);
