@@ -6,6 +6,11 @@ export interface CommandContext {
   /** A remark on standard error: what will be done, where. */
   note(line: string): void;
   openProgress(options: ProgressOptions): Progress;
+  /**
+   * From now on the first SIGINT or SIGTERM is told to `stop` and ends nothing, so that the command can come to a good
+   * end by itself; the second ends the process at once, as the first would have without this.
+   */
+  onInterrupt(stop: (signal: NodeJS.Signals) => void): void;
 }
 
 export interface Outcome {

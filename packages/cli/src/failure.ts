@@ -1,10 +1,13 @@
+import { constants } from 'node:os';
 import { isStillhouseError } from '@stillhouse/errors';
 
 export const EXIT_SUCCESS = 0;
 export const EXIT_FAILURE = 1;
 export const EXIT_USAGE = 2;
-/** 128 + SIGINT, as shells report it. */
-export const EXIT_INTERRUPTED = 130;
+/** 128 + the signal's number, as shells report it: 130 for SIGINT, 143 for SIGTERM. */
+export function exitCodeOfSignal(signal: NodeJS.Signals): number {
+  return 128 + constants.signals[signal];
+}
 
 /** Failures of what was typed, not of what was found. */
 const USAGE_CODES: ReadonlySet<string> = new Set([

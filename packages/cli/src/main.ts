@@ -1,12 +1,12 @@
 import type { CommandContext } from './command.ts';
 import { runCommandLine } from './command-line.ts';
-import { describeFailure, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_SUCCESS } from './failure.ts';
+import { describeFailure, EXIT_FAILURE, EXIT_SUCCESS, exitCodeOfSignal } from './failure.ts';
 import { openProgress, type Progress } from './progress.ts';
 
 /**
  * Runs the command line: results go to standard output, everything else to standard error.
  * @param args what follows `stillhouse`
- * @returns the exit code: 0, 1 when the work failed, 2 when the command line is wrong
+ * @returns the exit code: 0, 1 when the work failed, 2 when the command line is wrong, 130 or 143 when a signal stopped it
  */
 export async function main(args: readonly string[]): Promise<number> {
   const isJson = args.includes('--json');
@@ -32,12 +32,24 @@ export async function main(args: readonly string[]): Promise<number> {
 interface Running {
   readonly context: CommandContext;
   stop(): void;
+  /** Hands a signal to the command; false where the command has asked for none or had one already. */
+  handOver(signal: NodeJS.Signals): boolean;
 }
 
 function createContext(): Running {
   let current: Progress | undefined;
+  let stopCommand: ((signal: NodeJS.Signals) => void) | undefined;
   return {
+    handOver: (signal) => {
+      const told = stopCommand;
+      stopCommand = undefined;
+      told?.(signal);
+      return told !== undefined;
+    },
     context: {
+      onInterrupt: (stop) => {
+        stopCommand = stop;
+      },
       note: (line) => process.stderr.write(`${line}\n`),
       openProgress: (options) => {
         current?.stop();
@@ -52,13 +64,16 @@ function createContext(): Running {
   };
 }
 
-function installHandlers({ stop }: Running, fail: (error: unknown) => number): void {
-  // Whatever is written is either whole or not there, so there is nothing to wait for.
-  process.once('SIGINT', () => {
-    stop();
-    console.error('stillhouse: interrupted [INTERRUPTED]');
-    process.exit(EXIT_INTERRUPTED);
-  });
+function installHandlers({ stop, handOver }: Running, fail: (error: unknown) => number): void {
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    process.on(signal, () => {
+      if (handOver(signal)) return;
+      // Whatever is written is either whole or not there, so there is nothing to wait for.
+      stop();
+      console.error('stillhouse: interrupted [INTERRUPTED]');
+      process.exit(exitCodeOfSignal(signal));
+    });
+  }
   process.on('uncaughtException', (error) => process.exit(fail(error)));
   // A reader such as `head` that has seen enough is no failure.
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {

@@ -1,6 +1,6 @@
 import { type CacheDescription, type CacheGroup, GROUP_CHANNELS, hiddenGroup, shardGroups } from './description.ts';
 import { largestTopKCount, type SampledPolicy, type TopKPolicy } from './label-policy.ts';
-import { ENTRY_BYTES } from './logprob-codes.ts';
+import { ENTRY_BYTES, ODDS_BYTES } from './logprob-codes.ts';
 import { listFiles, type ManifestBody, type MatrixDtype } from './manifest.ts';
 import { matrixElementBytes } from './output-matrix.ts';
 import { idBytes } from './topk-packing.ts';
@@ -66,7 +66,7 @@ function topKBytes(policy: TopKPolicy, vocabSize: number): number {
   const entries = largestTopKCount(policy, vocabSize);
   // Plain, an entry is 4 + 4 bytes and each of two lists has an offset; packed, there are a count and the log odds.
   const entryBytes = packing === 'zstd' ? idBytes(vocabSize) + ENTRY_BYTES[logprobDtype] : 8;
-  const ownBytes = packing === 'zstd' ? (logprobDtype === 'uint8' ? 4 : 2) : 8;
+  const ownBytes = packing === 'zstd' ? 2 + ODDS_BYTES[logprobDtype] : 8;
   return entries * entryBytes + temperatures.length * 4 + ownBytes;
 }
 

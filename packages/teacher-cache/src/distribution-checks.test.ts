@@ -25,7 +25,7 @@ const describe = (topk: Partial<TopKPolicy> & { readonly k: number }, draws = 1)
 const policies = fc
   .record({
     k: fc.integer({ min: 1, max: VOCAB }),
-    packed: fc.option(fc.constantFrom('float32', 'float16', 'uint8')),
+    packed: fc.option(fc.constantFrom('float32', 'float16', 'uint16', 'uint8')),
     topP: fc.option(fc.constantFrom(0.3, 0.9, 0.999)),
     minK: fc.integer({ min: 1, max: 4 }),
     pinnedIds: fc.constantFrom([], [0], [3, VOCAB - 1]),

@@ -38,7 +38,7 @@ export interface SampledPolicy {
 export const MOST_DRAWS = 65_535;
 /** Counts of packed labels take 16 bits. */
 const MOST_PACKED_ENTRIES = 65_535;
-const LOGPROB_DTYPES: readonly unknown[] = ['float32', 'float16', 'uint8'];
+const LOGPROB_DTYPES: readonly unknown[] = ['float32', 'float16', 'uint16', 'uint8'];
 
 /** The most entries that a position may have: those kept for their rank, pinned ids, the target. */
 export const largestTopKCount = ({ k, pinnedIds = [], keepTarget = false }: TopKPolicy, vocabSize: number): number =>
@@ -69,7 +69,7 @@ export function normaliseTopK(policy: TopKPolicy, vocabSize: number): TopKPolicy
   if (packing !== 'plain' && packing !== 'zstd')
     refuseDescription('labels.topk.packing is unknown', 'plain or zstd', packing);
   if (!LOGPROB_DTYPES.includes(logprobDtype))
-    refuseDescription('labels.topk.logprobDtype is unknown', 'float32, float16 or uint8', String(logprobDtype));
+    refuseDescription('labels.topk.logprobDtype is unknown', 'float32, float16, uint16 or uint8', String(logprobDtype));
   if (packing === 'plain' && logprobDtype !== 'float32')
     refuseDescription('plain top-k labels hold float32 logprobs', 'packing zstd', logprobDtype);
   requireMass(policy);

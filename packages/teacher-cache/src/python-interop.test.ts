@@ -97,7 +97,7 @@ test('pyarrow and polars read a cache, value for value', { skip }, () =>
   }),
 );
 
-for (const logprobDtype of ['float32', 'float16', 'uint8'] as const) {
+for (const logprobDtype of ['float32', 'float16', 'uint16', 'uint8'] as const) {
   test(`pyarrow and NumPy read packed labels with ${logprobDtype} logprobs, and sampled ones`, { skip }, () =>
     inFolder(async (folder) => {
       const shape: RandomCacheShape = {
@@ -123,7 +123,7 @@ for (const logprobDtype of ['float32', 'float16', 'uint8'] as const) {
         // Another library's exp and log may differ in the last bit.
         for (const [i, logprobs] of cut(topk!.logprobs, counts).entries()) {
           for (const [j, logprob] of logprobs.entries())
-            assert.ok(Math.abs(row.topk.logprobs[i][j] - logprob) <= (logprobDtype === 'uint8' ? 1e-6 : 0));
+            assert.ok(Math.abs(row.topk.logprobs[i][j] - logprob) <= (logprobDtype.startsWith('uint') ? 1e-6 : 0));
         }
         assert.deepEqual(row.topk.log_z, cut(topk!.logZ, Array(counts.length).fill(3)));
         assert.deepEqual(row.sampled.ids, cut(sampled!.ids, [...sampled!.counts]));

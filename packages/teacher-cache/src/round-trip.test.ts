@@ -57,6 +57,7 @@ const shapes: fc.Arbitrary<RandomCacheShape> = fc
       { packing: 'zstd' },
       { pinnedIds: [0], keepTarget: true },
       { packing: 'zstd', logprobDtype: 'float16', keepTarget: true },
+      { packing: 'zstd', logprobDtype: 'uint16' },
       { packing: 'zstd', logprobDtype: 'uint8', topP: 0.9, minK: 1, pinnedIds: [0], keepTarget: true },
     ),
     sampled: fc.constantFrom<(SampledPolicy | undefined)[]>(
@@ -84,7 +85,7 @@ test('what is written is read: every dtype, ragged k, k = 1, k = V, rows without
         const cache = await openCache(folder);
         assert.equal(cache.rowCount, shape.rows);
         let index = 0;
-        const isLossy = shape.topk?.logprobDtype === 'uint8';
+        const isLossy = shape.topk?.logprobDtype?.startsWith('uint') === true;
         for await (const got of cache.rows()) assertSameRow(got, randomRow(shape, index++, description), isLossy);
         assert.equal(index, shape.rows);
         for (const id of cache.rowIds) {

@@ -7,7 +7,7 @@ import { packTopK, roundTopK, unpackTopK } from './topk-packing.ts';
 import { loadZstd } from './zstd.ts';
 
 const zstd = await loadZstd();
-const DTYPES: readonly LogprobDtype[] = ['float32', 'float16', 'uint8'];
+const DTYPES: readonly LogprobDtype[] = ['float32', 'float16', 'uint16', 'uint8'];
 
 /** Ragged labels of a real distribution over `vocabSize` ids, sometimes with next to no mass outside. */
 const labelsOf = (vocabSize: number) =>
@@ -163,6 +163,8 @@ function checkError(labels: TopKLabels, back: TopKLabels, dtype: LogprobDtype): 
       if (dtype === 'float16')
         assert.ok(error <= Math.abs(exact) * 2 ** -11 + 1e-7, `${exact} became ${back.logprobs[i]}`);
       // Half a step at its own distance, as much again for the mass that all entries share.
+      if (dtype === 'uint16' && distance < 63)
+        assert.ok(error <= 0.0015 + 2e-7 * Math.abs(exact), `${exact} became ${back.logprobs[i]}`);
       if (dtype === 'uint8' && distance < 16)
         assert.ok(error <= Math.exp(distance / 4) / 120 + 0.02, `${exact} became ${back.logprobs[i]}`);
     }

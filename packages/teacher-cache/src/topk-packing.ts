@@ -8,6 +8,7 @@ import {
   encodeLogprobs,
   encodeLogZ,
   type LogprobDtype,
+  ODDS_BYTES,
 } from './logprob-codes.ts';
 import type { ZstdCodec } from './zstd.ts';
 
@@ -28,7 +29,7 @@ export const idBytes = (vocabSize: number) => (vocabSize <= 0x1_0000 ? 2 : vocab
 
 /**
  * The top-k labels of one row as bytes: byte planes (see `byte-planes.ts`) of the counts (2 bytes), the ids, the
- * differences of the logprob codes, for `uint8` the log odds (2 bytes), and log_z, temperature by temperature (4 bytes).
+ * differences of the logprob codes, for `uint8` and `uint16` the log odds (2 and 3 bytes), and log_z, temperature by temperature (4 bytes).
  */
 export function packTopK(labels: TopKLabels, dtype: LogprobDtype, vocabSize: number, zstd: ZstdCodec): Uint8Array {
   const { counts, ids, logprobs, logZ } = labels;
@@ -37,7 +38,7 @@ export function packTopK(labels: TopKLabels, dtype: LogprobDtype, vocabSize: num
   planes.add(counts, 2);
   planes.add(ids, idBytes(vocabSize));
   planes.add(takeDifferences(entries, counts), ENTRY_BYTES[dtype]);
-  if (odds !== undefined) planes.add(odds, 2);
+  if (odds !== undefined) planes.add(odds, ODDS_BYTES[dtype]);
   const codes = encodeLogZ(logZ, dtype);
   const grid = counts.length === 0 ? 0 : logZ.length / counts.length;
   for (let t = 0; t < grid; t++) {
@@ -66,7 +67,7 @@ export function unpackTopK(packed: Uint8Array, shape: PackedShape, dtype: Logpro
   const ids = new Int32Array(planes.read(total, idBytes(vocabSize)).buffer);
   const entries = planes.read(total, ENTRY_BYTES[dtype]);
   addDifferences(entries, counts, ENTRY_BYTES[dtype]);
-  const odds = dtype === 'uint8' ? { odds: planes.read(positions, 2) } : {};
+  const odds = ODDS_BYTES[dtype] > 0 ? { odds: planes.read(positions, ODDS_BYTES[dtype]) } : {};
   const codes = new Uint32Array(positions * temperatures);
   for (let t = 0; t < temperatures; t++) {
     const column = planes.read(positions, 4);

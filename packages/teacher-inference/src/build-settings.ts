@@ -32,7 +32,7 @@ export const BUILD_SETTINGS = {
     ['auto'],
   ),
   packing: choice('how top-k labels are stored: zstd, or plain lists', ['zstd', 'plain'], 'zstd'),
-  logprobDtype: choice('how packed logprobs are stored: f32 is lossless', ['f32', 'f16', 'u8'], 'f32'),
+  logprobDtype: choice('how packed logprobs are stored: f32 is lossless', ['f32', 'f16', 'u16', 'u8'], 'f32'),
   draws: integer('with labels sampled: ids drawn at each position; left out: 50', undefined, {
     min: 1,
     max: MOST_DRAWS,

@@ -14,6 +14,7 @@ const HIDDEN_DTYPES: Readonly<Record<BuildSettings['hiddenDtype'], HiddenDtype>>
 const LOGPROB_DTYPES: Readonly<Record<BuildSettings['logprobDtype'], LogprobDtype>> = {
   f32: 'float32',
   f16: 'float16',
+  u16: 'uint16',
   u8: 'uint8',
 };
 

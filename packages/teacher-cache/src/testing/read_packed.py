@@ -63,7 +63,7 @@ def read_topk(packed, positions, policy, vocab_size):
     counts = planes.read(positions, 2)
     total = int(counts.sum())
     ids = split(planes.read(total, id_bytes(vocab_size)), counts)
-    size = {"float32": 4, "float16": 2, "uint8": 1}[dtype]
+    size = {"float32": 4, "float16": 2, "uint16": 2, "uint8": 1}[dtype]
     differences = split(planes.read(total, size), counts)
     codes = [np.cumsum(part.astype(np.uint64)).astype(np.uint64) % (1 << 8 * size) for part in differences]
     if dtype == "float32":
@@ -71,8 +71,14 @@ def read_topk(packed, positions, policy, vocab_size):
     elif dtype == "float16":
         logprobs = [part.astype(np.uint16).view(np.float16).astype(np.float32) for part in codes]
     else:
-        odds = planes.read(positions, 2).astype(np.uint16).view(np.float16).astype(np.float64)
-        distances = [-4 * np.log1p(-part.astype(np.float64) / 256) for part in codes]
+        if dtype == "uint8":
+            odds = planes.read(positions, 2).astype(np.uint16).view(np.float16).astype(np.float64)
+            distances = [-4 * np.log1p(-part.astype(np.float64) / 256) for part in codes]
+        else:
+            stored = planes.read(positions, 3).astype(np.int64)
+            odds = np.where(stored % 2 == 0, stored // 2, -(stored + 1) // 2) / 4096
+            odds = np.where(stored == 0xFFFFFF, np.inf, odds)
+            distances = [part.astype(np.float64) / 1024 for part in codes]
         logprobs = [
             (-np.log1p(np.exp(-odd)) - np.log(np.exp(-part).sum()) - part).astype(np.float32)
             for odd, part in zip(odds, distances)
