@@ -54,5 +54,12 @@ if (FORMAT_VERSION > 1) {
   await write('coded', { labels: ['hidden'], hiddenLayers: [1], hiddenDtype: 'coded', hiddenBytes: 24 });
   await write('ragged-sampled', { labels: ['topk', 'sampled'], topP: 0.9, minK: 2, maxK: 16, logprobDtype: 'u8' });
   await write('plain', { labels: ['topk'], topK: 5, packing: 'plain' });
+  await write('uint16-groups', {
+    topK: 5,
+    logprobDtype: 'u16',
+    hiddenLayers: [2],
+    hiddenDtype: 'int8-groups',
+    limit: 2,
+  });
 }
 await rm(scratch, { recursive: true });
