@@ -18,6 +18,9 @@ export interface StagedFile {
 /** The suffix of a file that is not finished; whoever finds one may delete it. */
 const STAGED_SUFFIX = '.partial';
 
+/** After so many bytes what was written starts on its way to the disk. */
+const SYNC_BYTES = 8 << 20;
+
 /**
  * Opens a staged file for writing; missing folders are made.
  * @throws StillhouseError DISK_FULL, NOT_WRITABLE (from any of its methods too)
@@ -40,6 +43,23 @@ export async function stageFile(path: string): Promise<StagedFile> {
   });
   let isOpen = true;
   let isCommitted = false;
+  let unsyncedBytes = 0;
+  let syncing: Promise<void> | undefined;
+  let syncFailure: { readonly cause: unknown } | undefined;
+  // The disk works while the next bytes are made, rather than all at once at the end.
+  const syncBehind = (count: number) => {
+    unsyncedBytes += count;
+    if (unsyncedBytes < SYNC_BYTES || syncing !== undefined) return;
+    unsyncedBytes = 0;
+    syncing = handle
+      .datasync()
+      .catch((cause: unknown) => {
+        syncFailure = { cause };
+      })
+      .finally(() => {
+        syncing = undefined;
+      });
+  };
   const close = async () => {
     if (isOpen) {
       isOpen = false;
@@ -58,11 +78,14 @@ export async function stageFile(path: string): Promise<StagedFile> {
         }
         await hashing;
         sizeBytes += bytes.length;
+        syncBehind(bytes.length);
       }),
     commit: () =>
       guard(async () => {
         const hashing = hash.digest();
         hashing.catch(() => {});
+        await syncing;
+        if (syncFailure !== undefined) throw syncFailure.cause;
         await handle.sync();
         await close();
         const sha256 = await hashing;
