@@ -192,12 +192,15 @@ export async function makeShardWriter(plan: WriterPlan, initial: ManifestBody): 
       refuseBadRows(labelled, written, rowIds, task.formerIds);
       refuseMissingScale(written, scales);
       const files: Partial<Record<ShardGroup, ListedFile>> = { ...task.former?.files };
-      for (const group of task.groups) {
+      // Together: while one file waits for the disk the next is encoded. All are waited for, whichever fails.
+      const putting = task.groups.map(async (group) => {
         const layer = description.labels.hidden?.layers.find((one) => hiddenGroup(one) === group);
         const content = layer ?? (group as 'rows' | 'topk' | 'sampled');
         const scale = layer === undefined ? undefined : scales.get(layer);
         files[group] = await put(task.pathOf(group), encodeShard(labelled, content, description, { zstd, scale }));
-      }
+      });
+      const failed = (await Promise.allSettled(putting)).find((one) => one.status === 'rejected');
+      if (failed !== undefined) throw failed.reason;
       const { firstRow, rowCount, groups } = task;
       const shard: ListedShard = {
         firstRow,
