@@ -71,6 +71,7 @@ const usageErrors: readonly (readonly [args: string, code: string, message: RegE
 const context: CommandContext = {
   note: () => assert.fail('a wrong command line begins no work'),
   openProgress: () => assert.fail('a wrong command line begins no work'),
+  onInterrupt: () => assert.fail('a wrong command line begins no work'),
 };
 
 for (const [args, code, message] of usageErrors) {

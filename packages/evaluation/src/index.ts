@@ -21,6 +21,7 @@ export {
   type QuestionIds,
 } from './exact-match.ts';
 export { computeFinalStates, type ModelFiles, type StateRequest, uploadOutputMatrix } from './final-states.ts';
+export { type HeldOutOptions, type HeldOutRows, openHeldOut } from './held-out.ts';
 export { type RateInterval, wilsonInterval } from './interval.ts';
 export { evaluateKd, type KdFigures, type KdOptions } from './kd-evaluation.ts';
 export { type KdLabels, resolveKdLabels } from './kd-labels.ts';

@@ -2,6 +2,8 @@
 export interface Report {
   readonly title: string;
   readonly subtitle?: string;
+  /** For a page that is written again and again: browsers load it anew after so long. */
+  readonly refreshSeconds?: number;
   readonly sections: readonly ReportSection[];
 }
 

@@ -35,12 +35,14 @@ export async function renderReport(report: Report): Promise<string> {
   }
   const title = escapeHtml(report.title);
   const subtitle = report.subtitle === undefined ? '' : `<p class="subtitle">${escapeHtml(report.subtitle)}</p>`;
+  const refresh =
+    report.refreshSeconds === undefined ? '' : `\n<meta http-equiv="refresh" content="${report.refreshSeconds}">`;
   return `<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">${refresh}
 <title>${title}</title>
 <style>${REPORT_STYLE}</style>
 </head>

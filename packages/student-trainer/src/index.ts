@@ -1,9 +1,17 @@
 /** Phase 2: trains students from a teacher cache. Never sees a teacher. */
 export { type AdamWSettings, createAdamW } from './adamw.ts';
 export { type DataPosition, shuffledOrder, splitRows, takeStepRows } from './data-order.ts';
+export {
+  HELD_OUT_FILE,
+  type HeldOutEvaluator,
+  type HeldOutFigures,
+  type HeldOutMetrics,
+  type HeldOutPlan,
+  resolveHeldOut,
+} from './held-out.ts';
 export { INIT_SETTINGS, type InitSettings, initStudent, type NewStudent } from './init-student.ts';
 export { learningRateAt } from './learning-rate.ts';
-export { METRICS_FILE, type StepMetrics } from './metrics.ts';
+export { METRICS_FILE, readStepLog, type StepMetrics } from './metrics.ts';
 export { createMicroBatchRunner, type LossSums, type MicroBatch } from './micro-batch.ts';
 export { resolveObjective } from './objective-from-settings.ts';
 export { type Parameter, type ParameterStore, PROJECTION_NAME } from './parameters.ts';

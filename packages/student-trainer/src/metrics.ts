@@ -1,6 +1,6 @@
-import { open, readFile } from 'node:fs/promises';
+import { type FileHandle, open, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { writeFileAtomically } from '@stillhouse/durable-files';
+import { explainWriteFailure, writeFileAtomically } from '@stillhouse/durable-files';
 
 /** One line of metrics.jsonl. Losses are means over the step's target tokens, in nats. */
 export interface StepMetrics {
@@ -24,30 +24,61 @@ export interface StepMetrics {
 
 export const METRICS_FILE = 'metrics.jsonl';
 
-export interface MetricsLog {
-  append(metrics: StepMetrics): Promise<void>;
+/** A file of JSON lines, one a step, in order of steps. */
+export interface StepLog<Line extends { readonly step: number }> {
+  /** Step of the newest line. */
+  readonly newest: number | undefined;
+  /** @throws StillhouseError DISK_FULL, NOT_WRITABLE; a line that did not fit is taken away when the log is opened again */
+  append(line: Line): Promise<void>;
   close(): Promise<void>;
 }
 
-/** Opens a run's metrics for appending; lines beyond `lastStep` are from steps that were not saved and go. */
-export async function openMetricsLog(out: string, lastStep: number): Promise<MetricsLog> {
-  const path = join(out, METRICS_FILE);
-  const before = await readFile(path, 'utf8').catch(() => '');
-  const kept = before.split('\n').filter((line) => line !== '' && isUpTo(line, lastStep));
-  await writeFileAtomically(path, kept.map((line) => `${line}\n`).join(''));
-  const handle = await open(path, 'a');
+/** Opens a run's log for appending; lines beyond `lastStep` are from steps that were not saved and go. */
+export async function openStepLog<Line extends { readonly step: number }>(
+  out: string,
+  file: string,
+  lastStep: number,
+): Promise<StepLog<Line>> {
+  const path = join(out, file);
+  const kept = (await readStepLog<Line>(out, file)).filter(({ step }) => step <= lastStep);
+  await writeFileAtomically(path, kept.map((line) => `${JSON.stringify(line)}\n`).join(''));
+  const guard = async <T>(work: () => Promise<T>): Promise<T> => {
+    try {
+      return await work();
+    } catch (cause) {
+      throw explainWriteFailure(path, cause);
+    }
+  };
+  const handle: FileHandle = await guard(() => open(path, 'a'));
+  let newest = kept.at(-1)?.step;
   return {
-    append: async (metrics) => {
-      await handle.appendFile(`${JSON.stringify(metrics)}\n`);
+    get newest() {
+      return newest;
     },
+    append: (line) =>
+      guard(async () => {
+        await handle.appendFile(`${JSON.stringify(line)}\n`);
+        newest = line.step;
+      }),
     close: () => handle.close(),
   };
 }
 
-function isUpTo(line: string, lastStep: number): boolean {
-  try {
-    return (JSON.parse(line) as StepMetrics).step <= lastStep;
-  } catch {
-    return false; // the line a killed process was writing
-  }
+/** The lines of a run's log so far; none when there is no such file. The line a killed process was writing is left out. */
+export async function readStepLog<Line extends { readonly step: number }>(
+  out: string,
+  file: string,
+): Promise<readonly Line[]> {
+  const text = await readFile(join(out, file), 'utf8').catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return '';
+    throw error;
+  });
+  return text.split('\n').flatMap((line) => {
+    if (line === '') return [];
+    try {
+      return [JSON.parse(line) as Line];
+    } catch {
+      return [];
+    }
+  });
 }

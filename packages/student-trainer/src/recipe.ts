@@ -19,11 +19,19 @@ export async function readRecipe(out: string): Promise<Recipe | undefined> {
 
 /**
  * A run goes on only as it was begun: another rate or another seed halfway would be neither run.
+ * @param strict settings that may not differ either, though others of their kind may
  * @throws StillhouseError RECIPE_DIFFERS listing each key with both values
  */
-export function refuseOtherRecipe(before: Recipe, now: TrainingSettings, where: string): void {
+export function refuseOtherRecipe(
+  before: Recipe,
+  now: TrainingSettings,
+  where: string,
+  strict: readonly (keyof TrainingSettings)[] = [],
+): void {
   const differing = (Object.keys(TRAINING_SETTINGS) as (keyof TrainingSettings)[]).filter(
-    (key) => !SETTINGS_FREE_ON_RESUME.includes(key) && JSON.stringify(before[key]) !== JSON.stringify(now[key]),
+    (key) =>
+      (strict.includes(key) || !SETTINGS_FREE_ON_RESUME.includes(key)) &&
+      JSON.stringify(before[key]) !== JSON.stringify(now[key]),
   );
   if (differing.length === 0) return;
   const show = (key: keyof TrainingSettings) =>

@@ -1,6 +1,8 @@
 import { join } from 'node:path';
 import { describeParameters, type ModelConfig, writeModelFolder, writeSafetensors } from '@stillhouse/checkpoint';
+import { StillhouseError } from '@stillhouse/errors';
 import type { Engine } from '@stillhouse/runtime';
+import { findNonFinite } from './non-finite.ts';
 import { type ParameterStore, PROJECTION_NAME } from './parameters.ts';
 
 export interface SaveOptions {
@@ -11,11 +13,25 @@ export interface SaveOptions {
   readonly dtype: 'float32' | 'bfloat16' | 'float16';
 }
 
-/** Writes the student as a Hugging Face folder, and a learned projection beside it. */
+/**
+ * Writes the student as a Hugging Face folder, and a learned projection beside it.
+ * @throws StillhouseError TRAINING_DIVERGED when a weight is not finite
+ */
 export async function saveStudent(engine: Engine, parameters: ParameterStore, options: SaveOptions): Promise<void> {
   const { out, student, config, dtype } = options;
-  const read = async (name: string) =>
-    (await engine.download(parameters.get(name).weight)) as Float32Array<ArrayBuffer>;
+  const read = async (name: string) => {
+    const data = (await engine.download(parameters.get(name).weight)) as Float32Array<ArrayBuffer>;
+    const at = findNonFinite(data);
+    if (at === undefined) return data;
+    throw new StillhouseError({
+      code: 'TRAINING_DIVERGED',
+      where: out,
+      problem: `the last updates left ${name} with a value that is no finite number, at element ${at}`,
+      expected: 'finite values',
+      got: String(data[at]),
+      remedy: 'No student was saved; start again in another --out with a lower --lr or --clip',
+    });
+  };
   await writeModelFolder({
     out,
     config: config.raw,

@@ -1,11 +1,13 @@
 import { readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { openSafetensors, writeSafetensors } from '@stillhouse/checkpoint';
-import { publishDirectory, stageDirectory, writeFileAtomically } from '@stillhouse/durable-files';
+import { type FileDigest, publishDirectory, stageDirectory, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
+import { checkFiles, writeChecksums } from './checkpoint-checksums.ts';
 import type { DataPosition } from './data-order.ts';
-import type { Parameter } from './parameters.ts';
+import { findNonFinite } from './non-finite.ts';
+import type { FloatData, Parameter } from './parameters.ts';
 
 /** What a run needs besides tensors to go on exactly. */
 export interface TrainingState {
@@ -14,6 +16,13 @@ export interface TrainingState {
   readonly position: DataPosition;
   readonly tokensSeen: number;
   readonly elapsedMs: number;
+}
+
+/** What the tensors belong to, wherever cache and student lie on this machine. */
+export interface RunIdentity {
+  readonly cacheDigest: string;
+  /** sha256 of the student's config.json, parsed and printed again. */
+  readonly configSha256: string;
 }
 
 const CHECKPOINT_FOLDER = 'checkpoints';
@@ -25,86 +34,183 @@ const TENSOR_FILES: readonly { readonly file: string; readonly of: (parameter: P
   { file: 'second-moments.safetensors', of: ({ secondMoment }) => secondMoment },
 ];
 
+const FILES = [...TENSOR_FILES.map(({ file }) => file), STATE_FILE];
+
 const folderOf = (out: string, step: number) => join(out, CHECKPOINT_FOLDER, `step-${String(step).padStart(8, '0')}`);
 
-/** Steps of the whole checkpoints in a run's folder, ascending; a checkpoint that was not finished has no name yet. */
-export async function listCheckpoints(out: string): Promise<readonly number[]> {
-  const names = await readdir(join(out, CHECKPOINT_FOLDER)).catch((error: NodeJS.ErrnoException) => {
+async function listFolder(out: string): Promise<readonly string[]> {
+  return readdir(join(out, CHECKPOINT_FOLDER)).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT') return [];
     throw error;
   });
+}
+
+/** Steps of the whole checkpoints in a run's folder, ascending; a checkpoint that was not finished has no name yet. */
+export async function listCheckpoints(out: string): Promise<readonly number[]> {
+  const names = await listFolder(out);
   return names.flatMap((name) => (/^step-\d+$/.test(name) ? [Number(name.slice(5))] : [])).sort((a, b) => a - b);
 }
 
-/** Writes weights, moments and state under one name at once, then removes all but the `keep` newest. */
+/**
+ * Writes weights, moments, state and their checksums under one name at once, then removes all but the `keep` newest.
+ * Checkpoints of later steps are of a continuation that was given up, and go too.
+ * @throws StillhouseError TRAINING_DIVERGED when a tensor is not finite, DISK_FULL, NOT_WRITABLE: in each case the
+ *   checkpoints before are as they were and nothing of this one is left
+ */
 export async function saveCheckpoint(
   engine: Engine,
   out: string,
   parameters: readonly Parameter[],
   state: TrainingState,
+  identity: RunIdentity,
   keep: number,
 ): Promise<void> {
   const folder = folderOf(out, state.step);
   const staged = await stageDirectory(folder);
-  const byName = new Map(parameters.map((parameter) => [parameter.name, parameter]));
-  for (const { file, of } of TENSOR_FILES) {
-    const specs = parameters.map(({ name, shape, weight }) => ({
-      name,
-      shape,
-      dtype: weight.dtype as 'float32' | 'float64',
-    }));
-    await writeSafetensors(join(staged, file), specs, async (name) => {
-      const data = await engine.download(of(byName.get(name)!));
-      return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-    });
+  try {
+    const byName = new Map(parameters.map((parameter) => [parameter.name, parameter]));
+    const digests: Record<string, FileDigest> = {};
+    for (const { file, of } of TENSOR_FILES) {
+      const specs = parameters.map(({ name, shape, weight }) => ({
+        name,
+        shape,
+        dtype: weight.dtype as 'float32' | 'float64',
+      }));
+      digests[file] = await writeSafetensors(join(staged, file), specs, async (name) => {
+        const data = (await engine.download(of(byName.get(name)!))) as FloatData;
+        refuseNonFinite(folder, file, name, data);
+        return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+      });
+    }
+    const stateText = `${JSON.stringify({ ...state, ...identity }, null, 2)}\n`;
+    digests[STATE_FILE] = await writeFileAtomically(join(staged, STATE_FILE), stateText);
+    await writeChecksums(staged, digests);
+    await publishDirectory(staged, folder);
+  } catch (error) {
+    await rm(staged, { recursive: true, force: true });
+    throw error;
   }
-  await writeFileAtomically(join(staged, STATE_FILE), `${JSON.stringify(state, null, 2)}\n`);
-  await publishDirectory(staged, folder);
-  const old = (await listCheckpoints(out)).slice(0, -keep);
-  for (const step of old) await rm(folderOf(out, step), { recursive: true, force: true });
+  await removeOthers(out, state.step, keep);
+}
+
+function refuseNonFinite(folder: string, file: string, name: string, data: FloatData): void {
+  const at = findNonFinite(data);
+  if (at === undefined) return;
+  throw new StillhouseError({
+    code: 'TRAINING_DIVERGED',
+    where: join(folder, file),
+    problem: `the updates up to here left ${name} with a value that is no finite number, at element ${at}`,
+    expected: 'finite values',
+    got: String(data[at]),
+    remedy: 'Nothing of this checkpoint was kept; start again in another --out with a lower --lr or --clip',
+  });
+}
+
+async function removeOthers(out: string, step: number, keep: number): Promise<void> {
+  const steps = await listCheckpoints(out);
+  const kept = steps.filter((one) => one <= step).slice(-keep);
+  for (const one of steps) {
+    if (!kept.includes(one)) await rm(folderOf(out, one), { recursive: true, force: true });
+  }
+  // Of processes that were killed while they wrote.
+  for (const name of await listFolder(out)) {
+    if (/^\.step-\d+\.(partial|former)$/.test(name)) {
+      await rm(join(out, CHECKPOINT_FOLDER, name), { recursive: true, force: true });
+    }
+  }
+}
+
+export interface RestoreOptions {
+  /** Step of the checkpoint; the newest if not given. */
+  readonly step?: number;
+  readonly identity: RunIdentity;
 }
 
 /**
- * Puts the newest checkpoint's tensors back into `parameters`.
- * @returns its state, or `undefined` when there is none
- * @throws StillhouseError CHECKPOINT_MISMATCH when it belongs to another student
+ * Puts a checkpoint's tensors back into `parameters`, once every file was found to be as it was written.
+ * @returns its state, or `undefined` when there is no checkpoint at all
+ * @throws StillhouseError CHECKPOINT_DAMAGED naming the file and the checkpoint before, CHECKPOINT_ABSENT when there is
+ *   none of that step, CHECKPOINT_MISMATCH when it belongs to another student or another cache
  */
 export async function restoreCheckpoint(
   engine: Engine,
   out: string,
   parameters: readonly Parameter[],
+  { step, identity }: RestoreOptions,
 ): Promise<TrainingState | undefined> {
-  const newest = (await listCheckpoints(out)).at(-1);
-  if (newest === undefined) return undefined;
-  const folder = folderOf(out, newest);
-  for (const { file, of } of TENSOR_FILES) {
-    const source = await openSafetensors(join(folder, file));
-    try {
-      for (const parameter of parameters) {
-        const info = source.tensors.get(parameter.name);
-        if (
-          info === undefined ||
-          info.dtype !== parameter.weight.dtype ||
-          info.shape.join() !== parameter.shape.join()
-        ) {
-          throw new StillhouseError({
-            code: 'CHECKPOINT_MISMATCH',
-            where: join(folder, file),
-            problem: `tensor ${parameter.name} is not that of this student`,
-            expected: `${parameter.weight.dtype} [${parameter.shape.join(', ')}]`,
-            got: info === undefined ? 'none' : `${info.dtype} [${info.shape.join(', ')}]`,
-            remedy: 'Resume with the student the run was started with',
-          });
-        }
-        const bytes = await source.readRaw(parameter.name);
-        engine.write(
-          of(parameter),
-          parameter.weight.dtype === 'float64' ? new Float64Array(bytes.buffer) : new Float32Array(bytes.buffer),
-        );
-      }
-    } finally {
-      await source.close();
-    }
+  const steps = await listCheckpoints(out);
+  if (step !== undefined && !steps.includes(step)) {
+    throw new StillhouseError({
+      code: 'CHECKPOINT_ABSENT',
+      where: `--resume-step ${step}`,
+      problem: `${out} has no checkpoint of that step`,
+      expected: steps.length === 0 ? 'no --resume-step: there is no checkpoint' : `one of ${steps.join(', ')}`,
+      got: String(step),
+    });
   }
-  return JSON.parse(await readFile(join(folder, STATE_FILE), 'utf8')) as TrainingState;
+  const chosen = step ?? steps.at(-1);
+  if (chosen === undefined) return undefined;
+  const folder = folderOf(out, chosen);
+  await checkFiles(folder, FILES, offerBefore(steps, chosen));
+  const state = JSON.parse(await readFile(join(folder, STATE_FILE), 'utf8')) as TrainingState & RunIdentity;
+  refuseOtherRun(folder, state, identity);
+  for (const { file, of } of TENSOR_FILES) await restoreTensors(engine, join(folder, file), parameters, of);
+  const { position, tokensSeen, elapsedMs } = state;
+  return { step: state.step, position, tokensSeen, elapsedMs };
+}
+
+function offerBefore(steps: readonly number[], damaged: number): string {
+  const before = steps.filter((one) => one < damaged).at(-1);
+  return before === undefined
+    ? 'There is no checkpoint before it: start again in another --out'
+    : `Go on from the checkpoint before it with --resume --resume-step ${before}`;
+}
+
+function refuseOtherRun(folder: string, state: RunIdentity, now: RunIdentity): void {
+  const parts = [
+    ['cacheDigest', 'cache', 'the cache that the run was begun with: the same digest, wherever it lies'],
+    ['configSha256', 'student', 'the student that the run was begun with'],
+  ] as const;
+  for (const [key, what, expected] of parts) {
+    if (state[key] === now[key]) continue;
+    throw new StillhouseError({
+      code: 'CHECKPOINT_MISMATCH',
+      where: join(folder, STATE_FILE),
+      problem: `the checkpoint belongs to another ${what}`,
+      expected: state[key],
+      got: now[key],
+      remedy: `Give ${expected}`,
+    });
+  }
+}
+
+async function restoreTensors(
+  engine: Engine,
+  file: string,
+  parameters: readonly Parameter[],
+  of: (parameter: Parameter) => DeviceTensor,
+): Promise<void> {
+  const source = await openSafetensors(file);
+  try {
+    for (const parameter of parameters) {
+      const info = source.tensors.get(parameter.name);
+      if (info === undefined || info.dtype !== parameter.weight.dtype || info.shape.join() !== parameter.shape.join()) {
+        throw new StillhouseError({
+          code: 'CHECKPOINT_MISMATCH',
+          where: file,
+          problem: `tensor ${parameter.name} is not that of this student`,
+          expected: `${parameter.weight.dtype} [${parameter.shape.join(', ')}]`,
+          got: info === undefined ? 'none' : `${info.dtype} [${info.shape.join(', ')}]`,
+          remedy: 'Resume with the student the run was started with',
+        });
+      }
+      const bytes = await source.readRaw(parameter.name);
+      engine.write(
+        of(parameter),
+        parameter.weight.dtype === 'float64' ? new Float64Array(bytes.buffer) : new Float32Array(bytes.buffer),
+      );
+    }
+  } finally {
+    await source.close();
+  }
 }

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { access } from 'node:fs/promises';
 import { totalmem } from 'node:os';
 import { join } from 'node:path';
@@ -11,7 +12,7 @@ import {
   type TensorSource,
 } from '@stillhouse/checkpoint';
 import { makeFolder, writeFileAtomically } from '@stillhouse/durable-files';
-import { StillhouseError } from '@stillhouse/errors';
+import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import { checkModelTokenizer, describeOpenLabels, uploadTeacherHead } from '@stillhouse/objectives';
 import type { Engine } from '@stillhouse/runtime';
 import { openEngine } from '@stillhouse/runtime';
@@ -19,8 +20,16 @@ import { requireSetting } from '@stillhouse/settings';
 import type { HiddenScale, TeacherCache } from '@stillhouse/teacher-cache';
 import { measureActivations } from './activation-store.ts';
 import type { DataPosition } from './data-order.ts';
+import { type DivergenceSite, locateDivergence } from './divergence-site.ts';
+import {
+  HELD_OUT_FILE,
+  type HeldOutEvaluator,
+  type HeldOutMetrics,
+  type HeldOutPlan,
+  resolveHeldOut,
+} from './held-out.ts';
 import { learningRateAt } from './learning-rate.ts';
-import { METRICS_FILE, openMetricsLog, type StepMetrics } from './metrics.ts';
+import { METRICS_FILE, openStepLog, type StepMetrics } from './metrics.ts';
 import { type ResolvedObjective, resolveObjective } from './objective-from-settings.ts';
 import { PROJECTION_NAME } from './parameters.ts';
 import { RECIPE_FILE, readRecipe, refuseOtherRecipe } from './recipe.ts';
@@ -28,11 +37,20 @@ import { saveStudent } from './save-student.ts';
 import { initialProjection } from './seeded-weights.ts';
 import { loadStepData, type StepData, type TrainingRows } from './step-data.ts';
 import { createStudent, type Student } from './student.ts';
-import { listCheckpoints, restoreCheckpoint, saveCheckpoint, type TrainingState } from './training-checkpoint.ts';
+import { viewAsDecoder } from './student-decoder.ts';
+import {
+  listCheckpoints,
+  type RunIdentity,
+  restoreCheckpoint,
+  saveCheckpoint,
+  type TrainingState,
+} from './training-checkpoint.ts';
 import type { TrainingSettings } from './training-settings.ts';
 
 export interface TrainingPlan {
   readonly steps: number;
+  /** Done by the run that this one continues. */
+  readonly stepsDone: number;
   readonly rows: number;
   readonly tokensPerEpoch: number;
   readonly labels: string;
@@ -43,12 +61,22 @@ export interface TrainingPlan {
 export interface TrainingEvents {
   readonly onPlan?: (plan: TrainingPlan) => void;
   readonly onStep?: (metrics: StepMetrics, steps: number) => void;
+  /** Told after each evaluation on held-out rows. */
+  readonly onHeldOut?: (metrics: HeldOutMetrics) => void;
+  /** How to evaluate; `evalEvery` needs it. */
+  readonly evaluate?: HeldOutEvaluator;
+  /** Once aborted, the step under way is finished, a checkpoint saved, and the result is not `isFinished`. */
+  readonly stopSignal?: AbortSignal;
 }
 
 export interface TrainingResult {
   readonly out: string;
+  /** False where the run was stopped: then there is a checkpoint to resume from and no student yet. */
+  readonly isFinished: boolean;
+  /** Steps done. */
   readonly steps: number;
   readonly last: StepMetrics | undefined;
+  readonly lastHeldOut: HeldOutMetrics | undefined;
   readonly tokensPerSecond: number;
   readonly peakRssBytes: number;
   readonly cacheDigest: string;
@@ -65,10 +93,21 @@ function requirePaths(settings: TrainingSettings): RunSettings {
 /**
  * Trains a student from a teacher cache. The teacher is never loaded. Everything that could be wrong is checked
  * before the first step; a run that fails leaves metrics and checkpoints, and no model under its final name.
- * @throws StillhouseError of each part, and TRAINING_DIVERGED, RUN_EXISTS, RUN_ABSENT, NO_TRAINING_ROWS, ROW_TOO_LONG
+ * @throws StillhouseError of each part, and TRAINING_DIVERGED, RUN_EXISTS, RUN_ABSENT, NO_TRAINING_ROWS, ROW_TOO_LONG,
+ *   EVALUATOR_ABSENT; what fails between steps says which checkpoint is whole
  */
 export async function trainStudent(given: TrainingSettings, events: TrainingEvents = {}): Promise<TrainingResult> {
   const settings = requirePaths(given);
+  requireResume(settings);
+  const heldOut = resolveHeldOut(settings);
+  if (heldOut !== undefined && events.evaluate === undefined) {
+    throw new StillhouseError({
+      code: 'EVALUATOR_ABSENT',
+      where: 'trainStudent',
+      problem: 'the settings ask for evaluation during training and no evaluator was given',
+      remedy: 'Pass `evaluate` with the events, or leave evalEvery out',
+    });
+  }
   const cache = await openCacheAt(settings.cache);
   const config = await readModelConfig(settings.student);
   const weights = await openModelWeights(settings.student, config);
@@ -91,7 +130,7 @@ export async function trainStudent(given: TrainingSettings, events: TrainingEven
     try {
       return await runSteps(
         engine,
-        { settings: resolvedSettings, cache, config, weights, rows, resolved, hiddenScale },
+        { settings: resolvedSettings, cache, config, weights, rows, resolved, hiddenScale, heldOut },
         events,
       );
     } finally {
@@ -141,6 +180,16 @@ function chooseRecompute(
   const longest = rows.lengths.reduce((most, length) => Math.max(most, length), 1);
   const rowCount = Math.ceil(batchTokens / accumulate / longest) + 1;
   return measureActivations(config, rowCount, longest) > ACTIVATIONS_SHARE * totalmem() ? 'always' : 'never';
+}
+
+function requireResume({ resume, resumeStep }: TrainingSettings): void {
+  if (resumeStep === undefined || resume) return;
+  throw new StillhouseError({
+    code: 'SETTING_MISSING',
+    where: '--resume',
+    problem: '--resume-step needs it',
+    remedy: 'Give --resume too, or leave --resume-step out',
+  });
 }
 
 async function selectRows(
@@ -201,7 +250,9 @@ async function prepareFolder(settings: ResolvedSettings): Promise<void> {
         remedy: 'Start one without --resume',
       });
     }
-    refuseOtherRecipe(before, settings, join(out, RECIPE_FILE));
+    // A checkpoint knows its cache and its student by content; without one their paths are all there is.
+    const strict = (await listCheckpoints(out)).length > 0 ? [] : (['cache', 'student'] as const);
+    refuseOtherRecipe(before, settings, join(out, RECIPE_FILE), strict);
   } else {
     const isTaken =
       before !== undefined || (await listCheckpoints(out)).length > 0 || (await exists(join(out, 'config.json')));
@@ -215,7 +266,9 @@ async function prepareFolder(settings: ResolvedSettings): Promise<void> {
     }
   }
   await makeFolder(out);
-  await writeFileAtomically(join(out, RECIPE_FILE), `${JSON.stringify(settings, null, 2)}\n`);
+  // What makes this run again from its beginning: how it was continued is no part of it.
+  const { resume: _, resumeStep: __, ...recipe } = settings;
+  await writeFileAtomically(join(out, RECIPE_FILE), `${JSON.stringify(recipe, null, 2)}\n`);
 }
 
 const exists = (path: string) =>
@@ -233,6 +286,7 @@ interface Run {
   readonly resolved: ResolvedObjective;
   /** Of the final hidden states. */
   readonly hiddenScale: HiddenScale | undefined;
+  readonly heldOut: HeldOutPlan | undefined;
 }
 
 async function openStudent(
@@ -259,15 +313,27 @@ async function openStudent(
   });
 }
 
+function identify({ cache, config }: Run): RunIdentity {
+  const configSha256 = createHash('sha256').update(JSON.stringify(config.raw)).digest('hex');
+  return { cacheDigest: cache.digest, configSha256 };
+}
+
 async function runSteps(engine: Engine, run: Run, events: TrainingEvents): Promise<TrainingResult> {
-  const { settings, cache, rows, resolved, hiddenScale } = run;
-  const { out, steps } = settings;
+  const { settings, cache, rows, resolved, hiddenScale, heldOut } = run;
+  const { out, steps, resumeStep } = settings;
   const student = await openStudent(engine, run);
   const parameters = student.parameters.all;
-  const restored = settings.resume ? await restoreCheckpoint(engine, out, parameters) : undefined;
+  const identity = identify(run);
+  const restored = settings.resume
+    ? await restoreCheckpoint(engine, out, parameters, {
+        identity,
+        ...(resumeStep === undefined ? {} : { step: resumeStep }),
+      })
+    : undefined;
   let state: TrainingState = restored ?? { step: 0, position: { epoch: 0, consumed: 0 }, tokensSeen: 0, elapsedMs: 0 };
   events.onPlan?.({
     steps,
+    stepsDone: state.step,
     rows: rows.indices.length,
     tokensPerEpoch: rows.lengths.reduce((sum, length) => sum + length, 0),
     labels: settings.refine === 'always' ? `${settings.labels}, the head from top-k` : settings.labels,
@@ -289,62 +355,98 @@ async function runSteps(engine: Engine, run: Run, events: TrainingEvents): Promi
     batchTokens: settings.batchTokens,
     accumulate: settings.accumulate,
   };
-  const load = (position: DataPosition) => loadStepData(cache, rows, position, stepDataOptions);
-  const log = await openMetricsLog(out, state.step);
+  const load = (position: DataPosition) => {
+    const loading = loadStepData(cache, rows, position, stepDataOptions);
+    // Whoever waits for it hears of a failure; a run that ends before has no use for it.
+    loading.catch(() => undefined);
+    return loading;
+  };
+  const decoder = viewAsDecoder(run.config, 'float32', student.parameters);
+  const log = await openStepLog<StepMetrics>(out, METRICS_FILE, state.step);
+  const heldOutLog =
+    heldOut === undefined ? undefined : await openStepLog<HeldOutMetrics>(out, HELD_OUT_FILE, state.step);
   let last: StepMetrics | undefined;
+  let lastHeldOut: HeldOutMetrics | undefined;
+  let savedStep = state.step;
   const firstStep = state.step;
   const firstElapsedMs = state.elapsedMs;
   const firstTokens = state.tokensSeen;
+  const isStopped = () => events.stopSignal?.aborted === true;
+  const save = async () => {
+    if (state.step === savedStep) return;
+    await saveCheckpoint(engine, out, parameters, state, identity, settings.keepCheckpoints);
+    savedStep = state.step;
+  };
+  const evaluateIfDue = async () => {
+    const { step } = state;
+    if (heldOut === undefined || (step % heldOut.every !== 0 && step !== steps)) return;
+    // A run that was stopped after its evaluation goes on behind it.
+    if (heldOutLog!.newest === step) return;
+    const startedAt = performance.now();
+    const figures = await events.evaluate!(engine, decoder);
+    lastHeldOut = { step, ...figures, elapsedMs: performance.now() - startedAt };
+    await heldOutLog!.append(lastHeldOut);
+    events.onHeldOut?.(lastHeldOut);
+  };
+  const takeStep = async (data: StepData, startedAt: number) => {
+    const step = state.step + 1;
+    const { sums, gradientNorm } = await student.computeGradients(data.microBatches, data.targets);
+    if (!Number.isFinite(sums.loss) || !Number.isFinite(gradientNorm)) {
+      const { microBatches, rowIds } = data;
+      const isLossFinite = Number.isFinite(sums.loss);
+      const site = await locateDivergence(engine, decoder, student.parameters, microBatches, rowIds, isLossFinite);
+      refuseDivergence(step, sums.loss, gradientNorm, data.rowIds, site, out);
+    }
+    const lr = learningRateAt(step, settings);
+    await student.update(step, lr, gradientNorm);
+    const elapsedMs = state.elapsedMs + performance.now() - startedAt;
+    state = { step, position: data.next, tokensSeen: state.tokensSeen + data.tokens, elapsedMs };
+    last = {
+      step,
+      ...sums,
+      lr,
+      gradNorm: gradientNorm,
+      tokens: data.tokens,
+      targetTokens: data.targets,
+      tokensSeen: state.tokensSeen,
+      elapsedMs,
+    };
+    await log.append(last);
+    events.onStep?.(last, steps);
+  };
   try {
     let upcoming = state.step < steps ? load(state.position) : undefined;
-    while (upcoming !== undefined) {
+    if (!isStopped()) await evaluateIfDue();
+    while (upcoming !== undefined && !isStopped()) {
       const startedAt = performance.now();
       const data: StepData = await upcoming;
       // The next step's labels are read while this one computes; a failure to read belongs to that step.
       upcoming = state.step + 1 < steps ? load(data.next) : undefined;
-      upcoming?.catch(() => undefined);
-      const step = state.step + 1;
-      const { sums, gradientNorm } = await student.computeGradients(data.microBatches, data.targets);
-      if (!Number.isFinite(sums.loss) || !Number.isFinite(gradientNorm))
-        refuseDivergence(step, sums.loss, gradientNorm, data.rowIds, (await listCheckpoints(out)).at(-1), out);
-      const lr = learningRateAt(step, settings);
-      await student.update(step, lr, gradientNorm);
-      const elapsedMs = state.elapsedMs + performance.now() - startedAt;
-      state = { step, position: data.next, tokensSeen: state.tokensSeen + data.tokens, elapsedMs };
-      last = {
-        step,
-        ...sums,
-        lr,
-        gradNorm: gradientNorm,
-        tokens: data.tokens,
-        targetTokens: data.targets,
-        tokensSeen: state.tokensSeen,
-        elapsedMs,
-      };
-      await log.append(last);
-      events.onStep?.(last, steps);
-      if (step % settings.checkpointEvery === 0 && step < steps)
-        await saveCheckpoint(engine, out, parameters, state, settings.keepCheckpoints);
+      await takeStep(data, startedAt);
+      if (state.step % settings.checkpointEvery === 0 && state.step < steps) await save();
+      if (!isStopped()) await evaluateIfDue();
     }
+    if (state.step < steps) await save();
+    else await saveTrained(engine, student, run);
+  } catch (error) {
+    throw nameCheckpoint(error, savedStep);
   } finally {
     await log.close();
+    await heldOutLog?.close();
   }
-  await saveStudent(engine, student.parameters, {
-    out,
-    student: settings.student,
-    config: run.config,
-    dtype: settings.saveDtype,
-  });
   const { peakRssBytes } = await engine.memory();
   const seconds = (state.elapsedMs - firstElapsedMs) / 1000;
   const result: TrainingResult = {
     out,
+    isFinished: state.step >= steps,
     steps: state.step,
     last,
+    lastHeldOut,
     tokensPerSecond: state.step === firstStep ? 0 : (state.tokensSeen - firstTokens) / seconds,
     peakRssBytes,
     cacheDigest: cache.digest,
   };
+  if (!result.isFinished) return result;
   await writeFileAtomically(
     join(out, 'training.json'),
     `${JSON.stringify({ ...result, cache: settings.cache, metrics: METRICS_FILE }, null, 2)}\n`,
@@ -352,28 +454,50 @@ async function runSteps(engine: Engine, run: Run, events: TrainingEvents): Promi
   return result;
 }
 
+async function saveTrained(engine: Engine, { parameters }: Student, { settings, config }: Run): Promise<void> {
+  const { out, student, saveDtype } = settings;
+  await saveStudent(engine, parameters, { out, student, config, dtype: saveDtype });
+}
+
+/** The same error, with what can be gone on from: whoever reads it has lost less than they fear. */
+function nameCheckpoint(error: unknown, savedStep: number): unknown {
+  if (!isStillhouseError(error)) return error;
+  const isDivergence = error.code === 'TRAINING_DIVERGED';
+  if (savedStep === 0 && !isDivergence) return error;
+  const whole = savedStep === 0 ? 'No checkpoint was saved' : `The checkpoint of step ${savedStep} is whole`;
+  // The same steps would diverge again.
+  const advice = isDivergence ? whole : `${whole}: go on from it with --resume`;
+  const { remedy } = error.report;
+  return new StillhouseError({
+    ...error.report,
+    remedy: remedy === undefined ? advice : `${remedy}. ${advice}`,
+    cause: error,
+  });
+}
+
 /** Rows named in an error; a step can hold hundreds. */
 const NAMED_ROWS = 12;
+
+function nameRows(rowIds: readonly string[]): string {
+  const distinct = [...new Set(rowIds)];
+  const rest = distinct.length - NAMED_ROWS;
+  return `${distinct.slice(0, NAMED_ROWS).join(', ')}${rest > 0 ? ` and ${rest} more` : ''}`;
+}
 
 function refuseDivergence(
   step: number,
   loss: number,
   gradientNorm: number,
   rowIds: readonly string[],
-  lastCheckpoint: number | undefined,
+  { place, rowIds: ownRows }: DivergenceSite,
   out: string,
 ): never {
-  const distinct = [...new Set(rowIds)];
-  const rest = distinct.length - NAMED_ROWS;
-  const named = `${distinct.slice(0, NAMED_ROWS).join(', ')}${rest > 0 ? ` and ${rest} more` : ''}`;
+  const rows = new Set(ownRows).size < new Set(rowIds).size ? `, in rows ${nameRows(ownRows)}` : '';
   throw new StillhouseError({
     code: 'TRAINING_DIVERGED',
     where: `${out}, step ${step}`,
-    problem: `the loss or its gradient is not a finite number (rows ${named})`,
+    problem: `the loss or its gradient is not a finite number (rows ${nameRows(rowIds)}); first in ${place}${rows}`,
     got: `loss ${loss}, gradient norm ${gradientNorm}`,
-    remedy:
-      lastCheckpoint === undefined
-        ? 'Nothing was saved: look at these rows, lower --lr or --clip, and start again in another --out'
-        : `The checkpoint of step ${lastCheckpoint} is whole: look at these rows, or start again with a lower --lr or --clip`,
+    remedy: 'Look at these rows, or start again in another --out with a lower --lr or --clip',
   });
 }

@@ -50,16 +50,37 @@ export const TRAINING_SETTINGS = {
   device: choice('where to compute', ['auto', 'cpu', 'cuda', 'webgpu'], 'auto'),
   threads: integer('CPU threads; left out: all', undefined, { min: 1 }),
   resume: boolean('go on from the newest checkpoint in --out'),
+  resumeStep: integer('with --resume: go on from the checkpoint of this step rather than from the newest', undefined, {
+    min: 1,
+  }),
+  evalEvery: integer('steps between evaluations on held-out rows; left out: none', undefined, { min: 1 }),
+  evalCache: text('cache to evaluate on; left out: the one that is trained on', undefined),
+  evalSplit: text('evaluate on rows of this split', undefined),
+  evalLimit: integer('evaluate on only the first so many rows', undefined, { min: 1 }),
 } as const;
 
 export type TrainingSettings = SettingsOf<typeof TRAINING_SETTINGS>;
 
-/** Settings that may differ between a run and its continuation without changing a single number. */
+/**
+ * Settings that may differ between a run and its continuation: most change no number, and how a step is split and where
+ * it is computed change sums by rounding only. Cache and student may lie elsewhere; a checkpoint knows their digests.
+ */
 export const SETTINGS_FREE_ON_RESUME: readonly (keyof TrainingSettings)[] = [
   'resume',
+  'resumeStep',
   'out',
   'checkpointEvery',
   'keepCheckpoints',
   'threads',
   'saveDtype',
+  'cache',
+  'student',
+  'accumulate',
+  'chunkPositions',
+  'recompute',
+  'device',
+  'evalEvery',
+  'evalCache',
+  'evalSplit',
+  'evalLimit',
 ];
