@@ -34,19 +34,20 @@ export function describeOpenLabels({
 
 /**
  * How full labels of a cache are refined at a temperature; undefined where they are not.
+ * @param temperature undefined where it changes over a run: no stored normaliser serves then
  * @throws StillhouseError REFINEMENT_NOT_IN_CACHE
  */
 export function resolveRefinement(
   mode: RefineMode,
   { labels, teacher }: CacheDescription,
-  temperature: number,
+  temperature: number | undefined,
   where: string,
 ): Refinement | undefined {
   const { topk, hidden } = labels;
   if (mode === 'never' || (mode === 'auto' && FAITHFUL_DTYPES.includes(hidden!.dtype))) return undefined;
   if (topk !== null) {
     // log_z is 0 at T = 1 whether the grid has it or not.
-    const isStored = temperature === 1 || topk.temperatures.includes(temperature);
+    const isStored = temperature !== undefined && (temperature === 1 || topk.temperatures.includes(temperature));
     return { k: largestTopKCount(topk, teacher!.vocabSize), normaliser: isStored ? 'stored' : 'computed' };
   }
   if (mode === 'auto') return undefined;

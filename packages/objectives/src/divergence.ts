@@ -4,7 +4,11 @@ import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
 export type Divergence =
   | { readonly kind: 'forward-kl' }
   | { readonly kind: 'reverse-kl' }
-  | { readonly kind: 'jensen-shannon'; readonly beta: number };
+  /** 0 < beta < 1. */
+  | { readonly kind: 'jensen-shannon'; readonly beta: number }
+  /** 0 <= skew < 1. */
+  | { readonly kind: 'skew-kl'; readonly skew: number }
+  | { readonly kind: 'total-variation' };
 
 /** Log-probabilities of both sides over the same entries, [N, E] each, natural logarithms. */
 export interface LogDistributions {
@@ -17,15 +21,28 @@ function emitKl(g: GraphBuilder, logA: Value, logB: Value): Value {
   return g.reduceSum(g.mul(g.exp(logA), g.sub(logA, logB)), [1]);
 }
 
-/** log(β a + (1-β) b) from logarithms, without leaving log space. */
+/**
+ * log(β a + (1-β) b) from logarithms, without leaving log space: the greater side plus the logarithm of one and
+ * the ratio, so that nothing overflows and no third axis is needed.
+ */
 function emitLogMixture(g: GraphBuilder, logA: Value, logB: Value, beta: number): Value {
-  const side = (log: Value, share: number) => g.reshape(g.add(log, g.scalar(Math.log(share))), [...log.shape, 1]);
-  return g.reduceLogSumExp(g.concat([side(logA, beta), side(logB, 1 - beta)], 2), [2]);
+  const [a, b] = [g.add(logA, g.scalar(Math.log(beta))), g.add(logB, g.scalar(Math.log1p(-beta)))];
+  const isLess = g.less(a, b);
+  const [greater, lesser] = [g.where(isLess, b, a), g.where(isLess, a, b)];
+  return g.add(greater, g.log(g.add(g.scalar(1), g.exp(g.sub(lesser, greater)))));
 }
 
 /**
- * The divergence at each position, [N], in nats and without the factor T²: KL(P‖Q), KL(Q‖P), or
- * β KL(P‖M) + (1-β) KL(Q‖M) with M = β P + (1-β) Q (Agarwal et al. 2024, arXiv 2306.13649, eq. 1).
+ * The divergence at each position, [N], in nats (total variation has no unit) and without the factor T²:
+ * - `forward-kl`: KL(P‖Q); `reverse-kl`: KL(Q‖P);
+ * - `jensen-shannon`: β KL(P‖M) + (1-β) KL(Q‖M) with M = β P + (1-β) Q (Agarwal et al. 2024, arXiv 2306.13649, eq. 1);
+ *   at most the entropy of (β, 1-β); divided by β it tends to KL(P‖Q) as β goes to 0, by 1-β to KL(Q‖P) as β goes to 1;
+ * - `skew-kl`: KL(P‖λ P + (1-λ) Q) with λ = skew (Ko et al. 2024, arXiv 2402.03898, eq. 3); at most -log λ; λ = 0 is
+ *   `forward-kl`;
+ * - `total-variation`: ½ Σ |P - Q| (Wen et al. 2023, arXiv 2307.15190), from 0 to 1.
+ *
+ * All are f-divergences: 0 where P = Q, never below, and never greater on lumped entries (top-k with its tail) than on
+ * the whole vocabulary.
  */
 export function emitDivergence(g: GraphBuilder, divergence: Divergence, { teacher, student }: LogDistributions): Value {
   switch (divergence.kind) {
@@ -37,6 +54,15 @@ export function emitDivergence(g: GraphBuilder, divergence: Divergence, { teache
       const { beta } = divergence;
       const mixture = emitLogMixture(g, teacher, student, beta);
       return g.add(g.scale(emitKl(g, teacher, mixture), beta), g.scale(emitKl(g, student, mixture), 1 - beta));
+    }
+    case 'skew-kl': {
+      const { skew } = divergence;
+      return emitKl(g, teacher, skew === 0 ? student : emitLogMixture(g, teacher, student, skew));
+    }
+    case 'total-variation': {
+      const difference = g.sub(g.exp(student), g.exp(teacher));
+      const size = g.where(g.less(difference, g.scalar(0)), g.neg(difference), difference);
+      return g.scale(g.reduceSum(size, [1]), 0.5);
     }
   }
 }

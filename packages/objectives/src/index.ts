@@ -2,6 +2,7 @@
 export { describeOpenLabels, type RefineMode, resolveRefinement } from './cache-labels.ts';
 export { checkModelTokenizer, sharedVocabulary } from './compatibility.ts';
 export { type Divergence, emitDivergence, type LogDistributions } from './divergence.ts';
+export { explainUnsoundDivergence } from './divergence-soundness.ts';
 export {
   collectLabels,
   collectRefinement,
@@ -10,6 +11,8 @@ export {
   type LabelArrays,
   type LabelOptions,
   sliceLabel,
+  type TaskWeights,
+  weighRow,
 } from './label-arrays.ts';
 export {
   ABSENT_LOGPROB,
@@ -26,6 +29,7 @@ export {
   emitSoftDistributions,
   emitSoftLoss,
   type HiddenMatch,
+  LOST_TAIL_LOGPROB,
   lossGraph,
   type Objective,
   type Readout,
@@ -35,4 +39,5 @@ export {
 export { emitRefinedTeacher, type RefinementInputs, type RefinementNormaliser } from './refined-distribution.ts';
 export { describeFullLabels, uploadTeacherHead } from './teacher-head.ts';
 export { emitCrossEntropy, emitHiddenLoss, type HiddenLoss } from './token-losses.ts';
+export { countSelected, emitEntropy, entropyGraph, selectionGraph } from './token-selection.ts';
 export { emitLogSumExp, emitRowSum, REMOVED_SCORE } from './vocabulary-sums.ts';

@@ -18,6 +18,8 @@ export interface LabelArrays {
   readonly positions: Int32Array;
   /** int64 [N]: the token to predict. */
   readonly labels: BigInt64Array;
+  /** [N]: what each position weighs in the loss beside the others; left out where all weigh 1. */
+  readonly weights?: Float64Array;
   /** Inputs `teacher.*` of `lossGraph` by name, each with N as first dimension. */
   readonly teacher: ReadonlyMap<string, LabelArray>;
 }
@@ -41,6 +43,15 @@ export interface LabelOptions {
   /** Ids from here on are left out of the student's vocabulary: their mass goes to the tail. */
   readonly vocabSize: number;
   readonly float: FloatDtype;
+  /** Weights above 0 by the task of a row; a row of another task or of none weighs 1. */
+  readonly taskWeights?: TaskWeights;
+}
+
+export type TaskWeights = ReadonlyMap<string, number>;
+
+/** What every target position of a row weighs. */
+export function weighRow({ task }: LabelledRow['row'], weights: TaskWeights | undefined): number {
+  return task === undefined ? 1 : (weights?.get(task) ?? 1);
 }
 
 /** The positions of a row that count in the loss: those whose next token's mask is 1. */
@@ -84,6 +95,9 @@ export function collectLabels(labelled: readonly LabelledRow[], options: LabelOp
     positions: Int32Array.from(targets, ({ position }) => position),
     labels: BigInt64Array.from(targets, ({ row, position }) => BigInt(labelled[row]!.row.inputIds[position + 1]!)),
     teacher,
+    ...(options.taskWeights === undefined
+      ? {}
+      : { weights: Float64Array.from(targets, ({ row }) => weighRow(labelled[row]!.row, options.taskWeights)) }),
   };
 }
 

@@ -2,6 +2,7 @@ import { differentiate, type FloatDtype, GraphBuilder, type Value } from '@still
 import { type Divergence, emitDivergence, type LogDistributions } from './divergence.ts';
 import {
   emitFullDistributions,
+  emitIsPresent,
   emitSampledDistributions,
   emitTopKDistributions,
   type TailKind,
@@ -59,14 +60,15 @@ export interface Readout {
  * Final norm, output matrix, loss and their gradients for a chunk of N label positions, so that logits [N, V] exist
  * for one chunk at a time and never leave the graph.
  *
- * L = Σ_n weights[n] · (alpha · T² · KL + (1 - alpha) · CE + hiddenWeight · hidden), KL and hidden only where the
- * objective has them (without soft labels: CE alone). `weights` carries 1 / (number of target tokens of the global batch).
+ * L = Σ_n weights[n] · (alpha · T² · D + (1 - alpha) · CE + hiddenWeight · hidden), D the divergence, it and hidden only
+ * where the objective has them (without soft labels: CE alone). `weights` carries each position's weight over the sum of
+ * weights of the global batch, 1 / (number of target tokens) where all weigh the same.
  *
  * Inputs: x [N, H] the residual stream after the last layer at the label positions; norm [H]; head [V, H]; labels
  * int64 [N]; weights [N]; temperature, alpha, hiddenWeight scalars; teacher.* as the labels need; accumulators
  * gradient.norm, gradient.head, gradient.projection.
  * Outputs: dx [N, H]; gradient.*.sum (meant to alias the accumulators); sums float[4]: Σ weights · (L's own value,
- * KL without T², CE, hidden).
+ * D without T², CE, hidden).
  */
 export function lossGraph(objective: Objective, readout: Readout, float: FloatDtype): GraphBuilder {
   const g = new GraphBuilder('loss', float);
@@ -132,12 +134,23 @@ export function emitSoftLoss(
   vocabSize: number,
   temperature: Value,
 ): Value {
-  return emitDivergence(g, divergence, emitSoftDistributions(g, labels, logits, vocabSize, temperature));
+  // What the forward KL reads as nothing at all would be infinitely unlikely to the reverse one.
+  const distributions = emitSoftDistributions(g, labels, logits, vocabSize, temperature, {
+    floorsTail: divergence.kind === 'reverse-kl',
+  });
+  return emitDivergence(g, divergence, distributions);
 }
+
+/**
+ * Log-probability of a tail whose mass was lost to rounding, where a logarithm of it is needed: half the distance between
+ * 1 and the float32 below it.
+ */
+export const LOST_TAIL_LOGPROB = Math.log(2 ** -25);
 
 /**
  * Both sides of the divergence, [N, E]: E are all ids for full labels, otherwise the entries and the tail where there is
  * one. Makes the inputs `teacher.*` that the labels read.
+ * @param floorsTail whether a tail that was lost to rounding counts as `LOST_TAIL_LOGPROB` and not as absent
  */
 export function emitSoftDistributions(
   g: GraphBuilder,
@@ -145,7 +158,12 @@ export function emitSoftDistributions(
   logits: Value,
   vocabSize: number,
   temperature: Value,
+  { floorsTail = false }: { readonly floorsTail?: boolean } = {},
 ): LogDistributions {
+  const tailInput = () => {
+    const tail = g.floatInput('teacher.tail_logprob', ['N']);
+    return floorsTail ? g.where(emitIsPresent(g, tail), tail, g.scalar(LOST_TAIL_LOGPROB)) : tail;
+  };
   switch (labels.kind) {
     case 'none':
       throw new Error('an objective without soft labels has no divergence');
@@ -155,7 +173,9 @@ export function emitSoftDistributions(
       const teacherLogits = g.scope('teacher_head', () => g.gemm(teacherFinal, teacherHead, { transB: true }));
       if (labels.refinement === undefined) return emitFullDistributions(g, logits, teacherLogits, temperature);
       const { k, normaliser } = labels.refinement;
-      const topk = { ...topKInputs(g, k), tailLogprob: g.floatInput('teacher.tail_logprob', ['N']) };
+      // A computed normaliser finds a lost tail again in the teacher's logits.
+      const tailLogprob = normaliser === 'stored' ? tailInput() : g.floatInput('teacher.tail_logprob', ['N']);
+      const topk = { ...topKInputs(g, k), tailLogprob };
       return {
         teacher: g.scope('refined', () => emitRefinedTeacher(g, teacherLogits, topk, normaliser, temperature)),
         student: g.logSoftmax(g.mul(logits, g.reciprocal(temperature)), 1),
@@ -164,10 +184,7 @@ export function emitSoftDistributions(
     case 'topk': {
       const topk = {
         ...topKInputs(g, labels.k),
-        tailLogprob:
-          labels.isWhole || labels.tail.startsWith('renormalise')
-            ? undefined
-            : g.floatInput('teacher.tail_logprob', ['N']),
+        tailLogprob: labels.isWhole || labels.tail.startsWith('renormalise') ? undefined : tailInput(),
       };
       return emitTopKDistributions(g, logits, topk, labels.tail, temperature);
     }

@@ -1,6 +1,6 @@
 import { differentiate, encodeModel, type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import type { openEngine } from '@stillhouse/testing';
-import { emitSoftLoss, type LabelArray, type SoftLabels, sliceLabel } from '../index.ts';
+import { type Divergence, emitSoftLoss, type LabelArray, type SoftLabels, sliceLabel } from '../index.ts';
 
 type Engine = Awaited<ReturnType<typeof openEngine>>;
 
@@ -15,6 +15,8 @@ export interface SoftLossCase {
   /** [V, teacher width], for full labels. */
   readonly head?: Float64Array;
   readonly float?: FloatDtype;
+  /** Default: the forward KL. */
+  readonly divergence?: Divergence;
 }
 
 export interface SoftLossResult {
@@ -24,13 +26,14 @@ export interface SoftLossResult {
   readonly gradient: Float64Array;
 }
 
-/** The forward KL of the labels at every position, without T², and its gradient. */
+/** The divergence on the labels at every position, without T², and its gradient. */
 export async function computeSoftLoss(engine: Engine, one: SoftLossCase): Promise<SoftLossResult> {
   const { labels, temperature, student, vocabSize, teacher, head, float = 'float64' } = one;
+  const { divergence = { kind: 'forward-kl' } } = one;
   const positions = student.length / vocabSize;
   const g = new GraphBuilder('soft_loss', float);
   const logits = g.floatInput('student', ['N', vocabSize]);
-  const objective = { labels, divergence: { kind: 'forward-kl' } } as const;
+  const objective = { labels, divergence };
   const perPosition = emitSoftLoss(g, objective, logits, vocabSize, g.floatInput('temperature', []));
   const gradients = differentiate(g, { seeds: [[g.sumAll(perPosition), g.scalar(1)]], withRespectTo: [logits] });
   g.output('perPosition', perPosition);
