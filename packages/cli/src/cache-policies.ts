@@ -42,8 +42,14 @@ const byMass = (topP: number, minK: number, k: number): TopKForm => ({
   flags: `--top-p ${topP} --min-k ${minK} --max-k ${k}`,
   policy: { k, topP, minK },
 });
-/** One byte costs a third less, and shows where student and teacher nearly agree; so does float16. */
-const LOGPROBS: LogprobDtype = 'uint16';
+interface Logprobs {
+  readonly flag: string;
+  readonly dtype: LogprobDtype;
+}
+/** Alone, labels lose their tail's shape, and float16 nothing beside that. */
+const ALONE: Logprobs = { flag: 'f16', dtype: 'float16' };
+/** Beside hidden states the entries are what is exact: even steps take 0.3 bytes more and a quarter of the KL. */
+const BESIDE: Logprobs = { flag: 'u16', dtype: 'uint16' };
 const TOPK_FORMS = [
   byMass(0.98, 1, 128),
   byMass(0.99, 8, 128),
@@ -76,16 +82,16 @@ export async function tryPolicies(
   const width = description.teacher!.hiddenSize;
   const tried: TriedPolicy[] = [];
   for (const form of TOPK_FORMS) {
-    const topk = await tryTopK(rows, description, form);
+    const topk = await tryTopK(rows, description, form, ALONE);
     tried.push({
       name: `topk ${form.flags.replaceAll('--', '')}`,
-      flags: `--labels topk ${form.flags} --logprob-dtype u16`,
+      flags: `--labels topk ${form.flags} --logprob-dtype ${ALONE.flag}`,
       description: describe(description, topk.policy, null),
       rows: rows.map((row, i) => ({ row: row.row, positions: row.positions, topk: topk.labels[i]! })),
       bytesPerToken: topk.bytes / positions,
     });
   }
-  const beside = await tryTopK(rows, description, BESIDE_HIDDEN);
+  const beside = await tryTopK(rows, description, BESIDE_HIDDEN, BESIDE);
   const addHidden = (
     name: string,
     flags: string,
@@ -110,7 +116,7 @@ export async function tryPolicies(
     });
     tried.push({
       name: `${name} + topk 16`,
-      flags: `--labels topk,hidden ${BESIDE_HIDDEN.flags} --logprob-dtype u16 ${flags}`,
+      flags: `--labels topk,hidden ${BESIDE_HIDDEN.flags} --logprob-dtype ${BESIDE.flag} ${flags}`,
       description: describe(description, beside.policy, hidden),
       rows: rows.map((row, i) => ({ ...withStates(row, i), topk: beside.labels[i]! })),
       bytesPerToken: bytes + beside.bytes / positions,
@@ -151,16 +157,21 @@ function describe(
   return { ...base, labels: { topk, hidden, head: hidden !== null } };
 }
 
-async function tryTopK(rows: readonly LabelledRow[], description: CacheDescription, { policy: wanted }: TopKForm) {
+async function tryTopK(
+  rows: readonly LabelledRow[],
+  description: CacheDescription,
+  { policy: wanted }: TopKForm,
+  { dtype }: Logprobs,
+) {
   const zstd = await loadZstd();
   const { vocabSize } = description.teacher!;
   const { temperatures } = description.labels.topk!;
   const cut = rows.map(({ topk }) => cutTopK(topk!, wanted));
-  const policy: TopKPolicy = { ...wanted, temperatures, packing: 'zstd', logprobDtype: LOGPROBS };
+  const policy: TopKPolicy = { ...wanted, temperatures, packing: 'zstd', logprobDtype: dtype };
   return {
     policy,
-    labels: cut.map((labels) => roundTopK(labels, LOGPROBS)),
-    bytes: cut.reduce((sum, labels) => sum + packTopK(labels, LOGPROBS, vocabSize, zstd).length, 0),
+    labels: cut.map((labels) => roundTopK(labels, dtype)),
+    bytes: cut.reduce((sum, labels) => sum + packTopK(labels, dtype, vocabSize, zstd).length, 0),
   };
 }
 
