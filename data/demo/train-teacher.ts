@@ -4,7 +4,7 @@
  *
  *   node scripts/with-dependencies.js data/demo/train-teacher.ts [--work DIR]
  */
-import { cp, mkdir, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { resolveSettings } from '@stillhouse/settings';
@@ -66,6 +66,7 @@ await rm(teacher, { recursive: true, force: true });
 await mkdir(teacher);
 for (const name of [
   'config.json',
+  'generation_config.json',
   'model.safetensors',
   'tokenizer.json',
   'tokenizer_config.json',
@@ -73,7 +74,3 @@ for (const name of [
 ]) {
   await cp(join(at('run'), name), join(teacher, name));
 }
-await writeFile(
-  join(teacher, 'README.md'),
-  'Made by ../train-teacher.ts; weights under Apache-2.0 like the rest of this repository.\n',
-);
