@@ -2,16 +2,19 @@ import { type FileHandle, open, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { explainWriteFailure, writeFileAtomically } from '@stillhouse/durable-files';
 
-/** One line of metrics.jsonl. Losses are means over the step's target tokens, in nats. */
+/** One line of metrics.jsonl. Losses are means over the step's target tokens, by weight, in nats. */
 export interface StepMetrics {
   readonly step: number;
   /** alpha T² KL + (1 - alpha) CE + hiddenWeight hidden. */
   readonly loss: number;
-  /** At temperature T, without T²; 0 without soft labels. */
+  /** The divergence at temperature T, without T²; 0 without soft labels. */
   readonly kl: number;
   readonly ce: number;
   readonly hidden: number;
   readonly lr: number;
+  /** T and alpha of this step, where a schedule changes them. */
+  readonly temperature?: number;
+  readonly alpha?: number;
   /** Global gradient norm before clipping. */
   readonly gradNorm: number;
   readonly tokens: number;

@@ -8,7 +8,7 @@ import {
   tablesCall,
   uploadBatch,
 } from '@stillhouse/decoder';
-import { type LabelArrays, type Objective, sliceLabel } from '@stillhouse/objectives';
+import { countSelected, type LabelArrays, type Objective, sliceLabel } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import { createActivationStore } from './activation-store.ts';
@@ -51,14 +51,19 @@ export interface LossSetting {
   readonly teacherHead?: DeviceTensor;
   /** Label positions whose logits exist at a time. */
   readonly chunkPositions: number;
+  /** Share of each row's target positions that count, those of the student's highest entropy; 1 is all. */
+  readonly selectTokens: number;
 }
 
 export interface MicroBatchRunner {
   /**
    * Forward, loss and backward of one micro-batch; gradients are added to the parameters' accumulators.
-   * @param denominator target tokens of the whole global batch: every micro-batch divides by the same number
+   * @param denominator sum of the weights of the global batch's target positions that count: every micro-batch divides
+   *   by the same number
    */
   accumulate(batch: MicroBatch, denominator: number): Promise<LossSums>;
+  /** Values from the next micro-batch on. */
+  setScalars(scalars: Partial<LossScalars>): void;
 }
 
 const LOSS_TERMS = 4;
@@ -79,6 +84,11 @@ export function createMicroBatchRunner(
     engine.fill(tensor, value);
     return tensor;
   };
+  const scalars = {
+    temperature: scalar(setting.scalars.temperature),
+    alpha: scalar(setting.scalars.alpha),
+    hiddenWeight: scalar(setting.scalars.hiddenWeight),
+  };
   const cut = (tensor: DeviceTensor) => engine.view(tensor, { offset: 0, shape: [vocabSize, config.hiddenSize] });
   const norm = store.get('model.norm.weight');
   const head = cut(store.outputMatrix.weight);
@@ -89,10 +99,8 @@ export function createMicroBatchRunner(
     head,
     'gradient.norm': norm.gradient,
     'gradient.head': headGradient,
-    ...(objective.labels.kind === 'none'
-      ? {}
-      : { temperature: scalar(setting.scalars.temperature), alpha: scalar(setting.scalars.alpha) }),
-    ...(objective.hidden === undefined ? {} : { hiddenWeight: scalar(setting.scalars.hiddenWeight) }),
+    ...(objective.labels.kind === 'none' ? {} : { temperature: scalars.temperature, alpha: scalars.alpha }),
+    ...(objective.hidden === undefined ? {} : { hiddenWeight: scalars.hiddenWeight }),
     ...(projection === undefined ? {} : { projection: projection.weight, 'gradient.projection': projection.gradient }),
     ...(setting.teacherHead === undefined ? {} : { 'teacher.head': setting.teacherHead }),
   };
@@ -109,6 +117,47 @@ export function createMicroBatchRunner(
     return tensor;
   };
 
+  const uploadFloats = (data: Float64Array) =>
+    hold(engine.upload(float === 'float64' ? data : Float32Array.from(data), float, [data.length]));
+  const viewPart = (tensor: DeviceTensor, from: number, to: number) =>
+    engine.view(tensor, { offset: from, shape: [to - from] });
+
+  /** Positions `from` to `to` of a micro-batch, and their residual stream after the last layer. */
+  interface Chunk {
+    readonly from: number;
+    readonly to: number;
+    readonly indices: DeviceTensor;
+    readonly rows: DeviceTensor;
+  }
+
+  /** Entropies of all chunks first, as a position is judged among all of its row. */
+  function selectionCalls(
+    { entropy, select }: NonNullable<StepPrograms['selection']>,
+    { rows, count }: LabelArrays,
+    chunks: readonly Chunk[],
+    weights: DeviceTensor,
+    selected: DeviceTensor,
+  ): readonly Call[] {
+    const entropies = hold(engine.allocate(float, [count]));
+    const calls = chunks.map((chunk): Call => {
+      const outputs = { entropy: viewPart(entropies, chunk.from, chunk.to) };
+      return { kind: 'run', program: entropy, inputs: { x: chunk.rows, norm: norm.weight, head }, outputs };
+    });
+    const order = uploadFloats(Float64Array.from({ length: count }, (_, n) => n));
+    for (let start = 0, end = 0; start < count; start = end) {
+      while (end < count && rows[end] === rows[start]) end += 1;
+      const kept = hold(scalar(countSelected(end - start, setting.selectTokens)));
+      const row = { 'row.entropy': viewPart(entropies, start, end), 'row.order': viewPart(order, start, end), kept };
+      for (let from = start; from < end; from += setting.chunkPositions) {
+        const to = Math.min(end, from + setting.chunkPositions);
+        const part = (tensor: DeviceTensor) => viewPart(tensor, from, to);
+        const own = { entropy: part(entropies), order: part(order), weights: part(weights) };
+        calls.push({ kind: 'run', program: select, inputs: { ...own, ...row }, outputs: { selected: part(selected) } });
+      }
+    }
+    return calls;
+  }
+
   function lossCalls(
     batch: TokenBatch,
     labels: LabelArrays,
@@ -121,29 +170,37 @@ export function createMicroBatchRunner(
     const flat = BigInt64Array.from(labels.positions, (position, n) =>
       BigInt(flatIndex(batch, byPlacement[labels.rows[n]!]!, position)),
     );
-    const weight = 1 / denominator;
-    const calls: Call[] = [];
-    for (let from = 0, chunk = 0; from < labels.count; from += setting.chunkPositions, chunk++) {
+    const chunks: Chunk[] = [];
+    for (let from = 0; from < labels.count; from += setting.chunkPositions) {
       const to = Math.min(labels.count, from + setting.chunkPositions);
+      const indices = hold(engine.upload(flat.slice(from, to), 'int64', [to - from]));
+      chunks.push({ from, to, indices, rows: hold(engine.allocate(float, [to - from, config.hiddenSize])) });
+    }
+    const given = labels.weights ?? new Float64Array(labels.count).fill(1);
+    let weights = uploadFloats(given.map((weight) => weight / denominator));
+    const calls = chunks.map(({ indices, rows }): Call => {
+      return { kind: 'run', program: forward.gatherRows, inputs: { x, indices }, outputs: { rows } };
+    });
+    if (programs.selection !== undefined) {
+      const selected = hold(engine.allocate(float, [labels.count]));
+      calls.push(...selectionCalls(programs.selection, labels, chunks, weights, selected));
+      weights = selected;
+    }
+    for (const [chunk, { from, to, indices, rows }] of chunks.entries()) {
       const size = to - from;
-      const indices = hold(engine.upload(flat.slice(from, to), 'int64', [size]));
-      const rows = hold(engine.allocate(float, [size, config.hiddenSize]));
       const dRows = hold(engine.allocate(float, [size, config.hiddenSize]));
-      const weights = hold(engine.allocate(float, [size]));
-      engine.fill(weights, weight);
       const teacher = [...labels.teacher].map(([name, array]) => {
         const part = sliceLabel(array, from, to);
         return [name, hold(engine.upload(part.data as FloatData, part.dtype, part.shape))] as const;
       });
       calls.push(
-        { kind: 'run', program: forward.gatherRows, inputs: { x, indices }, outputs: { rows } },
         {
           kind: 'run',
           program: programs.loss,
           inputs: {
             x: rows,
             labels: hold(engine.upload(labels.labels.slice(from, to), 'int64', [size])),
-            weights,
+            weights: viewPart(weights, from, to),
             ...fixedInputs,
             ...Object.fromEntries(teacher),
           },
@@ -202,6 +259,9 @@ export function createMicroBatchRunner(
   }
 
   return {
+    setScalars(values) {
+      for (const [name, value] of Object.entries(values)) engine.fill(scalars[name as keyof LossScalars], value);
+    },
     async accumulate({ sequences, labels }, denominator) {
       if (labels.count === 0) return ZERO_SUMS;
       const batch = packSequences(sequences);

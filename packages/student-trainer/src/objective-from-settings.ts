@@ -1,7 +1,9 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
 import {
+  type Divergence,
   describeFullLabels,
+  explainUnsoundDivergence,
   type Objective,
   resolveRefinement,
   type SoftLabels,
@@ -13,6 +15,7 @@ import {
   keepsWholeVocabulary,
   largestTopKCount,
 } from '@stillhouse/teacher-cache';
+import { changesTemperature, checkLossSchedule } from './loss-schedule.ts';
 import type { TrainingSettings } from './training-settings.ts';
 
 export interface ResolvedObjective {
@@ -35,7 +38,7 @@ function refuse(
  * @param cache with the labels that are there
  * @param hiddenScale of the final hidden states
  * @throws StillhouseError LABELS_NOT_IN_CACHE, TEMPERATURE_NOT_IN_GRID, TEMPERATURE_NOT_DRAWN, REFINEMENT_NOT_IN_CACHE,
- *   SETTING_NOT_FOR_LABELS, HIDDEN_NOT_IN_CACHE, PROJECTION_NEEDED, VOCABULARY_MISMATCH
+ *   SETTING_NOT_FOR_LABELS, SETTING_UNUSED, DIVERGENCE_NOT_FOR_LABELS, TEMPERATURE_SCHEDULE_NOT_FOR_LABELS, HIDDEN_NOT_IN_CACHE, PROJECTION_NEEDED, VOCABULARY_MISMATCH
  */
 export function resolveObjective(
   settings: TrainingSettings,
@@ -45,8 +48,9 @@ export function resolveObjective(
   hiddenScale?: HiddenScale,
 ): ResolvedObjective {
   const vocabSize = sharedVocabulary(cache, student.vocabSize, where);
+  checkLossSchedule(settings);
   const labels = resolveLabels(settings, cache, vocabSize, where, hiddenScale);
-  const divergence = { kind: 'forward-kl' } as const;
+  const divergence = resolveDivergence(settings, labels);
   if (settings.hiddenWeight === 0) return { objective: { labels, divergence }, vocabSize };
   if (!cache.labels.hidden?.layers.includes('final') || cache.teacher === null) {
     refuse('HIDDEN_NOT_IN_CACHE', '--hidden-weight', `the cache ${where} holds no final hidden states`, {
@@ -72,6 +76,64 @@ export function resolveObjective(
     objective: { labels, divergence, hidden: { loss: settings.hiddenLoss, teacherHidden, hasProjection } },
     vocabSize,
   };
+}
+
+/** Parameters of a divergence that leaves them out. */
+const [DEFAULT_JS_BETA, DEFAULT_SKEW] = [0.5, 0.1];
+
+function resolveDivergence(settings: TrainingSettings, labels: SoftLabels): Divergence {
+  const { divergence: name, jsBeta, skew } = settings;
+  const refuseUnused = (where: string, only: string): never =>
+    refuse('SETTING_UNUSED', where, 'nothing reads it', { expected: only, got: name, remedy: 'Leave it out' });
+  if (jsBeta !== undefined && name !== 'js') refuseUnused('--js-beta', '--divergence js');
+  if (skew !== undefined && name !== 'skew-kl') refuseUnused('--skew', '--divergence skew-kl');
+  if (labels.kind === 'none') {
+    const unused = [
+      ...(name === 'forward-kl' ? [] : [`--divergence ${name}`]),
+      ...(settings.schedule === 'constant' ? [] : [`--schedule ${settings.schedule}`]),
+    ];
+    if (unused.length > 0) {
+      refuse('SETTING_UNUSED', unused[0]!, 'without soft labels there is no divergence', {
+        expected: '--labels full, topk or sampled',
+        got: 'none',
+        remedy: 'Leave it out, or train on soft labels',
+      });
+    }
+  }
+  const divergence = makeDivergence(name, jsBeta ?? DEFAULT_JS_BETA, skew ?? DEFAULT_SKEW);
+  const reason = explainUnsoundDivergence(divergence, labels);
+  if (reason !== undefined) {
+    const got = labels.kind === 'topk' ? `${labels.kind} with --tail ${labels.tail}` : labels.kind;
+    refuse('DIVERGENCE_NOT_FOR_LABELS', `--divergence ${name}`, reason, {
+      expected: 'full labels, or topk with --tail tail or bucket',
+      got,
+      remedy: 'Use --divergence forward-kl, or other labels',
+    });
+  }
+  return divergence;
+}
+
+function makeDivergence(name: TrainingSettings['divergence'], beta: number, skew: number): Divergence {
+  switch (name) {
+    case 'forward-kl':
+    case 'reverse-kl':
+      return { kind: name };
+    case 'js':
+      return { kind: 'jensen-shannon', beta };
+    case 'skew-kl':
+      return { kind: 'skew-kl', skew };
+    case 'tv':
+      return { kind: 'total-variation' };
+  }
+}
+
+/** Where log_z or draws are of given temperatures, T must stay. */
+function refuseTemperatureSchedule({ schedule, temperature, temperatureEnd }: TrainingSettings, got: string): never {
+  refuse('TEMPERATURE_SCHEDULE_NOT_FOR_LABELS', `--schedule ${schedule}`, 'these labels are of single temperatures', {
+    expected: `T = ${temperature} throughout, or full labels, or topk labels with --tail bucket or renormalise`,
+    got: `${got} labels with T from ${temperature} to ${temperatureEnd}`,
+    remedy: 'Leave --temperature-end out, or choose other labels',
+  });
 }
 
 function resolveLabels(
@@ -112,7 +174,7 @@ function resolveLabels(
   }
   if (kind === 'none') return { kind: 'none' };
   if (kind === 'full') {
-    const refinement = resolveRefinement(refine, cache, temperature, where);
+    const refinement = resolveRefinement(refine, cache, changesTemperature(settings) ? undefined : temperature, where);
     const full = describeFullLabels(cache, hiddenScale);
     return refinement === undefined ? full : { ...full, refinement };
   }
@@ -129,6 +191,7 @@ function resolveLabels(
         },
       );
     }
+    if (changesTemperature(settings)) refuseTemperatureSchedule(settings, 'sampled');
     return { kind: 'sampled' };
   }
   if (tail === 'tail' && !topk!.temperatures.includes(temperature)) {
@@ -143,6 +206,7 @@ function resolveLabels(
       },
     );
   }
+  if (tail === 'tail' && changesTemperature(settings)) refuseTemperatureSchedule(settings, 'topk');
   const k = largestTopKCount(topk!, cache.teacher!.vocabSize);
   return {
     kind: 'topk',

@@ -1,4 +1,4 @@
-import { collectLabels, countTargets, type LabelOptions } from '@stillhouse/objectives';
+import { collectLabels, countSelected, countTargets, type LabelOptions, weighRow } from '@stillhouse/objectives';
 import type { LabelledRow, TeacherCache } from '@stillhouse/teacher-cache';
 import { type DataPosition, splitRows, takeStepRows } from './data-order.ts';
 import type { MicroBatch } from './micro-batch.ts';
@@ -16,8 +16,10 @@ export interface StepData {
   readonly microBatches: readonly MicroBatch[];
   readonly rowIds: readonly string[];
   readonly tokens: number;
-  /** Target tokens of the whole step: the one denominator of its losses. */
+  /** Target tokens of the whole step that count in its losses. */
   readonly targets: number;
+  /** The sum of their weights: the one denominator of its losses; `targets` where all weigh 1. */
+  readonly denominator: number;
   readonly next: DataPosition;
 }
 
@@ -26,6 +28,8 @@ export interface StepDataOptions {
   readonly seed: number;
   readonly batchTokens: number;
   readonly accumulate: number;
+  /** Share of each row's target positions that count. */
+  readonly selectTokens: number;
 }
 
 /** Reads the rows of the step that begins at `position`, with exactly the labels that the objective needs. */
@@ -45,13 +49,15 @@ export async function loadStepData(
   };
   const microBatches: MicroBatch[] = [];
   const rowIds: string[] = [];
-  let targets = 0;
+  let [targets, denominator] = [0, 0];
   for (const group of splitRows(taken, rows.lengths, options.accumulate)) {
     const labelled: LabelledRow[] = [];
     for (const row of group) labelled.push(await cache.readRow(rows.indices[row]!, needs));
     for (const { row } of labelled) {
       rowIds.push(row.id);
-      targets += countTargets(row.lossMask);
+      const counted = countSelected(countTargets(row.lossMask), options.selectTokens);
+      targets += counted;
+      denominator += counted * weighRow(row, options.labels.taskWeights);
     }
     microBatches.push({
       sequences: labelled.map(({ row }) => row.inputIds),
@@ -59,5 +65,5 @@ export async function loadStepData(
     });
   }
   const tokens = taken.reduce((sum, row) => sum + rows.lengths[row]!, 0);
-  return { microBatches, rowIds, tokens, targets, next };
+  return { microBatches, rowIds, tokens, targets, denominator, next };
 }

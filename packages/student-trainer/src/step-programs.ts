@@ -9,7 +9,7 @@ import {
   savingBlockGraphs,
   scatterRowsGraph,
 } from '@stillhouse/decoder';
-import { lossGraph, type Objective } from '@stillhouse/objectives';
+import { entropyGraph, lossGraph, type Objective, selectionGraph } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Engine, Program } from '@stillhouse/runtime';
 
@@ -24,6 +24,8 @@ export interface StepPrograms {
   readonly embeddingGradient: Program;
   readonly scatterRows: Program;
   readonly loss: Program;
+  /** Where only some positions count: the student's entropy, and which positions it leaves. */
+  readonly selection: { readonly entropy: Program; readonly select: Program } | undefined;
 }
 
 export interface StepProgramOptions {
@@ -34,19 +36,22 @@ export interface StepProgramOptions {
   readonly float: FloatDtype;
   /** Whether a layer's activations are computed again for its gradient rather than kept. */
   readonly recompute: boolean;
+  /** Whether positions are chosen by the student's entropy. */
+  readonly selects: boolean;
 }
 
 export async function compileStepPrograms(engine: Engine, options: StepProgramOptions): Promise<StepPrograms> {
-  const { config, objective, vocabSize, float, recompute } = options;
+  const { config, objective, vocabSize, float, recompute, selects } = options;
   const { hiddenSize, rmsNormEpsilon } = config;
   const forward = await compileForwardPrograms(engine, config, float);
   const saving = recompute ? undefined : savingBlockGraphs(config, float);
+  const readout = { hiddenSize, vocabSize, rmsNormEpsilon };
   const [blockGradient, embeddingGradient, scatterRows, loss] = await Promise.all(
     [
       saving?.gradient ?? blockGradientGraph(config, float),
       embeddingGradientGraph(config, float),
       scatterRowsGraph(hiddenSize, float),
-      lossGraph(objective, { hiddenSize, vocabSize, rmsNormEpsilon }, float),
+      lossGraph(objective, readout, float),
     ].map((graph) => compileGraph(engine, graph)),
   );
   return {
@@ -57,5 +62,11 @@ export async function compileStepPrograms(engine: Engine, options: StepProgramOp
     embeddingGradient: embeddingGradient!,
     scatterRows: scatterRows!,
     loss: loss!,
+    selection: selects
+      ? {
+          entropy: await compileGraph(engine, entropyGraph(readout, float)),
+          select: await compileGraph(engine, selectionGraph(float)),
+        }
+      : undefined,
   };
 }

@@ -26,6 +26,8 @@ export interface StudentOptions {
   readonly chunkPositions: number;
   /** Compute a layer's activations again for its gradient instead of keeping them: less memory, a third more work. Default false. */
   readonly recompute?: boolean;
+  /** Share of each row's target positions that count, those of highest entropy. Default 1: all. */
+  readonly selectTokens?: number;
 }
 
 export interface StepResult {
@@ -37,8 +39,13 @@ export interface StepResult {
 /** A student on a device that takes optimiser steps. */
 export interface Student {
   readonly parameters: ParameterStore;
-  /** Zeroes the gradients, then adds those of every micro-batch. Losses are averaged over `targets`. */
-  computeGradients(microBatches: readonly MicroBatch[], targets: number): Promise<StepResult>;
+  /** Changes T, alpha or the weight of the hidden term from the next step on. */
+  setScalars(scalars: Partial<LossScalars>): void;
+  /**
+   * Zeroes the gradients, then adds those of every micro-batch.
+   * @param denominator the number of target positions that count, or the sum of their weights
+   */
+  computeGradients(microBatches: readonly MicroBatch[], denominator: number): Promise<StepResult>;
   /** Applies the gradients that stand in the accumulators; `step` counts from 1. */
   update(step: number, learningRate: number, gradientNorm: number): Promise<void>;
 }
@@ -46,6 +53,7 @@ export interface Student {
 /** Compiles the step programs and puts the student's parameters on the device. */
 export async function createStudent(engine: Engine, options: StudentOptions): Promise<Student> {
   const { config, float, objective, vocabSize, scalars, chunkPositions, teacherHead, read } = options;
+  const { selectTokens = 1 } = options;
   const projection = objective.hidden?.hasProjection ? { teacherHidden: objective.hidden.teacherHidden } : undefined;
   const programs = await compileStepPrograms(engine, {
     config,
@@ -53,6 +61,7 @@ export async function createStudent(engine: Engine, options: StudentOptions): Pr
     vocabSize,
     float,
     recompute: options.recompute ?? false,
+    selects: selectTokens < 1,
   });
   const parameters = await createParameterStore(engine, {
     config,
@@ -66,15 +75,17 @@ export async function createStudent(engine: Engine, options: StudentOptions): Pr
     scalars,
     vocabSize,
     chunkPositions,
+    selectTokens,
     ...(teacherHead === undefined ? {} : { teacherHead }),
   };
   const runner = createMicroBatchRunner(engine, programs, parameters, setting, float);
   return {
     parameters,
-    async computeGradients(microBatches, targets) {
+    setScalars: runner.setScalars,
+    async computeGradients(microBatches, denominator) {
       await engine.run(parameters.all.map(({ gradient }) => ({ kind: 'fill', tensor: gradient, value: 0 })));
       let sums = ZERO_SUMS;
-      for (const batch of microBatches) sums = addSums(sums, await runner.accumulate(batch, targets));
+      for (const batch of microBatches) sums = addSums(sums, await runner.accumulate(batch, denominator));
       return { sums, gradientNorm: await adamw.gradientNorm() };
     },
     update: (step, learningRate, gradientNorm) => adamw.update(step, learningRate, gradientNorm),

@@ -29,6 +29,7 @@ import {
   resolveHeldOut,
 } from './held-out.ts';
 import { learningRateAt } from './learning-rate.ts';
+import { lossScalarsAt } from './loss-schedule.ts';
 import { METRICS_FILE, openStepLog, type StepMetrics } from './metrics.ts';
 import { type ResolvedObjective, resolveObjective } from './objective-from-settings.ts';
 import { PROJECTION_NAME } from './parameters.ts';
@@ -38,6 +39,7 @@ import { initialProjection } from './seeded-weights.ts';
 import { loadStepData, type StepData, type TrainingRows } from './step-data.ts';
 import { createStudent, type Student } from './student.ts';
 import { viewAsDecoder } from './student-decoder.ts';
+import { checkTaskWeights, parseTaskWeights } from './task-weights.ts';
 import {
   listCheckpoints,
   type RunIdentity,
@@ -164,6 +166,8 @@ function resolveOpen(
     ...settings,
     labels: objective.labels.kind,
     refine: isRefined(objective) ? 'always' : 'never',
+    jsBeta: objective.divergence.kind === 'jensen-shannon' ? objective.divergence.beta : undefined,
+    skew: objective.divergence.kind === 'skew-kl' ? objective.divergence.skew : undefined,
     steps: settings.steps ?? Math.max(1, Math.round(tokens / settings.batchTokens)),
     recompute: settings.recompute === 'auto' ? chooseRecompute(settings, rows, config) : settings.recompute,
   };
@@ -195,10 +199,11 @@ function requireResume({ resume, resumeStep }: TrainingSettings): void {
 async function selectRows(
   cache: TeacherCache,
   config: ModelConfig,
-  { split, cache: where }: RunSettings,
+  { split, taskWeights, cache: where }: RunSettings,
 ): Promise<TrainingRows> {
   const indices: number[] = [];
   const lengths: number[] = [];
+  const tasks = new Set<string>();
   let index = 0;
   for await (const { row } of cache.rows(undefined, { topk: false, hidden: [] })) {
     const place = index++;
@@ -226,6 +231,7 @@ async function selectRows(
     }
     indices.push(place);
     lengths.push(row.inputIds.length);
+    if (row.task !== undefined) tasks.add(row.task);
   }
   if (indices.length === 0) {
     throw new StillhouseError({
@@ -235,6 +241,7 @@ async function selectRows(
       remedy: 'Choose another cache or another --split',
     });
   }
+  if (taskWeights !== undefined) checkTaskWeights(parseTaskWeights(taskWeights), tasks, where);
   return { indices, lengths: Int32Array.from(lengths) };
 }
 
@@ -309,6 +316,7 @@ async function openStudent(
     vocabSize,
     chunkPositions: settings.chunkPositions,
     recompute: settings.recompute === 'always',
+    selectTokens: settings.selectTokens,
     ...(teacherHead === undefined ? {} : { teacherHead }),
   });
 }
@@ -350,7 +358,9 @@ async function runSteps(engine: Engine, run: Run, events: TrainingEvents): Promi
       vocabSize: resolved.vocabSize,
       float: 'float32' as const,
       ...(hiddenScale === undefined ? {} : { hiddenScale }),
+      ...(settings.taskWeights === undefined ? {} : { taskWeights: parseTaskWeights(settings.taskWeights) }),
     },
+    selectTokens: settings.selectTokens,
     seed: settings.seed,
     batchTokens: settings.batchTokens,
     accumulate: settings.accumulate,
@@ -390,7 +400,9 @@ async function runSteps(engine: Engine, run: Run, events: TrainingEvents): Promi
   };
   const takeStep = async (data: StepData, startedAt: number) => {
     const step = state.step + 1;
-    const { sums, gradientNorm } = await student.computeGradients(data.microBatches, data.targets);
+    const scalars = settings.schedule === 'constant' ? undefined : lossScalarsAt(step, steps, settings);
+    if (scalars !== undefined) student.setScalars(scalars);
+    const { sums, gradientNorm } = await student.computeGradients(data.microBatches, data.denominator);
     if (!Number.isFinite(sums.loss) || !Number.isFinite(gradientNorm)) {
       const { microBatches, rowIds } = data;
       const isLossFinite = Number.isFinite(sums.loss);
@@ -405,6 +417,7 @@ async function runSteps(engine: Engine, run: Run, events: TrainingEvents): Promi
       step,
       ...sums,
       lr,
+      ...scalars,
       gradNorm: gradientNorm,
       tokens: data.tokens,
       targetTokens: data.targets,

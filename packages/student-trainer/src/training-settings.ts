@@ -1,4 +1,5 @@
-import { boolean, choice, integer, number, type SettingsOf, text } from '@stillhouse/settings';
+import { boolean, choice, integer, list, number, type SettingsOf, text } from '@stillhouse/settings';
+import { isTaskWeight } from './task-weights.ts';
 
 /** Every setting of a training run: recipe keys and, in kebab case, flags of `stillhouse train`. */
 export const TRAINING_SETTINGS = {
@@ -18,6 +19,27 @@ export const TRAINING_SETTINGS = {
   tail: choice('what topk labels do with the mass outside the top k', ['tail', 'bucket', 'renormalise'], 'tail'),
   temperature: number('softmax temperature T of the KL term', 2, { above: 0 }),
   alpha: number('share of T² KL; 1 - alpha is the share of cross-entropy', 0.7, { min: 0, max: 1 }),
+  divergence: choice(
+    'how far the student is from the teacher; sampled and renormalised labels take forward-kl only',
+    ['forward-kl', 'reverse-kl', 'js', 'skew-kl', 'tv'],
+    'forward-kl',
+  ),
+  jsBeta: number("the teacher's share in the mixture of js; left out: 0.5", undefined, { above: 0, max: 0.9999999 }),
+  skew: number("the teacher's share in the mixture of skew-kl; left out: 0.1", undefined, { min: 0, max: 0.9999999 }),
+  schedule: choice('how T and alpha go to their ends over the run', ['constant', 'linear', 'cosine'], 'constant'),
+  temperatureEnd: number('T at the last step; left out: temperature throughout', undefined, { above: 0 }),
+  alphaEnd: number('alpha at the last step; left out: alpha throughout', undefined, { min: 0, max: 1 }),
+  taskWeights: list(
+    'weights in the loss by the task of a row, as math=2,code=1; rows of other tasks weigh 1',
+    isTaskWeight,
+    'task=weight, each weight a number above 0',
+    undefined,
+  ),
+  selectTokens: number(
+    "share of each row's target positions that count: those of the student's highest entropy; 1 is all",
+    1,
+    { above: 0, max: 1 },
+  ),
   hiddenWeight: number('weight of the hidden-state term; 0 leaves it out', 0, { min: 0 }),
   hiddenLoss: choice('distance of final hidden states', ['mse', 'cosine'], 'mse'),
   projection: choice(

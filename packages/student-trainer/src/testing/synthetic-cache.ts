@@ -64,7 +64,13 @@ export async function writeSyntheticCache(
         ? { layer: 'final', dtype: 'float32', width: hiddenSize, values }
         : quantiseHidden('final', values, channelRms);
     return {
-      row: { id: `row-${index}`, inputIds, lossMask, split: index % 4 === 3 ? 'test' : 'train' },
+      row: {
+        id: `row-${index}`,
+        inputIds,
+        lossMask,
+        task: index % 3 === 0 ? 'math' : 'code',
+        split: index % 4 === 3 ? 'test' : 'train',
+      },
       positions,
       ...(topk === null ? {} : { topk: exactTopK(values, matrix, teacher) }),
       ...(sampled === null ? {} : { sampled: proportionalDraws(values, matrix, teacher, sampled) }),
