@@ -82,6 +82,6 @@ test('parts by the environment, merge, repair and extend, by commands alone', as
   assert.equal(extended.code, 0, extended.stderr);
   assert.match(extended.stderr, /^cache extend: 4 shards get something, 1 rows are new, on cpu/m);
   assert.match(extended.stdout, /^rows +6, 1 of them new$/m);
-  assert.match(extended.stdout, /^top-k +k 6$/m);
+  assert.match(extended.stdout, /^top-k +k 6, /m);
   assert.equal((await run(['verify', 'joined'])).code, 0);
 });
