@@ -1,5 +1,4 @@
 import { createHash } from 'node:crypto';
-import { access } from 'node:fs/promises';
 import { totalmem } from 'node:os';
 import { join } from 'node:path';
 import { openCacheAt } from '@stillhouse/cache-remote';
@@ -11,16 +10,15 @@ import {
   readModelConfig,
   type TensorSource,
 } from '@stillhouse/checkpoint';
-import { makeFolder, writeFileAtomically } from '@stillhouse/durable-files';
-import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
+import { writeFileAtomically } from '@stillhouse/durable-files';
+import { StillhouseError } from '@stillhouse/errors';
 import { checkModelTokenizer, describeOpenLabels, uploadTeacherHead } from '@stillhouse/objectives';
-import type { Engine } from '@stillhouse/runtime';
-import { openEngine } from '@stillhouse/runtime';
+import { type Engine, openEngine } from '@stillhouse/runtime';
 import { requireSetting } from '@stillhouse/settings';
 import type { HiddenScale, TeacherCache } from '@stillhouse/teacher-cache';
 import { measureActivations } from './activation-store.ts';
 import type { DataPosition } from './data-order.ts';
-import { type DivergenceSite, locateDivergence } from './divergence-site.ts';
+import { locateDivergence } from './divergence-site.ts';
 import {
   HELD_OUT_FILE,
   type HeldOutEvaluator,
@@ -33,20 +31,16 @@ import { lossScalarsAt } from './loss-schedule.ts';
 import { METRICS_FILE, openStepLog, type StepMetrics } from './metrics.ts';
 import { type ResolvedObjective, resolveObjective } from './objective-from-settings.ts';
 import { PROJECTION_NAME } from './parameters.ts';
-import { RECIPE_FILE, readRecipe, refuseOtherRecipe } from './recipe.ts';
+import { nameCheckpoint, refuseDivergence } from './run-failures.ts';
+import { prepareFolder } from './run-folder.ts';
 import { saveStudent } from './save-student.ts';
 import { initialProjection } from './seeded-weights.ts';
 import { loadStepData, type StepData, type TrainingRows } from './step-data.ts';
 import { createStudent, type Student } from './student.ts';
 import { viewAsDecoder } from './student-decoder.ts';
-import { checkTaskWeights, parseTaskWeights } from './task-weights.ts';
-import {
-  listCheckpoints,
-  type RunIdentity,
-  restoreCheckpoint,
-  saveCheckpoint,
-  type TrainingState,
-} from './training-checkpoint.ts';
+import { parseTaskWeights } from './task-weights.ts';
+import { type RunIdentity, restoreCheckpoint, saveCheckpoint, type TrainingState } from './training-checkpoint.ts';
+import { selectRows } from './training-rows.ts';
 import type { TrainingSettings } from './training-settings.ts';
 
 export interface TrainingPlan {
@@ -195,94 +189,6 @@ function requireResume({ resume, resumeStep }: TrainingSettings): void {
     remedy: 'Give --resume too, or leave --resume-step out',
   });
 }
-
-async function selectRows(
-  cache: TeacherCache,
-  config: ModelConfig,
-  { split, taskWeights, cache: where }: RunSettings,
-): Promise<TrainingRows> {
-  const indices: number[] = [];
-  const lengths: number[] = [];
-  const tasks = new Set<string>();
-  let index = 0;
-  for await (const { row } of cache.rows(undefined, { topk: false, hidden: [] })) {
-    const place = index++;
-    if (split !== undefined && row.split !== split) continue;
-    if (row.inputIds.length > config.maxPositions) {
-      throw new StillhouseError({
-        code: 'ROW_TOO_LONG',
-        where: `${where}, row ${row.id}`,
-        problem: "the row is longer than the student's context",
-        expected: `at most ${config.maxPositions} tokens`,
-        got: String(row.inputIds.length),
-        remedy: 'Build the cache with a smaller --max-length',
-      });
-    }
-    const largest = row.inputIds.reduce((most, id) => Math.max(most, id), 0);
-    if (largest >= config.vocabSize) {
-      throw new StillhouseError({
-        code: 'VOCABULARY_MISMATCH',
-        where: `${where}, row ${row.id}`,
-        problem: 'the row has an id that the student does not know',
-        expected: `ids below ${config.vocabSize}`,
-        got: String(largest),
-        remedy: 'Use a student with the same tokenizer as the cache',
-      });
-    }
-    indices.push(place);
-    lengths.push(row.inputIds.length);
-    if (row.task !== undefined) tasks.add(row.task);
-  }
-  if (indices.length === 0) {
-    throw new StillhouseError({
-      code: 'NO_TRAINING_ROWS',
-      where,
-      problem: split === undefined ? 'the cache has no rows' : `no row is of split ${split}`,
-      remedy: 'Choose another cache or another --split',
-    });
-  }
-  if (taskWeights !== undefined) checkTaskWeights(parseTaskWeights(taskWeights), tasks, where);
-  return { indices, lengths: Int32Array.from(lengths) };
-}
-
-async function prepareFolder(settings: ResolvedSettings): Promise<void> {
-  const { out, resume } = settings;
-  const before = await readRecipe(out);
-  if (resume) {
-    if (before === undefined) {
-      throw new StillhouseError({
-        code: 'RUN_ABSENT',
-        where: out,
-        problem: 'there is no run to resume',
-        remedy: 'Start one without --resume',
-      });
-    }
-    // A checkpoint knows its cache and its student by content; without one their paths are all there is.
-    const strict = (await listCheckpoints(out)).length > 0 ? [] : (['cache', 'student'] as const);
-    refuseOtherRecipe(before, settings, join(out, RECIPE_FILE), strict);
-  } else {
-    const isTaken =
-      before !== undefined || (await listCheckpoints(out)).length > 0 || (await exists(join(out, 'config.json')));
-    if (isTaken) {
-      throw new StillhouseError({
-        code: 'RUN_EXISTS',
-        where: out,
-        problem: 'the folder holds a run or a model already',
-        remedy: 'Continue it with --resume, or choose another --out',
-      });
-    }
-  }
-  await makeFolder(out);
-  // What makes this run again from its beginning: how it was continued is no part of it.
-  const { resume: _, resumeStep: __, ...recipe } = settings;
-  await writeFileAtomically(join(out, RECIPE_FILE), `${JSON.stringify(recipe, null, 2)}\n`);
-}
-
-const exists = (path: string) =>
-  access(path).then(
-    () => true,
-    () => false,
-  );
 
 interface Run {
   readonly settings: ResolvedSettings;
@@ -470,47 +376,4 @@ async function runSteps(engine: Engine, run: Run, events: TrainingEvents): Promi
 async function saveTrained(engine: Engine, { parameters }: Student, { settings, config }: Run): Promise<void> {
   const { out, student, saveDtype } = settings;
   await saveStudent(engine, parameters, { out, student, config, dtype: saveDtype });
-}
-
-/** The same error, with what can be gone on from: whoever reads it has lost less than they fear. */
-function nameCheckpoint(error: unknown, savedStep: number): unknown {
-  if (!isStillhouseError(error)) return error;
-  const isDivergence = error.code === 'TRAINING_DIVERGED';
-  if (savedStep === 0 && !isDivergence) return error;
-  const whole = savedStep === 0 ? 'No checkpoint was saved' : `The checkpoint of step ${savedStep} is whole`;
-  // The same steps would diverge again.
-  const advice = isDivergence ? whole : `${whole}: go on from it with --resume`;
-  const { remedy } = error.report;
-  return new StillhouseError({
-    ...error.report,
-    remedy: remedy === undefined ? advice : `${remedy}. ${advice}`,
-    cause: error,
-  });
-}
-
-/** Rows named in an error; a step can hold hundreds. */
-const NAMED_ROWS = 12;
-
-function nameRows(rowIds: readonly string[]): string {
-  const distinct = [...new Set(rowIds)];
-  const rest = distinct.length - NAMED_ROWS;
-  return `${distinct.slice(0, NAMED_ROWS).join(', ')}${rest > 0 ? ` and ${rest} more` : ''}`;
-}
-
-function refuseDivergence(
-  step: number,
-  loss: number,
-  gradientNorm: number,
-  rowIds: readonly string[],
-  { place, rowIds: ownRows }: DivergenceSite,
-  out: string,
-): never {
-  const rows = new Set(ownRows).size < new Set(rowIds).size ? `, in rows ${nameRows(ownRows)}` : '';
-  throw new StillhouseError({
-    code: 'TRAINING_DIVERGED',
-    where: `${out}, step ${step}`,
-    problem: `the loss or its gradient is not a finite number (rows ${nameRows(rowIds)}); first in ${place}${rows}`,
-    got: `loss ${loss}, gradient norm ${gradientNorm}`,
-    remedy: 'Look at these rows, or start again in another --out with a lower --lr or --clip',
-  });
 }

@@ -1,0 +1,58 @@
+import type { ModelConfig } from '@stillhouse/checkpoint';
+import { StillhouseError } from '@stillhouse/errors';
+import type { TeacherCache } from '@stillhouse/teacher-cache';
+import type { TrainingRows } from './step-data.ts';
+import { checkTaskWeights, parseTaskWeights } from './task-weights.ts';
+import type { TrainingSettings } from './training-settings.ts';
+
+type RowSelection = Pick<TrainingSettings, 'split' | 'taskWeights'> & { readonly cache: string };
+
+/** The rows of the cache that the student trains on, checked against its context and vocabulary. */
+export async function selectRows(
+  cache: TeacherCache,
+  config: ModelConfig,
+  { split, taskWeights, cache: where }: RowSelection,
+): Promise<TrainingRows> {
+  const indices: number[] = [];
+  const lengths: number[] = [];
+  const tasks = new Set<string>();
+  let index = 0;
+  for await (const { row } of cache.rows(undefined, { topk: false, hidden: [] })) {
+    const place = index++;
+    if (split !== undefined && row.split !== split) continue;
+    if (row.inputIds.length > config.maxPositions) {
+      throw new StillhouseError({
+        code: 'ROW_TOO_LONG',
+        where: `${where}, row ${row.id}`,
+        problem: "the row is longer than the student's context",
+        expected: `at most ${config.maxPositions} tokens`,
+        got: String(row.inputIds.length),
+        remedy: 'Build the cache with a smaller --max-length',
+      });
+    }
+    const largest = row.inputIds.reduce((most, id) => Math.max(most, id), 0);
+    if (largest >= config.vocabSize) {
+      throw new StillhouseError({
+        code: 'VOCABULARY_MISMATCH',
+        where: `${where}, row ${row.id}`,
+        problem: 'the row has an id that the student does not know',
+        expected: `ids below ${config.vocabSize}`,
+        got: String(largest),
+        remedy: 'Use a student with the same tokenizer as the cache',
+      });
+    }
+    indices.push(place);
+    lengths.push(row.inputIds.length);
+    if (row.task !== undefined) tasks.add(row.task);
+  }
+  if (indices.length === 0) {
+    throw new StillhouseError({
+      code: 'NO_TRAINING_ROWS',
+      where,
+      problem: split === undefined ? 'the cache has no rows' : `no row is of split ${split}`,
+      remedy: 'Choose another cache or another --split',
+    });
+  }
+  if (taskWeights !== undefined) checkTaskWeights(parseTaskWeights(taskWeights), tasks, where);
+  return { indices, lengths: Int32Array.from(lengths) };
+}
