@@ -323,6 +323,15 @@ export async function readManifest(folder: string): Promise<CacheManifest> {
   return parseManifest(text, path);
 }
 
+/** The manifest of a cache folder; undefined when none has been written there, or parts of it only. */
+export async function readManifestIfThere(folder: string): Promise<CacheManifest | undefined> {
+  return readManifest(folder).catch((error: unknown) => {
+    const { code } = error as { code?: unknown };
+    if (code === 'CACHE_NOT_FOUND' || code === 'CACHE_NOT_MERGED') return undefined;
+    throw error;
+  });
+}
+
 async function refuseUnmerged(folder: string): Promise<void> {
   const isInParts = await access(join(folder, 'parts/plan.json')).then(
     () => true,

@@ -14,7 +14,7 @@ import {
 import { lockForBuilding } from './builder-lock.ts';
 import { scaledLayers } from './hidden-scale.ts';
 import { type CacheManifest, listFiles, MANIFEST_NAME, type ManifestBody, serialiseManifest } from './manifest.ts';
-import { readManifest } from './manifest-parser.ts';
+import { readManifest, readManifestIfThere } from './manifest-parser.ts';
 import { listParts, type Partition, type PartManifest, printPartition, readPart, readPlan } from './part-manifest.ts';
 import { layOutShards } from './shard-layout.ts';
 
@@ -156,11 +156,7 @@ async function requireMerged(folder: string, others: readonly string[]): Promise
 }
 
 async function readIfComplete(folder: string): Promise<CacheManifest | undefined> {
-  const manifest = await readManifest(folder).catch((error: unknown) => {
-    const { code } = error as { code?: unknown };
-    if (code === 'CACHE_NOT_FOUND' || code === 'CACHE_NOT_MERGED') return undefined;
-    throw error;
-  });
+  const manifest = await readManifestIfThere(folder);
   if (manifest === undefined || manifest.complete) return manifest;
   throw new StillhouseError({
     code: 'CACHE_CONFIG_MISMATCH',

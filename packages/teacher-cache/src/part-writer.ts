@@ -6,8 +6,8 @@ import { loadRowIds, PARTS_FOLDER, requireFiles, requireSameDescription } from '
 import { LOCK_NAME, lockForBuilding } from './builder-lock.ts';
 import type { CacheWriter } from './cache-writer.ts';
 import type { CacheDescription } from './description.ts';
-import { type CacheManifest, listFiles } from './manifest.ts';
-import { readManifest } from './manifest-parser.ts';
+import { listFiles } from './manifest.ts';
+import { readManifestIfThere } from './manifest-parser.ts';
 import {
   agreeOnPlan,
   emptyBody,
@@ -33,7 +33,7 @@ export async function openPartWriter(
   partition: Partition,
 ): Promise<CacheWriter> {
   requirePartition(partition, folder);
-  const merged = await readIfThere(folder);
+  const merged = await readManifestIfThere(folder);
   // A part that is run again after the merge has nothing to do; its lock would bring `parts` back.
   if (merged?.complete !== true) await makeFolder(join(folder, PARTS_FOLDER));
   const lock = merged?.complete === true ? NO_LOCK : await lockForBuilding(folder, partLockName(partition));
@@ -75,14 +75,6 @@ export async function openPartWriter(
 }
 
 const NO_LOCK = { requireHeld: async () => {}, release: async () => {} };
-
-async function readIfThere(folder: string): Promise<CacheManifest | undefined> {
-  return readManifest(folder).catch((error: unknown) => {
-    const { code } = error as { code?: unknown };
-    if (code === 'CACHE_NOT_FOUND' || code === 'CACHE_NOT_MERGED') return undefined;
-    throw error;
-  });
-}
 
 function refuseWholeBuild(folder: string): never {
   throw new StillhouseError({
