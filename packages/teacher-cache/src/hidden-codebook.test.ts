@@ -1,13 +1,13 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
+import { randomUniforms } from '@stillhouse/testing';
 import fc from 'fast-check';
 import { decodeStates, fitCoordinateCoder, measureCodedBytes, openHiddenCoder } from './hidden-codebook.ts';
 import { FREQUENCY_SUM, makeSymbolTable } from './rans.ts';
-import { seededRandom } from './testing/random-cache.ts';
 
 /** Codes of coordinates whose sizes span ten octaves, Laplace distributed. */
 function randomCodes(seed: number, positions: number, rank: number): Int16Array {
-  const random = seededRandom(seed);
+  const random = randomUniforms(seed);
   return Int16Array.from({ length: positions * rank }, (_, i) => {
     const scale = 2 ** (8 - (18 * (i % rank)) / rank);
     return Math.round(-Math.sign(random() - 0.5) * scale * Math.log(1 - random()));

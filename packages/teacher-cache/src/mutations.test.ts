@@ -9,9 +9,10 @@ import { readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
+import { randomUniforms } from '@stillhouse/testing';
 import { type LabelledRow, openCache, readManifest, verifyCache } from './index.ts';
 import { digestManifest, listFiles } from './manifest.ts';
-import { buildRandomCache, type RandomCacheShape, seededRandom } from './testing/random-cache.ts';
+import { buildRandomCache, type RandomCacheShape } from './testing/random-cache.ts';
 import { inFolder } from './testing/scratch-folder.ts';
 
 const BASE = { rows: 4, rowsPerShard: 3, maxTokens: 9, vocabSize: 30, k: 6, temperatures: [1, 2] } as const;
@@ -136,7 +137,7 @@ for (const { mutations, ...shape } of SHAPES) {
       for (const path of paths) originals.set(path, await readFile(join(folder, path)));
       const contents = [...originals.values()];
       const wanted = await readEverything(folder);
-      const uniform = seededRandom(shape.seed);
+      const uniform = randomUniforms(shape.seed);
       const random: Random = (below) => Math.floor(uniform() * below);
       const names = Object.keys(MUTATIONS);
       let detected = 0;

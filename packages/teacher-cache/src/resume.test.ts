@@ -8,6 +8,7 @@ import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { isStillhouseError } from '@stillhouse/errors';
+import { randomUniforms } from '@stillhouse/testing';
 import { openCache, openCacheWriter, verifyCache } from './index.ts';
 import {
   buildRandomCache,
@@ -15,7 +16,6 @@ import {
   prepareRandomCache,
   type RandomCacheShape,
   randomRow,
-  seededRandom,
 } from './testing/random-cache.ts';
 import { inFolder } from './testing/scratch-folder.ts';
 
@@ -68,7 +68,7 @@ test('a builder killed ten times at random points ends with the bytes of one tha
     await mkdir(folder);
     const straight = join(folder, 'straight');
     await buildRandomCache(straight, shape);
-    const random = seededRandom(Date.now());
+    const random = randomUniforms(Date.now());
     const killed = join(folder, 'killed');
     const states: number[] = [];
     for (let kill = 0; kill < 10; kill++) {

@@ -9,6 +9,7 @@ import {
   openCacheWriter,
   quantiseHidden,
 } from '@stillhouse/teacher-cache';
+import { randomUniforms } from '@stillhouse/testing';
 
 export interface RandomCacheShape {
   readonly rows: number;
@@ -27,17 +28,6 @@ export interface RandomCacheShape {
 }
 
 export const SHAPE: RandomCacheShape = { rows: 7, rowsPerShard: 3, maxTokens: 10, vocabSize: 20, k: 4 };
-
-/** Numbers in [0, 1) that depend on the seed alone (mulberry32). */
-function seededRandom(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let word = Math.imul(state ^ (state >>> 15), state | 1);
-    word ^= word + Math.imul(word ^ (word >>> 7), word | 61);
-    return ((word ^ (word >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 /** The RMS by which the int8 states are scaled. */
 export const channelRms = (width: number) => Float32Array.from({ length: width }, (_, i) => 0.5 + (i % 7) / 3);
@@ -71,7 +61,7 @@ function describe(shape: RandomCacheShape): CacheDescription {
 
 /** Row `index`: a prompt, then turns of which some are targets; the same for the same shape. */
 export function randomRow(shape: RandomCacheShape, index: number): LabelledRow {
-  const random = seededRandom(1_000_003 + index);
+  const random = randomUniforms(1_000_003 + index);
   const { vocabSize, k, ragged = true } = shape;
   const description = describe(shape);
   const length = 1 + Math.floor(random() * shape.maxTokens);

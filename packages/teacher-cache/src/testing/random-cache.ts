@@ -1,4 +1,5 @@
 import { narrowToFloat16 } from '@stillhouse/float-formats';
+import { randomUniforms } from '@stillhouse/testing';
 import {
   type CacheDescription,
   type CachedRow,
@@ -20,17 +21,6 @@ import {
   type TopKPolicy,
   targetsOf,
 } from '../index.ts';
-
-/** Numbers in [0, 1) that depend on the seed alone (mulberry32). */
-export function seededRandom(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let word = Math.imul(state ^ (state >>> 15), state | 1);
-    word ^= word + Math.imul(word ^ (word >>> 7), word | 61);
-    return ((word ^ (word >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 export interface RandomCacheShape {
   readonly seed: number;
@@ -181,7 +171,7 @@ const METADATA = ['task', 'split', 'source', 'answer'] as const;
 
 /** Row `index` of a random cache: the same for the same shape, whatever was made before. */
 export function randomRow(shape: RandomCacheShape, index: number, description: CacheDescription): LabelledRow {
-  const random = seededRandom(shape.seed * 1_000_003 + index);
+  const random = randomUniforms(shape.seed * 1_000_003 + index);
   const length = 1 + Math.floor(random() * shape.maxTokens);
   const promptLength = 1 + Math.floor(random() * length);
   const row: CachedRow = {
