@@ -1,6 +1,6 @@
 import { compileGraph } from '@stillhouse/decoder';
 import type { DeviceTensor, Engine, TensorData } from '@stillhouse/runtime';
-import { type HiddenCodebook, type HiddenLayer, isCodebook } from '@stillhouse/teacher-cache';
+import type { HiddenCodebook } from '@stillhouse/teacher-cache';
 import {
   distributionsGraph,
   momentsGraph,
@@ -8,7 +8,6 @@ import {
   projectionGraph,
   weightedProductGraph,
 } from './calibration-graphs.ts';
-import type { LayerScales } from './channel-rms.ts';
 import { fitCodebook, fitTransform, type MultiplySquare, type Transform } from './codebook-fitting.ts';
 
 export interface CodebookOptions {
@@ -36,29 +35,10 @@ const HELD_OUT_SHARE = 0.25;
 const LEAST_HELD_OUT = 64;
 
 /**
- * The codebook of a layer: what the cache has fixed, else fitted to these states, the first shard's, and fixed.
+ * The codebook of a layer, fitted to the states of the first shard.
  * @param states [positions, hiddenSize]
  */
-export async function fixCodebook(
-  engine: Engine,
-  scales: LayerScales,
-  layer: HiddenLayer,
-  states: DeviceTensor,
-  options: CodebookOptions,
-): Promise<HiddenCodebook> {
-  const takeFixed = () => {
-    const scale = scales.scale(layer);
-    return scale !== undefined && isCodebook(scale) ? scale : undefined;
-  };
-  const known = takeFixed();
-  if (known !== undefined) return known;
-  const codebook = await measureCodebook(engine, states, options);
-  await scales.setScale(layer, codebook);
-  // Another builder of the same cache may have been first; then its codebook holds.
-  return takeFixed() ?? codebook;
-}
-
-async function measureCodebook(
+export async function measureCodebook(
   engine: Engine,
   states: DeviceTensor,
   { codedBytes, readout }: CodebookOptions,

@@ -4,15 +4,16 @@ import type { DeviceTensor, Engine } from '@stillhouse/runtime';
 import {
   type CacheDescription,
   type CachedRow,
+  type CacheWriter,
   type HiddenLabels,
   type HiddenLayer,
   type HiddenScale,
   type LabelledRow,
   labelPositions,
 } from '@stillhouse/teacher-cache';
-import { fixChannelRms, type LayerScales } from './channel-rms.ts';
+import { measureLayerRms } from './channel-rms.ts';
 import type { DistributionLabels } from './distribution-readout.ts';
-import { fixCodebook } from './hidden-calibration.ts';
+import { measureCodebook } from './hidden-calibration.ts';
 import { createLabelReadout, type LabelReadout } from './label-readout.ts';
 import { measureWork, openScoringPass, type ScoringPass } from './scoring-pass.ts';
 import type { TeacherWeights } from './teacher-weights.ts';
@@ -25,6 +26,9 @@ export interface ScoringOptions {
   /** How a batch is laid out; `packSequences` if not given. */
   readonly layOut?: (sequences: readonly Int32Array[]) => TokenBatch;
 }
+
+/** What the layers of a cache are decoded with: what is fixed, and fixing it. */
+export type LayerScales = Pick<CacheWriter, 'scale' | 'setScale'>;
 
 export interface ScoringStep {
   /** What was computed: a layer, from 1, or the labels of the final states. */
@@ -160,21 +164,33 @@ async function runPass(
 
 /** What the states of a layer are stored by: fixed by earlier shards, or now by these; undefined for floats. */
 async function fixScale(
-  { engine, weights, options }: Scoring,
+  scoring: Scoring,
   scales: LayerScales,
   layer: HiddenLayer,
   states: DeviceTensor,
 ): Promise<HiddenScale | undefined> {
-  const { hidden, topk } = options.labels;
-  if (hidden!.dtype === 'int8') return fixChannelRms(engine, scales, layer, states);
-  if (hidden!.dtype !== 'coded') return undefined;
   const known = scales.scale(layer);
   if (known !== undefined) return known;
+  const measured = await measureScale(scoring, layer, states);
+  if (measured === undefined) return undefined;
+  await scales.setScale(layer, measured);
+  // Another builder of the same cache may have been first; then its numbers hold.
+  return scales.scale(layer) ?? measured;
+}
+
+async function measureScale(
+  { engine, weights, options }: Scoring,
+  layer: HiddenLayer,
+  states: DeviceTensor,
+): Promise<HiddenScale | undefined> {
+  const { hidden, topk } = options.labels;
+  if (hidden!.dtype === 'int8') return measureLayerRms(engine, states);
+  if (hidden!.dtype !== 'coded') return undefined;
   const codedBytes = hidden!.codedBytes!;
-  if (layer !== 'final') return fixCodebook(engine, scales, layer, states, { codedBytes });
+  if (layer !== 'final') return measureCodebook(engine, states, { codedBytes });
   const readout = { head: await weights.takeOutputMatrix(), temperatures: topk?.temperatures ?? METRIC_TEMPERATURES };
   try {
-    return await fixCodebook(engine, scales, layer, states, { codedBytes, readout });
+    return await measureCodebook(engine, states, { codedBytes, readout });
   } finally {
     weights.dropOutputMatrix();
   }

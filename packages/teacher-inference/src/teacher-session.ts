@@ -9,9 +9,8 @@ import {
 } from '@stillhouse/teacher-cache';
 import type { Teacher } from './build-inputs.ts';
 import type { BuildSettings } from './build-settings.ts';
-import type { LayerScales } from './channel-rms.ts';
 import { needTeacher } from './label-settings.ts';
-import { createRowScorer, type RowScorer, type ScoringStep } from './row-scorer.ts';
+import { createRowScorer, type LayerScales, type RowScorer, type ScoringStep } from './row-scorer.ts';
 import { createTeacherWeights, measureWeights } from './teacher-weights.ts';
 
 /** A teacher ready to score; what it needs is compiled when labels of a kind are first asked for. */

@@ -1,7 +1,7 @@
 import { type ModelConfig, openModelWeights, openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
 import type { Engine } from '@stillhouse/runtime';
 import type { CachedRow, HiddenLayer, HiddenScale, LabelledRow } from '@stillhouse/teacher-cache';
-import type { LayerScales } from '../channel-rms.ts';
+import type { LayerScales } from '../row-scorer.ts';
 import { createRowScorer, type ScoringOptions } from '../row-scorer.ts';
 import { createTeacherWeights } from '../teacher-weights.ts';
 
