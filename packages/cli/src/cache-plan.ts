@@ -10,10 +10,10 @@ import {
 } from '@stillhouse/evaluation';
 import { sharedVocabulary } from '@stillhouse/objectives';
 import { type DeviceTensor, type Engine, openEngine } from '@stillhouse/runtime';
-import { integer, number, requireSetting, type SettingsOf, text } from '@stillhouse/settings';
+import { integer, number, requireSetting, resolveSettings, type SettingsOf, text } from '@stillhouse/settings';
 import { type CacheDescription, estimateCacheSize, type LabelledRow } from '@stillhouse/teacher-cache';
-import { BUILD_SETTINGS, type Pilot, scorePilot } from '@stillhouse/teacher-inference';
-import { CODED_BYTES, joinStates, PILOT_TOP_K, type TriedPolicy, tryPolicies } from './cache-policies.ts';
+import { BUILD_SETTINGS, joinStates, type Pilot, scorePilot } from '@stillhouse/teacher-inference';
+import { CODED_BYTES, PILOT_TOP_K, type TriedPolicy, tryPolicies } from './cache-policies.ts';
 
 const { teacher, data, tokenizer, temperatures, maxLength, limit, device, batchTokens, threads } = BUILD_SETTINGS;
 
@@ -87,7 +87,7 @@ export async function planCache(settings: PlanSettings, events: PlanEvents = {})
   const { pilotShare, pilotPositions } = settings;
   const { vocabSize: studentVocab } = await readModelConfig(student);
   const pilot = await scorePilot(
-    { ...BUILD_DEFAULTS, ...settings },
+    { ...resolveSettings(BUILD_SETTINGS, {}), ...settings },
     {
       share: pilotShare,
       leastPositions: pilotPositions,
@@ -116,11 +116,6 @@ export async function planCache(settings: PlanSettings, events: PlanEvents = {})
     recipe: settings,
   };
 }
-
-/** What settings of a build are that a plan does not ask for. */
-const BUILD_DEFAULTS = Object.fromEntries(
-  Object.entries(BUILD_SETTINGS).map(([key, field]) => [key, field.default]),
-) as unknown as Parameters<typeof scorePilot>[0];
 
 function requireGridTemperature({ temperature: wanted, temperatures: grid }: PlanSettings): void {
   if ((grid as readonly number[]).includes(wanted)) return;

@@ -16,6 +16,7 @@ import {
   type TopKLabels,
   type TopKPolicy,
 } from '@stillhouse/teacher-cache';
+import { joinStates } from '@stillhouse/teacher-inference';
 
 /** A way to build a cache, tried on rows whose exact labels are known. */
 export interface TriedPolicy {
@@ -199,17 +200,6 @@ export function cutTopK(
     logprobs: Float32Array.from(kept, (i) => logprobs[i]!),
     logZ,
   };
-}
-
-/** Rows of states one after the other. */
-export function joinStates(parts: readonly Float32Array[]): Float32Array {
-  const joined: Float32Array = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let filled = 0;
-  for (const part of parts) {
-    joined.set(part, filled);
-    filled += part.length;
-  }
-  return joined;
 }
 
 function encodeStates(states: Float32Array, { width, rank, mean, encode }: HiddenCodebook): HiddenLabels {

@@ -1,6 +1,6 @@
 import { openEngine } from '@stillhouse/runtime';
 import type { CacheDescription, CachedRow, HiddenCodebook, LabelledRow } from '@stillhouse/teacher-cache';
-import { openBuildInputs } from './build-inputs.ts';
+import { openBuildInputs, openTeacher } from './build-inputs.ts';
 import type { BuildSettings } from './build-settings.ts';
 import { fitCodebook } from './codebook-fitting.ts';
 import { measureTransform } from './hidden-calibration.ts';
@@ -67,7 +67,7 @@ export async function scorePilot(settings: BuildSettings, options: PilotOptions)
         description,
         rows,
         totals: { rows: summary.rowCount, tokens: summary.tokenCount, positions },
-        fitCodebooks: (some, codedBytes) => fitCodebooks(settings, some, codedBytes),
+        fitCodebooks: (some, codedBytes) => fitCodebooks(settings, description.labels, some, codedBytes),
       };
     } finally {
       await session.close();
@@ -78,30 +78,37 @@ export async function scorePilot(settings: BuildSettings, options: PilotOptions)
 }
 
 async function fitCodebooks(
-  settings: BuildSettings,
+  { teacher, device, threads, temperatures }: BuildSettings,
+  labels: CacheDescription['labels'],
   rows: readonly LabelledRow[],
   codedBytes: readonly number[],
 ): Promise<readonly HiddenCodebook[]> {
-  const inputs = await openBuildInputs({ ...settings, out: settings.out ?? 'pilot', limit: 1 });
-  const { config, weights: source } = inputs.teacher!;
-  const { device, threads, temperatures } = settings;
-  const engine = await openEngine({ device, ...(threads === undefined ? {} : { threads }) });
+  const { config, weights: source } = await openTeacher(teacher!, labels);
   try {
-    const weights = createTeacherWeights(engine, source, config, { keepAll: false });
-    const parts = rows.map(({ hidden }) => hidden!.get('final')!.values as Float32Array);
-    const states = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-    let filled = 0;
-    for (const part of parts) {
-      states.set(part, filled);
-      filled += part.length;
+    const engine = await openEngine({ device, ...(threads === undefined ? {} : { threads }) });
+    try {
+      const weights = createTeacherWeights(engine, source, config, { keepAll: false });
+      const states = joinStates(rows.map(({ hidden }) => hidden!.get('final')!.values as Float32Array));
+      const shape = [states.length / config.hiddenSize, config.hiddenSize];
+      const uploaded = engine.upload(states, 'float32', shape, { transfer: true });
+      const readout = { head: await weights.takeOutputMatrix(), temperatures };
+      const { transform, coordinates } = await measureTransform(engine, uploaded, readout);
+      return codedBytes.map((bytes) => fitCodebook(transform, coordinates, bytes));
+    } finally {
+      await engine.close();
     }
-    const shape = [states.length / config.hiddenSize, config.hiddenSize];
-    const uploaded = engine.upload(states, 'float32', shape, { transfer: true });
-    const readout = { head: await weights.takeOutputMatrix(), temperatures };
-    const { transform, coordinates } = await measureTransform(engine, uploaded, readout);
-    return codedBytes.map((bytes) => fitCodebook(transform, coordinates, bytes));
   } finally {
-    await engine.close();
-    await inputs.close();
+    await source.close();
   }
+}
+
+/** Rows of states one after the other. */
+export function joinStates(parts: readonly Float32Array[]): Float32Array<ArrayBuffer> {
+  const joined = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let filled = 0;
+  for (const part of parts) {
+    joined.set(part, filled);
+    filled += part.length;
+  }
+  return joined;
 }
