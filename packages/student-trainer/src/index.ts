@@ -17,5 +17,6 @@ export { resolveObjective } from './objective-from-settings.ts';
 export { type Parameter, type ParameterStore, PROJECTION_NAME } from './parameters.ts';
 export { RECIPE_FILE } from './recipe.ts';
 export { createStudent, type StepResult, type Student, type StudentOptions } from './student.ts';
+export { checkTraining, type SharedInputs, type TrainingCheck } from './training-inputs.ts';
 export { type TrainingEvents, type TrainingPlan, type TrainingResult, trainStudent } from './training-run.ts';
 export { TRAINING_SETTINGS, type TrainingSettings } from './training-settings.ts';

@@ -1,46 +1,26 @@
 import { createHash } from 'node:crypto';
-import { totalmem } from 'node:os';
 import { join } from 'node:path';
-import { openCacheAt } from '@stillhouse/cache-remote';
-import {
-  assertFinite,
-  describeParameters,
-  type ModelConfig,
-  openModelWeights,
-  readModelConfig,
-  type TensorSource,
-} from '@stillhouse/checkpoint';
 import { writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import { checkModelTokenizer, describeOpenLabels, uploadTeacherHead } from '@stillhouse/objectives';
+import { uploadTeacherHead } from '@stillhouse/objectives';
 import { type Engine, openEngine } from '@stillhouse/runtime';
-import { requireSetting } from '@stillhouse/settings';
-import type { HiddenScale, TeacherCache } from '@stillhouse/teacher-cache';
-import { measureActivations } from './activation-store.ts';
 import type { DataPosition } from './data-order.ts';
 import { locateDivergence } from './divergence-site.ts';
-import {
-  HELD_OUT_FILE,
-  type HeldOutEvaluator,
-  type HeldOutMetrics,
-  type HeldOutPlan,
-  resolveHeldOut,
-} from './held-out.ts';
+import { HELD_OUT_FILE, type HeldOutEvaluator, type HeldOutMetrics } from './held-out.ts';
 import { learningRateAt } from './learning-rate.ts';
 import { lossScalarsAt } from './loss-schedule.ts';
 import { METRICS_FILE, openStepLog, type StepMetrics } from './metrics.ts';
-import { type ResolvedObjective, resolveObjective } from './objective-from-settings.ts';
 import { PROJECTION_NAME } from './parameters.ts';
 import { nameCheckpoint, refuseDivergence } from './run-failures.ts';
 import { prepareFolder } from './run-folder.ts';
 import { saveStudent } from './save-student.ts';
 import { initialProjection } from './seeded-weights.ts';
-import { loadStepData, type StepData, type TrainingRows } from './step-data.ts';
+import { loadStepData, type StepData } from './step-data.ts';
 import { createStudent, type Student } from './student.ts';
 import { viewAsDecoder } from './student-decoder.ts';
 import { parseTaskWeights } from './task-weights.ts';
 import { type RunIdentity, restoreCheckpoint, saveCheckpoint, type TrainingState } from './training-checkpoint.ts';
-import { selectRows } from './training-rows.ts';
+import { openTrainingInputs, type SharedInputs, type TrainingInputs } from './training-inputs.ts';
 import type { TrainingSettings } from './training-settings.ts';
 
 export interface TrainingPlan {
@@ -78,133 +58,43 @@ export interface TrainingResult {
   readonly cacheDigest: string;
 }
 
-/** Settings with the paths that a run cannot do without. */
-type RunSettings = TrainingSettings & { readonly cache: string; readonly student: string; readonly out: string };
-
-function requirePaths(settings: TrainingSettings): RunSettings {
-  for (const key of ['cache', 'student', 'out'] as const) requireSetting(settings, key, 'DIR');
-  return settings as RunSettings;
-}
-
 /**
  * Trains a student from a teacher cache. The teacher is never loaded. Everything that could be wrong is checked
  * before the first step; a run that fails leaves metrics and checkpoints, and no model under its final name.
  * @throws StillhouseError of each part, and TRAINING_DIVERGED, RUN_EXISTS, RUN_ABSENT, NO_TRAINING_ROWS, ROW_TOO_LONG,
  *   EVALUATOR_ABSENT; what fails between steps says which checkpoint is whole
  */
-export async function trainStudent(given: TrainingSettings, events: TrainingEvents = {}): Promise<TrainingResult> {
-  const settings = requirePaths(given);
-  requireResume(settings);
-  const heldOut = resolveHeldOut(settings);
-  if (heldOut !== undefined && events.evaluate === undefined) {
-    throw new StillhouseError({
-      code: 'EVALUATOR_ABSENT',
-      where: 'trainStudent',
-      problem: 'the settings ask for evaluation during training and no evaluator was given',
-      remedy: 'Pass `evaluate` with the events, or leave evalEvery out',
-    });
-  }
-  const cache = await openCacheAt(settings.cache);
-  const config = await readModelConfig(settings.student);
-  const weights = await openModelWeights(settings.student, config);
+export async function trainStudent(
+  settings: TrainingSettings,
+  events: TrainingEvents = {},
+  shared: SharedInputs = {},
+): Promise<TrainingResult> {
+  const inputs = await openTrainingInputs(settings, shared);
   try {
-    const available = describeOpenLabels(cache);
-    const hasFinal = available.labels.hidden?.layers.includes('final') === true;
-    const hiddenScale = hasFinal ? await cache.hiddenScale('final') : undefined;
-    const resolved = resolveObjective(settings, available, config, settings.cache, hiddenScale);
-    await checkModelTokenizer(cache, settings.student);
-    for (const { name } of describeParameters(config)) {
-      assertFinite(name, await weights.readFloat32(name), weights.tensors.get(name)!.file);
+    if (inputs.heldOut !== undefined && events.evaluate === undefined) {
+      throw new StillhouseError({
+        code: 'EVALUATOR_ABSENT',
+        where: 'trainStudent',
+        problem: 'the settings ask for evaluation during training and no evaluator was given',
+        remedy: 'Pass `evaluate` with the events, or leave evalEvery out',
+      });
     }
-    const rows = await selectRows(cache, config, settings);
-    const resolvedSettings = resolveOpen(settings, resolved, rows, config);
-    await prepareFolder(resolvedSettings);
-    const engine = await openEngine({
-      device: settings.device,
-      ...(settings.threads === undefined ? {} : { threads: settings.threads }),
-    });
+    await prepareFolder(inputs.settings);
+    const { device, threads } = inputs.settings;
+    const engine = await openEngine({ device, ...(threads === undefined ? {} : { threads }) });
     try {
-      return await runSteps(
-        engine,
-        { settings: resolvedSettings, cache, config, weights, rows, resolved, hiddenScale, heldOut },
-        events,
-      );
+      return await runSteps(engine, inputs, events);
     } finally {
       await engine.close();
     }
   } finally {
-    await weights.close();
-    await cache.close();
+    await inputs.close();
   }
-}
-
-type ResolvedSettings = RunSettings & {
-  readonly steps: number;
-  readonly labels: 'full' | 'topk' | 'sampled' | 'none';
-  readonly refine: 'always' | 'never';
-  readonly recompute: 'always' | 'never';
-};
-
-/** Share of the machine's memory that activations may take before `auto` computes them again instead. */
-const ACTIVATIONS_SHARE = 0.25;
-
-/** Settings that were left open, by what the data and the machine are: the recipe that is written has none. */
-function resolveOpen(
-  settings: RunSettings,
-  { objective }: ResolvedObjective,
-  rows: TrainingRows,
-  config: ModelConfig,
-): ResolvedSettings {
-  const tokens = rows.lengths.reduce((sum, length) => sum + length, 0);
-  return {
-    ...settings,
-    labels: objective.labels.kind,
-    refine: isRefined(objective) ? 'always' : 'never',
-    jsBeta: objective.divergence.kind === 'jensen-shannon' ? objective.divergence.beta : undefined,
-    skew: objective.divergence.kind === 'skew-kl' ? objective.divergence.skew : undefined,
-    steps: settings.steps ?? Math.max(1, Math.round(tokens / settings.batchTokens)),
-    recompute: settings.recompute === 'auto' ? chooseRecompute(settings, rows, config) : settings.recompute,
-  };
-}
-
-const isRefined = ({ labels }: ResolvedObjective['objective']) =>
-  labels.kind === 'full' && labels.refinement !== undefined;
-
-function chooseRecompute(
-  { batchTokens, accumulate }: RunSettings,
-  rows: TrainingRows,
-  config: ModelConfig,
-): 'always' | 'never' {
-  const longest = rows.lengths.reduce((most, length) => Math.max(most, length), 1);
-  const rowCount = Math.ceil(batchTokens / accumulate / longest) + 1;
-  return measureActivations(config, rowCount, longest) > ACTIVATIONS_SHARE * totalmem() ? 'always' : 'never';
-}
-
-function requireResume({ resume, resumeStep }: TrainingSettings): void {
-  if (resumeStep === undefined || resume) return;
-  throw new StillhouseError({
-    code: 'SETTING_MISSING',
-    where: '--resume',
-    problem: '--resume-step needs it',
-    remedy: 'Give --resume too, or leave --resume-step out',
-  });
-}
-
-interface Run {
-  readonly settings: ResolvedSettings;
-  readonly cache: TeacherCache;
-  readonly config: ModelConfig;
-  readonly weights: TensorSource;
-  readonly rows: TrainingRows;
-  readonly resolved: ResolvedObjective;
-  /** Of the final hidden states. */
-  readonly hiddenScale: HiddenScale | undefined;
-  readonly heldOut: HeldOutPlan | undefined;
 }
 
 async function openStudent(
   engine: Engine,
-  { settings, cache, config, weights, resolved, hiddenScale }: Run,
+  { settings, cache, config, weights, resolved, hiddenScale }: TrainingInputs,
 ): Promise<Student> {
   const { objective, vocabSize } = resolved;
   const teacherHead =
@@ -227,12 +117,12 @@ async function openStudent(
   });
 }
 
-function identify({ cache, config }: Run): RunIdentity {
+function identify({ cache, config }: TrainingInputs): RunIdentity {
   const configSha256 = createHash('sha256').update(JSON.stringify(config.raw)).digest('hex');
   return { cacheDigest: cache.digest, configSha256 };
 }
 
-async function runSteps(engine: Engine, run: Run, events: TrainingEvents): Promise<TrainingResult> {
+async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEvents): Promise<TrainingResult> {
   const { settings, cache, rows, resolved, hiddenScale, heldOut } = run;
   const { out, steps, resumeStep } = settings;
   const student = await openStudent(engine, run);
@@ -373,7 +263,11 @@ async function runSteps(engine: Engine, run: Run, events: TrainingEvents): Promi
   return result;
 }
 
-async function saveTrained(engine: Engine, { parameters }: Student, { settings, config }: Run): Promise<void> {
+async function saveTrained(
+  engine: Engine,
+  { parameters }: Student,
+  { settings, config }: TrainingInputs,
+): Promise<void> {
   const { out, student, saveDtype } = settings;
   await saveStudent(engine, parameters, { out, student, config, dtype: saveDtype });
 }
