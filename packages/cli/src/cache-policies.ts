@@ -1,9 +1,9 @@
 import {
   type CacheDescription,
+  encodeStates,
   type HiddenCodebook,
   type HiddenLabels,
   type HiddenScale,
-  LARGEST_CODE,
   type LabelledRow,
   type LogprobDtype,
   loadZstd,
@@ -127,7 +127,14 @@ export async function tryPolicies(
   const exact = rows.map(({ hidden }) => hidden!.get('final')!.values as Float32Array);
   const layers = ['final'] as const;
   for (const [i, codebook] of codebooks.entries()) {
-    const states = exact.map((values) => encodeStates(values, codebook));
+    const states = exact.map(
+      (values): HiddenLabels => ({
+        layer: 'final',
+        dtype: 'coded',
+        width: codebook.rank,
+        values: encodeStates(values, codebook),
+      }),
+    );
     const bytes = states.reduce((sum, { values }) => sum + measureCodedBytes(values as Int16Array, codebook.coder), 0);
     const codedBytes = CODED_BYTES[i]!;
     const flags = `--hidden-dtype coded --hidden-bytes ${codedBytes}`;
@@ -200,20 +207,4 @@ export function cutTopK(
     logprobs: Float32Array.from(kept, (i) => logprobs[i]!),
     logZ,
   };
-}
-
-function encodeStates(states: Float32Array, { width, rank, mean, encode }: HiddenCodebook): HiddenLabels {
-  const positions = states.length / width;
-  const values = new Int16Array(positions * rank);
-  const sums = new Float64Array(rank);
-  for (let position = 0; position < positions; position++) {
-    sums.fill(0);
-    for (let channel = 0; channel < width; channel++) {
-      const centred = states[position * width + channel]! - mean[channel]!;
-      for (let c = 0; c < rank; c++) sums[c]! += centred * encode[channel * rank + c]!;
-    }
-    for (let c = 0; c < rank; c++)
-      values[position * rank + c] = Math.max(-LARGEST_CODE, Math.min(LARGEST_CODE, Math.round(sums[c]!)));
-  }
-  return { layer: 'final', dtype: 'coded', width: rank, values };
 }

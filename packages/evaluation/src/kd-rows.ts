@@ -1,6 +1,6 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
-import { countTargets } from '@stillhouse/objectives';
+import { countTargets, requireRowFits } from '@stillhouse/objectives';
 import type { TeacherCache } from '@stillhouse/teacher-cache';
 
 /** A row of a cache to evaluate. */
@@ -28,30 +28,8 @@ export async function selectKdRows(
     index += 1;
     if (split !== undefined && row.split !== split) continue;
     if (countTargets(row.lossMask) === 0) continue;
-    const where = `${cache.folder}, row ${row.id}`;
-    const length = row.inputIds.length;
-    if (length > config.maxPositions) {
-      throw new StillhouseError({
-        code: 'ROW_TOO_LONG',
-        where,
-        problem: "the row is longer than the model's context",
-        expected: `at most ${config.maxPositions} tokens`,
-        got: String(length),
-        remedy: 'Build the cache with a smaller --max-length',
-      });
-    }
-    const largest = row.inputIds.reduce((most, id) => Math.max(most, id), 0);
-    if (largest >= vocabSize) {
-      throw new StillhouseError({
-        code: 'VOCABULARY_MISMATCH',
-        where,
-        problem: 'the row has an id that the model does not know',
-        expected: `ids below ${vocabSize}`,
-        got: String(largest),
-        remedy: 'Evaluate a model with the same tokenizer as the cache',
-      });
-    }
-    rows.push({ index, length });
+    requireRowFits(row.inputIds, { maxPositions: config.maxPositions, vocabSize }, `${cache.folder}, row ${row.id}`);
+    rows.push({ index, length: row.inputIds.length });
     if (rows.length === limit) break;
   }
   if (rows.length > 0) return rows;

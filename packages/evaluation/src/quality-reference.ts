@@ -3,7 +3,7 @@ import { StillhouseError } from '@stillhouse/errors';
 import type { FloatArray } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
-import type { TeacherCache } from '@stillhouse/teacher-cache';
+import { requireSameTeacher, type TeacherCache } from '@stillhouse/teacher-cache';
 import { computeFinalStates, startsOf, uploadOutputMatrix } from './final-states.ts';
 import type { SampledRow } from './quality-sample.ts';
 
@@ -40,18 +40,7 @@ export async function openReference(cache: TeacherCache, teacher: string | undef
 
 async function openTeacherReference(cache: TeacherCache, folder: string): Promise<QualityReference> {
   const known = cache.description.teacher;
-  const found = await digestModel(folder);
-  for (const key of ['weightsSha256', 'configSha256'] as const) {
-    if (known === null || found[key] === known[key]) continue;
-    throw new StillhouseError({
-      code: 'TEACHER_MISMATCH',
-      where: folder,
-      problem: `this is not the teacher of the cache, ${known.name}`,
-      expected: `${key} ${known[key]}`,
-      got: found[key],
-      remedy: 'Name the folder of that teacher',
-    });
-  }
+  if (known !== null) requireSameTeacher(await digestModel(folder), known, folder);
   const config = await readModelConfig(folder);
   const source = await openModelWeights(folder, config);
   const model = { config, source };

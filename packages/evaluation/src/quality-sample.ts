@@ -1,5 +1,6 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
+import { requireRowFits } from '@stillhouse/objectives';
 import type { CachedRow, TeacherCache } from '@stillhouse/teacher-cache';
 
 /** A row of a cache of which some positions are measured. */
@@ -32,7 +33,8 @@ export async function sampleRows(
     const targets = [...row.lossMask.keys()].filter((token) => row.lossMask[token] === 1).map((token) => token - 1);
     const positions = Int32Array.from(targets.slice(0, left));
     if (positions.length === 0) continue;
-    requireKnownTo(student, options.vocabSize, row, `${cache.folder}, row ${row.id}`);
+    const { maxPositions } = student;
+    requireRowFits(row.inputIds, { maxPositions, vocabSize: options.vocabSize }, `${cache.folder}, row ${row.id}`);
     sample.push({ index, row, positions });
     left -= positions.length;
   }
@@ -42,34 +44,6 @@ export async function sampleRows(
     where: cache.folder,
     problem: 'no row of the cache has target tokens',
     remedy: 'Choose another cache',
-  });
-}
-
-function requireKnownTo(
-  { maxPositions }: ModelConfig,
-  vocabSize: number,
-  { inputIds }: CachedRow,
-  where: string,
-): void {
-  if (inputIds.length > maxPositions) {
-    throw new StillhouseError({
-      code: 'ROW_TOO_LONG',
-      where,
-      problem: "the row is longer than the student's context",
-      expected: `at most ${maxPositions} tokens`,
-      got: String(inputIds.length),
-      remedy: 'Build the cache with a smaller --max-length',
-    });
-  }
-  const largest = inputIds.reduce((most, id) => Math.max(most, id), 0);
-  if (largest < vocabSize) return;
-  throw new StillhouseError({
-    code: 'VOCABULARY_MISMATCH',
-    where,
-    problem: 'the row has an id that the student does not know',
-    expected: `ids below ${vocabSize}`,
-    got: String(largest),
-    remedy: 'Measure with a student of the same tokenizer as the cache',
   });
 }
 

@@ -40,6 +40,39 @@ export function sharedVocabulary({ teacher, tokenizer }: CacheDescription, vocab
 }
 
 /**
+ * A row must go through a model whole: within its context, and of ids that it knows.
+ * @param vocabSize ids from here on are unknown to the model
+ * @param where the cache and the row
+ * @throws StillhouseError ROW_TOO_LONG, VOCABULARY_MISMATCH
+ */
+export function requireRowFits(
+  inputIds: Int32Array,
+  { maxPositions, vocabSize }: { readonly maxPositions: number; readonly vocabSize: number },
+  where: string,
+): void {
+  if (inputIds.length > maxPositions) {
+    throw new StillhouseError({
+      code: 'ROW_TOO_LONG',
+      where,
+      problem: "the row is longer than the model's context",
+      expected: `at most ${maxPositions} tokens`,
+      got: String(inputIds.length),
+      remedy: 'Build the cache with a smaller --max-length',
+    });
+  }
+  const largest = inputIds.reduce((most, id) => Math.max(most, id), 0);
+  if (largest < vocabSize) return;
+  throw new StillhouseError({
+    code: 'VOCABULARY_MISMATCH',
+    where,
+    problem: 'the row has an id that the model does not know',
+    expected: `ids below ${vocabSize}`,
+    got: String(largest),
+    remedy: 'Use a model with the same tokenizer as the cache',
+  });
+}
+
+/**
  * Ids must mean the same to cache and model: an id is all that the cache says of a token.
  * @throws StillhouseError TOKENIZER_MISMATCH, MODEL_TOKENIZER_MISSING
  */

@@ -180,6 +180,27 @@ export function openHiddenCoder({ tableOf, lowBits, tables: frequencies }: Coord
 }
 
 /**
+ * Codes of states, rounded and clipped.
+ * @param states [positions, width]
+ * @returns [positions, rank]
+ */
+export function encodeStates(states: Float32Array, { width, rank, mean, encode }: HiddenCodebook): Int16Array {
+  const positions = states.length / width;
+  const codes = new Int16Array(positions * rank);
+  const sums = new Float64Array(rank);
+  for (let position = 0; position < positions; position++) {
+    sums.fill(0);
+    for (let channel = 0; channel < width; channel++) {
+      const centred = states[position * width + channel]! - mean[channel]!;
+      for (let c = 0; c < rank; c++) sums[c]! += centred * encode[channel * rank + c]!;
+    }
+    for (let c = 0; c < rank; c++)
+      codes[position * rank + c] = Math.max(-LARGEST_CODE, Math.min(LARGEST_CODE, Math.round(sums[c]!)));
+  }
+  return codes;
+}
+
+/**
  * States from codes, in float32.
  * @param codes [positions, rank]
  * @returns [positions, width]

@@ -33,6 +33,7 @@ export {
 export {
   type CoordinateCoder,
   decodeStates,
+  encodeStates,
   fitCoordinateCoder,
   type HiddenCodebook,
   LARGEST_CODE,
@@ -82,6 +83,7 @@ export {
   readPulledState,
   writePulledState,
 } from './pulled-state.ts';
+export { requireSameTeacher } from './same-teacher.ts';
 export { type DataRange, listData, type RowRange } from './shard-layout.ts';
 export { packTopK, roundTopK } from './topk-packing.ts';
 export { type VerifyProblem, type VerifyReport, verifyCache } from './verify.ts';

@@ -1,7 +1,12 @@
 import { join } from 'node:path';
 import { describeParameters } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
-import type { CacheDescription, TeacherIdentity, TokenizerIdentity } from '@stillhouse/teacher-cache';
+import {
+  type CacheDescription,
+  requireSameTeacher,
+  type TeacherIdentity,
+  type TokenizerIdentity,
+} from '@stillhouse/teacher-cache';
 import { hasTokenizer, openTokenizer, type Tokenizer } from '@stillhouse/tokenizer';
 import { identifyTeacher, identifyTokenizer, openTeacher, type Teacher } from './build-inputs.ts';
 import { checkWeightsFinite } from './teacher-weights.ts';
@@ -30,17 +35,7 @@ export async function openKnownTeacher(
       await checkTeacher(teacher);
       return { teacher, identity };
     }
-    for (const key of ['weightsSha256', 'configSha256'] as const) {
-      if (identity[key] === known[key]) continue;
-      throw new StillhouseError({
-        code: 'TEACHER_MISMATCH',
-        where: folder,
-        problem: `this is not the teacher of the cache, ${known.name}`,
-        expected: `${key} ${known[key]}`,
-        got: identity[key],
-        remedy: 'Name the folder of that teacher',
-      });
-    }
+    requireSameTeacher(identity, known, folder);
     return { teacher, identity: known };
   } catch (error) {
     await teacher.weights.close();
