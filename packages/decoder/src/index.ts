@@ -22,6 +22,7 @@ export {
   greedyHeadGraph,
 } from './generation.ts';
 export {
+  type BlockGradientOptions,
   type BlockParameter,
   batchTablesGraph,
   blockGradientGraph,

@@ -114,7 +114,16 @@ interface BlockGradient {
   readonly forward: ReadonlySet<Value>;
 }
 
-function emitBlockGradient(config: ModelConfig, float: FloatDtype, trained: (name: string) => boolean): BlockGradient {
+/** What of a layer's gradient is wanted. */
+export interface BlockGradientOptions {
+  /** Which weights take one, by their name below `model.layers.N.`. Default: all. */
+  readonly trained?: (name: string) => boolean;
+  /** Whether it goes on to the residual stream before the layer, as something below learns too. Default true. */
+  readonly hasInputGradient?: boolean;
+}
+
+function emitBlockGradient(config: ModelConfig, float: FloatDtype, options: BlockGradientOptions): BlockGradient {
+  const { trained = () => true, hasInputGradient = true } = options;
   const g = new GraphBuilder('block_gradient', float);
   const inputs = blockInputs(g, config);
   const bias = g.floatInput('bias', ['B', 1, 1, 'T', 'T']);
@@ -126,24 +135,24 @@ function emitBlockGradient(config: ModelConfig, float: FloatDtype, trained: (nam
   const accumulateInto = new Map(wanted.map(([name, value]) => [value, g.floatInput(gradientName(name), value.shape)]));
   const gradients = differentiate(g, {
     seeds: [[y, dy]],
-    withRespectTo: [inputs.x, ...wanted.map(([, value]) => value)],
+    withRespectTo: [...(hasInputGradient ? [inputs.x] : []), ...wanted.map(([, value]) => value)],
     accumulateInto,
   });
-  g.output('dx', gradients.get(inputs.x)!);
+  if (hasInputGradient) g.output('dx', gradients.get(inputs.x)!);
   for (const [name, value] of wanted) g.output(`${gradientName(name)}.sum`, gradients.get(value)!);
   return { g, y, forward };
 }
 
 /**
  * One layer backwards, its forward pass recomputed. Inputs: those of `blockGraph`, dy [B·T, H] and for each trained
- * weight W an accumulator `gradient.W`. Outputs: dx and `gradient.W.sum`, meant to alias the accumulator.
+ * weight W an accumulator `gradient.W`. Outputs: dx, where it is wanted, and `gradient.W.sum`, meant to alias the accumulator.
  */
 export function blockGradientGraph(
   config: ModelConfig,
   float: FloatDtype,
-  trained: (name: string) => boolean = () => true,
+  options: BlockGradientOptions = {},
 ): GraphBuilder {
-  return emitBlockGradient(config, float, trained).g;
+  return emitBlockGradient(config, float, options).g;
 }
 
 /** An activation of one layer that its gradient takes from the forward pass instead of computing it again. */
@@ -169,8 +178,12 @@ const SAVED_OPERATORS: ReadonlySet<OperatorName> = new Set<OperatorName>([
 ]);
 
 /** One layer forwards and backwards without recomputation: results of products, softmax and norms are kept in between. */
-export function savingBlockGraphs(config: ModelConfig, float: FloatDtype): SavingBlockGraphs {
-  const { g: gradient, forward: forwardValues } = emitBlockGradient(config, float, () => true);
+export function savingBlockGraphs(
+  config: ModelConfig,
+  float: FloatDtype,
+  options: BlockGradientOptions = {},
+): SavingBlockGraphs {
+  const { g: gradient, forward: forwardValues } = emitBlockGradient(config, float, options);
   const isSaved = (value: Value) => forwardValues.has(value) && SAVED_OPERATORS.has(value.node!.op);
   const cut = findCut(gradient.outputs.values(), isSaved);
   const saved = cut.map((value) => ({ name: `saved.${value.name}`, shape: value.shape }));
@@ -178,7 +191,7 @@ export function savingBlockGraphs(config: ModelConfig, float: FloatDtype): Savin
     gradient.cut(saved[i]!.name, value);
   });
   // The same emission in a graph of its own gives the same names.
-  const { g: forward, y } = emitBlockGradient(config, float, () => true);
+  const { g: forward, y } = emitBlockGradient(config, float, options);
   forward.outputs.clear();
   const byName = new Map(forward.nodes.flatMap(({ outputs }) => outputs.map((value) => [value.name, value])));
   forward.output('y', y);

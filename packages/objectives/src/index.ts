@@ -30,6 +30,7 @@ export {
   emitSoftLoss,
   type HiddenMatch,
   LOST_TAIL_LOGPROB,
+  type LossGradients,
   lossGraph,
   type Objective,
   type Readout,

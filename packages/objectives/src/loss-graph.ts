@@ -56,6 +56,14 @@ export interface Readout {
   readonly rmsNormEpsilon: number;
 }
 
+/** Whose gradients the loss graph gives; what is left out is neither an input nor an output. Default: all. */
+export interface LossGradients {
+  /** The residual stream, as something before the final norm learns. */
+  readonly x?: boolean;
+  readonly norm?: boolean;
+  readonly head?: boolean;
+}
+
 /**
  * Final norm, output matrix, loss and their gradients for a chunk of N label positions, so that logits [N, V] exist
  * for one chunk at a time and never leave the graph.
@@ -67,10 +75,15 @@ export interface Readout {
  * Inputs: x [N, H] the residual stream after the last layer at the label positions; norm [H]; head [V, H]; labels
  * int64 [N]; weights [N]; temperature, alpha, hiddenWeight scalars; teacher.* as the labels need; accumulators
  * gradient.norm, gradient.head, gradient.projection.
- * Outputs: dx [N, H]; gradient.*.sum (meant to alias the accumulators); sums float[4]: Σ weights · (L's own value,
+ * Outputs: dx [N, H]; gradient.*.sum (meant to alias the accumulators), as far as `wanted`; sums float[4]: Σ weights · (L's own value,
  * D without T², CE, hidden).
  */
-export function lossGraph(objective: Objective, readout: Readout, float: FloatDtype): GraphBuilder {
+export function lossGraph(
+  objective: Objective,
+  readout: Readout,
+  float: FloatDtype,
+  wanted: LossGradients = {},
+): GraphBuilder {
   const g = new GraphBuilder('loss', float);
   const { hiddenSize, vocabSize } = readout;
   const x = g.floatInput('x', ['N', hiddenSize]);
@@ -81,10 +94,9 @@ export function lossGraph(objective: Objective, readout: Readout, float: FloatDt
   const hidden = g.scope('final_norm', () => g.rmsNormalization(x, norm, readout.rmsNormEpsilon));
   const logits = g.scope('lm_head', () => g.gemm(hidden, head, { transB: true }));
 
-  const trained: [name: string, value: Value][] = [
-    ['norm', norm],
-    ['head', head],
-  ];
+  const trained: [name: string, value: Value][] = [];
+  if (wanted.norm ?? true) trained.push(['norm', norm]);
+  if (wanted.head ?? true) trained.push(['head', head]);
   const weigh = (perToken: Value) => g.sumAll(g.mul(perToken, weights));
   const ce = weigh(g.scope('ce', () => emitCrossEntropy(g, logits, labels)));
   let kl: Value | undefined;
@@ -105,15 +117,16 @@ export function lossGraph(objective: Objective, readout: Readout, float: FloatDt
     hiddenSum = weigh(g.scope('hidden', () => emitHiddenLoss(g, loss, hidden, target, projection)));
     total = g.add(total, g.mul(g.floatInput('hiddenWeight', []), hiddenSum));
   }
+  const hasInputGradient = wanted.x ?? true;
   const accumulateInto = new Map(
     trained.map(([name, value]) => [value, g.floatInput(`gradient.${name}`, value.shape)]),
   );
   const gradients = differentiate(g, {
     seeds: [[total, g.scalar(1)]],
-    withRespectTo: [x, ...trained.map(([, value]) => value)],
+    withRespectTo: [...(hasInputGradient ? [x] : []), ...trained.map(([, value]) => value)],
     accumulateInto,
   });
-  g.output('dx', gradients.get(x)!);
+  if (hasInputGradient) g.output('dx', gradients.get(x)!);
   for (const [name, value] of trained) g.output(`gradient.${name}.sum`, gradients.get(value)!);
   const sums = [total, kl ?? g.scalar(0), ce, hiddenSum ?? g.scalar(0)];
   g.output(

@@ -2,11 +2,17 @@ import type { ModelConfig } from '@stillhouse/checkpoint';
 import { type SavedActivation, savingBlockGraphs } from '@stillhouse/decoder';
 import { type FloatDtype, resolveDim, type Shape } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
+import { type BackwardPlan, gradientOptions, type LayerBackward, layerKey } from './backward-plan.ts';
 
 /** Saved activations of every layer, in buffers that are kept from batch to batch and grow with the largest. */
 export interface ActivationStore {
-  /** The activations of a layer for a batch of [rows, length], by name. What they held before is overwritten. */
-  take(layer: number, rows: number, length: number): Readonly<Record<string, DeviceTensor>>;
+  /** The activations `saved` of a layer for a batch of [rows, length], by name. What they held before is overwritten. */
+  take(
+    layer: number,
+    saved: readonly SavedActivation[],
+    rows: number,
+    length: number,
+  ): Readonly<Record<string, DeviceTensor>>;
   /** Ends the views that `take` gave; the buffers stay. */
   release(): void;
 }
@@ -21,11 +27,7 @@ function resolveShape(shape: Shape, rows: number, length: number): readonly numb
 
 const countElements = (shape: readonly number[]) => shape.reduce((product, dim) => product * dim, 1);
 
-export function createActivationStore(
-  engine: Engine,
-  saved: readonly SavedActivation[],
-  float: FloatDtype,
-): ActivationStore {
+export function createActivationStore(engine: Engine, float: FloatDtype): ActivationStore {
   const buffers = new Map<string, DeviceTensor>();
   const views: DeviceTensor[] = [];
   const grow = (key: string, count: number) => {
@@ -37,7 +39,7 @@ export function createActivationStore(
     return buffer;
   };
   return {
-    take: (layer, rows, length) =>
+    take: (layer, saved, rows, length) =>
       Object.fromEntries(
         saved.map(({ name, shape }) => {
           const resolved = resolveShape(shape, rows, length);
@@ -53,8 +55,16 @@ export function createActivationStore(
 }
 
 /** Bytes of float32 activations that all layers keep for a batch of [rows, length]. */
-export function measureActivations(config: ModelConfig, rows: number, length: number): number {
-  const { saved } = savingBlockGraphs(config, 'float32');
-  const elements = saved.reduce((sum, { shape }) => sum + countElements(resolveShape(shape, rows, length)), 0);
-  return 4 * elements * config.layerCount;
+export function measureActivations(config: ModelConfig, plan: BackwardPlan, rows: number, length: number): number {
+  const measured = new Map<string, number>();
+  const measure = (layer: LayerBackward) => {
+    const key = layerKey(layer);
+    const known = measured.get(key);
+    if (known !== undefined) return known;
+    const { saved } = savingBlockGraphs(config, 'float32', gradientOptions(layer));
+    const elements = saved.reduce((sum, { shape }) => sum + countElements(resolveShape(shape, rows, length)), 0);
+    measured.set(key, 4 * elements);
+    return 4 * elements;
+  };
+  return plan.layers.reduce((sum, layer) => sum + (layer === undefined ? 0 : measure(layer)), 0);
 }

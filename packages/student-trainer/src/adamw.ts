@@ -47,6 +47,19 @@ function adamWGraph(float: FloatDtype, { beta1, beta2 }: AdamWSettings): GraphBu
   return g;
 }
 
+/** A parameter with Adam's running means of its gradient and of the gradient's square, of the same shape and dtype. */
+interface WithMoments {
+  readonly parameter: Parameter;
+  readonly first: DeviceTensor;
+  readonly second: DeviceTensor;
+}
+
+/** A tensor of the optimiser's state, by the name of its parameter. */
+export interface StateTensor {
+  readonly name: string;
+  readonly tensor: DeviceTensor;
+}
+
 interface Chunk {
   readonly parameter: Parameter;
   readonly w: DeviceTensor;
@@ -56,6 +69,8 @@ interface Chunk {
 }
 
 export interface AdamW {
+  /** All that it remembers from step to step. */
+  readonly state: { readonly firstMoments: readonly StateTensor[]; readonly secondMoments: readonly StateTensor[] };
   /** Σ of squares of all gradients, square root taken: the global norm before clipping. */
   gradientNorm(): Promise<number>;
   /**
@@ -65,7 +80,7 @@ export interface AdamW {
   update(step: number, learningRate: number, gradientNorm: number): Promise<void>;
 }
 
-/** AdamW over all parameters in place. Weights and moments never leave the device. */
+/** AdamW over the given parameters in place, its moments zero at first. Weights and moments never leave the device. */
 export async function createAdamW(
   engine: Engine,
   parameters: readonly Parameter[],
@@ -75,7 +90,11 @@ export async function createAdamW(
   const [sumOfSquares, adamw] = (await Promise.all(
     [sumOfSquaresGraph(float), adamWGraph(float, settings)].map((graph) => compileGraph(engine, graph)),
   )) as [Program, Program];
-  const chunks = parameters.flatMap((parameter) => cutIntoChunks(engine, parameter));
+  const moments = parameters.map((parameter): WithMoments => {
+    const allocate = () => engine.allocate(float, parameter.shape);
+    return { parameter, first: allocate(), second: allocate() };
+  });
+  const chunks = moments.flatMap((one) => cutIntoChunks(engine, one));
   const sums = engine.allocate(float, [chunks.length]);
   const sumCalls = chunks.map(
     ({ gradient }, i): Call => ({
@@ -104,6 +123,10 @@ export async function createAdamW(
     }),
   );
   return {
+    state: {
+      firstMoments: moments.map(({ parameter: { name }, first }) => ({ name, tensor: first })),
+      secondMoments: moments.map(({ parameter: { name }, second }) => ({ name, tensor: second })),
+    },
     async gradientNorm() {
       await engine.run(sumCalls);
       const squares = (await engine.download(sums)) as FloatData;
@@ -123,7 +146,7 @@ export async function createAdamW(
   };
 }
 
-function cutIntoChunks(engine: Engine, parameter: Parameter): readonly Chunk[] {
+function cutIntoChunks(engine: Engine, { parameter, first, second }: WithMoments): readonly Chunk[] {
   const count = parameter.shape.reduce((product, dim) => product * dim, 1);
   const chunks: Chunk[] = [];
   for (let offset = 0; offset < count; offset += CHUNK_ELEMENTS) {
@@ -133,8 +156,8 @@ function cutIntoChunks(engine: Engine, parameter: Parameter): readonly Chunk[] {
       parameter,
       w: part(parameter.weight),
       gradient: part(parameter.gradient),
-      m: part(parameter.firstMoment),
-      v: part(parameter.secondMoment),
+      m: part(first),
+      v: part(second),
     });
   }
   return chunks;

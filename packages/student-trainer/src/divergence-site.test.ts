@@ -68,7 +68,7 @@ test('with a finite forward pass it is the loss, or the first gradient on the wa
   const site = await breakAndLocate(async (parameters, engine) => {
     for (const layer of [0, 1]) {
       const { gradient } = parameters.get(`model.layers.${layer}.self_attn.q_proj.weight`);
-      await setOne(engine, gradient, 3, Number.POSITIVE_INFINITY);
+      await setOne(engine, gradient!, 3, Number.POSITIVE_INFINITY);
     }
   }, true);
   assert.deepEqual(site, { place: 'the gradient of model.layers.1.self_attn.q_proj.weight', rowIds: ROWS });

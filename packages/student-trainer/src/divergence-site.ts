@@ -100,12 +100,16 @@ async function locateForward(
 /** The first parameter that is not finite, in the order in which a pass meets them: gradients from the last layer down. */
 async function findBroken(
   engine: Engine,
-  { all }: ParameterStore,
+  { tensors, trained }: ParameterStore,
   kind: 'weight' | 'gradient',
 ): Promise<{ readonly name: string } | undefined> {
-  const ordered = kind === 'weight' ? all : [...all].sort((a, b) => depthOf(b.name) - depthOf(a.name));
-  for (const parameter of ordered) {
-    if (findNonFinite((await engine.download(parameter[kind])) as FloatData) !== undefined) return parameter;
+  const backwards = () => [...trained].sort((a, b) => depthOf(b.name) - depthOf(a.name));
+  const ordered =
+    kind === 'weight'
+      ? tensors.map(({ name, weight }) => ({ name, tensor: weight }))
+      : backwards().map(({ name, gradient }) => ({ name, tensor: gradient }));
+  for (const { name, tensor } of ordered) {
+    if (findNonFinite((await engine.download(tensor)) as FloatData) !== undefined) return { name };
   }
   return undefined;
 }

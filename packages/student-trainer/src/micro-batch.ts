@@ -76,7 +76,7 @@ export function createMicroBatchRunner(
   setting: LossSetting,
   float: FloatDtype,
 ): MicroBatchRunner {
-  const { forward } = programs;
+  const { forward, plan } = programs;
   const { config } = forward;
   const { objective, vocabSize } = setting;
   const scalar = (value: number) => {
@@ -92,23 +92,24 @@ export function createMicroBatchRunner(
   const cut = (tensor: DeviceTensor) => engine.view(tensor, { offset: 0, shape: [vocabSize, config.hiddenSize] });
   const norm = store.get('model.norm.weight');
   const head = cut(store.outputMatrix.weight);
-  const headGradient = cut(store.outputMatrix.gradient);
   const projection = objective.hidden?.hasProjection ? store.get(PROJECTION_NAME) : undefined;
+  const accumulators = Object.entries({
+    norm: norm.gradient,
+    head: store.outputMatrix.gradient && cut(store.outputMatrix.gradient),
+    projection: projection?.gradient,
+  }).filter((entry): entry is [string, DeviceTensor] => entry[1] !== undefined);
   const fixedInputs: Record<string, DeviceTensor> = {
     norm: norm.weight,
     head,
-    'gradient.norm': norm.gradient,
-    'gradient.head': headGradient,
+    ...Object.fromEntries(accumulators.map(([name, gradient]) => [`gradient.${name}`, gradient])),
     ...(objective.labels.kind === 'none' ? {} : { temperature: scalars.temperature, alpha: scalars.alpha }),
     ...(objective.hidden === undefined ? {} : { hiddenWeight: scalars.hiddenWeight }),
-    ...(projection === undefined ? {} : { projection: projection.weight, 'gradient.projection': projection.gradient }),
+    ...(projection === undefined ? {} : { projection: projection.weight }),
     ...(setting.teacherHead === undefined ? {} : { 'teacher.head': setting.teacherHead }),
   };
-  const fixedOutputs: Record<string, DeviceTensor> = {
-    'gradient.norm.sum': norm.gradient,
-    'gradient.head.sum': headGradient,
-    ...(projection === undefined ? {} : { 'gradient.projection.sum': projection.gradient }),
-  };
+  const fixedOutputs = Object.fromEntries(accumulators.map(([name, gradient]) => [`gradient.${name}.sum`, gradient]));
+  /** Whether anything before the final norm learns. */
+  const goesBack = plan.hasEmbeddingGradient || plan.lowestLayer < config.layerCount;
 
   /** Everything the batch needs on the device for as long as it runs. */
   const open: DeviceTensor[] = [];
@@ -163,7 +164,7 @@ export function createMicroBatchRunner(
     labels: LabelArrays,
     denominator: number,
     x: DeviceTensor,
-    dx: DeviceTensor,
+    dx: DeviceTensor | undefined,
     sums: DeviceTensor,
   ): readonly Call[] {
     const byPlacement = batch.placements;
@@ -188,40 +189,35 @@ export function createMicroBatchRunner(
     }
     for (const [chunk, { from, to, indices, rows }] of chunks.entries()) {
       const size = to - from;
-      const dRows = hold(engine.allocate(float, [size, config.hiddenSize]));
+      const dRows = dx === undefined ? undefined : hold(engine.allocate(float, [size, config.hiddenSize]));
       const teacher = [...labels.teacher].map(([name, array]) => {
         const part = sliceLabel(array, from, to);
         return [name, hold(engine.upload(part.data as FloatData, part.dtype, part.shape))] as const;
       });
-      calls.push(
-        {
-          kind: 'run',
-          program: programs.loss,
-          inputs: {
-            x: rows,
-            labels: hold(engine.upload(labels.labels.slice(from, to), 'int64', [size])),
-            weights: viewPart(weights, from, to),
-            ...fixedInputs,
-            ...Object.fromEntries(teacher),
-          },
-          outputs: {
-            dx: dRows,
-            sums: engine.view(sums, { offset: chunk * LOSS_TERMS, shape: [LOSS_TERMS] }),
-            ...fixedOutputs,
-          },
+      calls.push({
+        kind: 'run',
+        program: programs.loss,
+        inputs: {
+          x: rows,
+          labels: hold(engine.upload(labels.labels.slice(from, to), 'int64', [size])),
+          weights: viewPart(weights, from, to),
+          ...fixedInputs,
+          ...Object.fromEntries(teacher),
         },
-        {
-          kind: 'run',
-          program: programs.scatterRows,
-          inputs: { x: dx, indices, rows: dRows },
-          outputs: { 'x.sum': dx },
+        outputs: {
+          ...(dRows === undefined ? {} : { dx: dRows }),
+          sums: engine.view(sums, { offset: chunk * LOSS_TERMS, shape: [LOSS_TERMS] }),
+          ...fixedOutputs,
         },
-      );
+      });
+      if (dx === undefined || dRows === undefined) continue;
+      const inputs = { x: dx, indices, rows: dRows };
+      calls.push({ kind: 'run', program: programs.scatterRows, inputs, outputs: { 'x.sum': dx } });
     }
     return calls;
   }
 
-  const activations = createActivationStore(engine, programs.saved, float);
+  const activations = createActivationStore(engine, float);
 
   function backwardCalls(
     tensors: BatchTensors,
@@ -233,22 +229,24 @@ export function createMicroBatchRunner(
     const { cos, sin, bias, ids } = tensors;
     const calls: Call[] = [];
     let [upstream, downstream] = [dy, dx];
-    for (let layer = config.layerCount - 1; layer >= 0; layer--) {
+    for (let layer = config.layerCount - 1; layer >= plan.lowestLayer; layer--) {
       const { inputs, outputs } = store.layerGradients[layer]!;
+      const { gradient, hasInputGradient } = programs.layers[layer]!;
       calls.push({
         kind: 'run',
-        program: programs.blockGradient,
-        inputs: pick(programs.blockGradient, {
+        program: gradient!,
+        inputs: pick(gradient!, {
           ...{ x: states[layer]!, dy: upstream, cos, sin, bias },
           ...store.layerWeights[layer]!,
           ...inputs,
           ...saved[layer]!,
         }),
-        outputs: { dx: downstream, ...outputs },
+        outputs: { ...(hasInputGradient ? { dx: downstream } : {}), ...outputs },
       });
       [upstream, downstream] = [downstream, upstream];
     }
     const table = store.embedding.gradient;
+    if (table === undefined) return calls;
     calls.push({
       kind: 'run',
       program: programs.embeddingGradient,
@@ -268,9 +266,13 @@ export function createMicroBatchRunner(
       const tensors = uploadBatch(engine, forward, batch);
       try {
         const state = () => hold(engine.allocate(float, [tensors.tokens, config.hiddenSize]));
-        const states = Array.from({ length: config.layerCount + 1 }, state);
-        const saved = store.layerWeights.map((_, layer) => activations.take(layer, batch.rows, batch.length));
-        const [dLast, dOther] = [state(), state()];
+        // Below the lowest layer that is run backwards no state is needed again: two buffers in turns.
+        const inTurns = plan.lowestLayer === 0 ? [] : [state(), state()];
+        const states = Array.from({ length: config.layerCount + 1 }, (_, layer) =>
+          layer < plan.lowestLayer ? inTurns[layer % 2]! : state(),
+        );
+        const saved = programs.layers.map((layer, n) => activations.take(n, layer.saved, batch.rows, batch.length));
+        const back = goesBack ? ([state(), state()] as const) : undefined;
         const chunks = Math.ceil(labels.count / setting.chunkPositions);
         const sums = hold(engine.allocate(float, [chunks, LOSS_TERMS]));
         await engine.run([
@@ -280,10 +282,10 @@ export function createMicroBatchRunner(
             const { cos, sin, bias } = tensors;
             const inputs = { x: states[layer]!, cos, sin, bias, ...weights };
             const outputs = { y: states[layer + 1]!, ...saved[layer]! };
-            return { kind: 'run', program: programs.block, inputs, outputs };
+            return { kind: 'run', program: programs.layers[layer]!.block, inputs, outputs };
           }),
-          ...lossCalls(batch, labels, denominator, states[config.layerCount]!, dLast, sums),
-          ...backwardCalls(tensors, states, saved, dLast, dOther),
+          ...lossCalls(batch, labels, denominator, states[config.layerCount]!, back?.[0], sums),
+          ...(back === undefined ? [] : backwardCalls(tensors, states, saved, ...back)),
         ]);
         return readSums((await engine.download(sums)) as FloatData);
       } finally {

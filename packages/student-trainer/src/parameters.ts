@@ -1,30 +1,37 @@
+import { createHash } from 'node:crypto';
 import { describeParameters, type ModelConfig } from '@stillhouse/checkpoint';
 import { gradientName, type LayerTensors } from '@stillhouse/decoder';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
 
-/** One trained tensor with what its update needs, all on the device and of one shape and dtype. */
-export interface Parameter {
+/** One tensor of the student on the device. */
+export interface StudentTensor {
   readonly name: string;
   readonly shape: readonly number[];
   readonly weight: DeviceTensor;
-  readonly gradient: DeviceTensor;
-  /** Adam's running means of the gradient and of its square. */
-  readonly firstMoment: DeviceTensor;
-  readonly secondMoment: DeviceTensor;
+  /** The accumulator of its gradient, of the same shape and dtype; absent where it is frozen. */
+  readonly gradient?: DeviceTensor;
 }
 
-/** The parameters of a student, and of a projection when hidden states are matched through one. */
+/** A tensor that learns. */
+export type Parameter = StudentTensor & { readonly gradient: DeviceTensor };
+
+/** The tensors of a student, and the projection when hidden states are matched through one. */
 export interface ParameterStore {
-  readonly all: readonly Parameter[];
-  get(name: string): Parameter;
+  /** All of them, frozen ones too, in checkpoint order. */
+  readonly tensors: readonly StudentTensor[];
+  /** Those that learn. */
+  readonly trained: readonly Parameter[];
+  /** sha256 over the names and elements of those that do not; `undefined` where all learn. */
+  readonly frozenSha256: string | undefined;
+  get(name: string): StudentTensor;
   /** Weights of layer n by name below `model.layers.n.`. */
   readonly layerWeights: readonly LayerTensors[];
-  /** Gradient accumulators of layer n as the inputs and the outputs of the block gradient. */
+  /** Gradient accumulators of what learns of layer n, as the inputs and the outputs of the block gradient. */
   readonly layerGradients: readonly { readonly inputs: LayerTensors; readonly outputs: LayerTensors }[];
-  /** The embedding and the output matrix; one parameter when they are tied. */
-  readonly embedding: Parameter;
-  readonly outputMatrix: Parameter;
+  /** The embedding and the output matrix; one tensor when they are tied. */
+  readonly embedding: StudentTensor;
+  readonly outputMatrix: StudentTensor;
 }
 
 export type FloatData = Float32Array<ArrayBuffer> | Float64Array<ArrayBuffer>;
@@ -38,43 +45,49 @@ export interface StoreOptions {
   /** The initial value of a parameter; its memory is taken over. */
   readonly read: (name: string) => Promise<FloatData>;
   readonly projection?: { readonly teacherHidden: number };
+  /** Whether a parameter learns, by its full name. Default: all do. A projection always does. */
+  readonly trained?: (name: string) => boolean;
 }
 
-/** Puts a student's parameters on the device, with zeroed gradients and moments. */
+/** Puts a student's parameters on the device, with zeroed gradients for those that learn. */
 export async function createParameterStore(engine: Engine, options: StoreOptions): Promise<ParameterStore> {
-  const { config, float, read, projection } = options;
+  const { config, float, read, projection, trained = () => true } = options;
   const specs = [...describeParameters(config)];
   if (projection !== undefined)
     specs.push({ name: PROJECTION_NAME, shape: [projection.teacherHidden, config.hiddenSize] });
-  const byName = new Map<string, Parameter>();
+  const byName = new Map<string, StudentTensor>();
+  const frozen = createHash('sha256');
   for (const { name, shape } of specs) {
-    const allocate = () => engine.allocate(float, shape);
-    byName.set(name, {
-      name,
-      shape,
-      weight: engine.upload(await read(name), float, shape, { transfer: true }),
-      gradient: allocate(),
-      firstMoment: allocate(),
-      secondMoment: allocate(),
-    });
+    const data = await read(name);
+    const learns = name === PROJECTION_NAME || trained(name);
+    if (!learns) frozen.update(name).update(data);
+    const weight = engine.upload(data, float, shape, { transfer: true });
+    byName.set(name, { name, shape, weight, ...(learns ? { gradient: engine.allocate(float, shape) } : {}) });
   }
   const get = (name: string) => {
-    const parameter = byName.get(name);
-    if (parameter === undefined) throw new Error(`the student has no parameter ${name}`);
-    return parameter;
+    const tensor = byName.get(name);
+    if (tensor === undefined) throw new Error(`the student has no parameter ${name}`);
+    return tensor;
   };
-  const layers = Array.from({ length: config.layerCount }, (_, layer) => {
-    const prefix = `model.layers.${layer}.`;
-    return [...byName.values()]
-      .filter(({ name }) => name.startsWith(prefix))
-      .map((parameter) => [parameter.name.slice(prefix.length), parameter] as const);
-  });
+  const tensors = [...byName.values()];
+  const learning = tensors.filter((tensor): tensor is Parameter => tensor.gradient !== undefined);
+  const ofLayers = <Tensor extends StudentTensor>(from: readonly Tensor[]) =>
+    Array.from({ length: config.layerCount }, (_, layer) => {
+      const prefix = `model.layers.${layer}.`;
+      return from
+        .filter(({ name }) => name.startsWith(prefix))
+        .map((tensor) => [tensor.name.slice(prefix.length), tensor] as const);
+    });
   const embedding = get('model.embed_tokens.weight');
   return {
-    all: [...byName.values()],
+    tensors,
+    trained: learning,
+    frozenSha256: learning.length === tensors.length ? undefined : frozen.digest('hex'),
     get,
-    layerWeights: layers.map((entries) => Object.fromEntries(entries.map(([name, { weight }]) => [name, weight]))),
-    layerGradients: layers.map((entries) => ({
+    layerWeights: ofLayers(tensors).map((entries) =>
+      Object.fromEntries(entries.map(([name, { weight }]) => [name, weight])),
+    ),
+    layerGradients: ofLayers(learning).map((entries) => ({
       inputs: Object.fromEntries(entries.map(([name, { gradient }]) => [gradientName(name), gradient])),
       outputs: Object.fromEntries(entries.map(([name, { gradient }]) => [`${gradientName(name)}.sum`, gradient])),
     })),

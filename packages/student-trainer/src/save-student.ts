@@ -40,7 +40,7 @@ export async function saveStudent(engine: Engine, parameters: ParameterStore, op
     dtype,
     carryFrom: student,
   });
-  const projection = parameters.all.find(({ name }) => name === PROJECTION_NAME);
+  const projection = parameters.tensors.find(({ name }) => name === PROJECTION_NAME);
   if (projection === undefined) return;
   await writeSafetensors(
     join(out, 'projection.safetensors'),

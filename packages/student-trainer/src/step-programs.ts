@@ -9,18 +9,27 @@ import {
   savingBlockGraphs,
   scatterRowsGraph,
 } from '@stillhouse/decoder';
-import { entropyGraph, lossGraph, type Objective, selectionGraph } from '@stillhouse/objectives';
+import { entropyGraph, type LossGradients, lossGraph, type Objective, selectionGraph } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Engine, Program } from '@stillhouse/runtime';
+import { type BackwardPlan, gradientOptions, type LayerBackward, layerKey, planBackward } from './backward-plan.ts';
+
+/** The programs of a layer. Layers of which the same is wanted share theirs. */
+export interface LayerPrograms {
+  /** Forwards: y, and the saved activations where there are any. */
+  readonly block: Program;
+  /** Backwards; `undefined` where nothing learns in the layer or below it. */
+  readonly gradient: Program | undefined;
+  readonly hasInputGradient: boolean;
+  /** Activations that are kept from the forward pass to the gradient; none when the gradient computes them again. */
+  readonly saved: readonly SavedActivation[];
+}
 
 /** Every program of a training step. Their number and size do not depend on the depth of the student. */
 export interface StepPrograms {
   readonly forward: ForwardPrograms;
-  /** A layer forwards: y, and the saved activations where there are any. */
-  readonly block: Program;
-  readonly blockGradient: Program;
-  /** Activations of a layer that are kept from its forward pass to its gradient; none when the gradient computes them again. */
-  readonly saved: readonly SavedActivation[];
+  readonly plan: BackwardPlan;
+  readonly layers: readonly LayerPrograms[];
   readonly embeddingGradient: Program;
   readonly scatterRows: Program;
   readonly loss: Program;
@@ -38,27 +47,32 @@ export interface StepProgramOptions {
   readonly recompute: boolean;
   /** Whether positions are chosen by the student's entropy. */
   readonly selects: boolean;
+  /** Whether a parameter learns, by its full name. */
+  readonly trained: (name: string) => boolean;
 }
 
 export async function compileStepPrograms(engine: Engine, options: StepProgramOptions): Promise<StepPrograms> {
-  const { config, objective, vocabSize, float, recompute, selects } = options;
+  const { config, objective, vocabSize, float, selects, trained } = options;
   const { hiddenSize, rmsNormEpsilon } = config;
   const forward = await compileForwardPrograms(engine, config, float);
-  const saving = recompute ? undefined : savingBlockGraphs(config, float);
+  const plan = planBackward(config, trained);
   const readout = { hiddenSize, vocabSize, rmsNormEpsilon };
-  const [blockGradient, embeddingGradient, scatterRows, loss] = await Promise.all(
+  const wanted: LossGradients = {
+    x: plan.hasEmbeddingGradient || plan.lowestLayer < config.layerCount,
+    norm: trained('model.norm.weight'),
+    head: trained(config.tieWordEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight'),
+  };
+  const [embeddingGradient, scatterRows, loss] = await Promise.all(
     [
-      saving?.gradient ?? blockGradientGraph(config, float),
       embeddingGradientGraph(config, float),
       scatterRowsGraph(hiddenSize, float),
-      lossGraph(objective, readout, float),
+      lossGraph(objective, readout, float, wanted),
     ].map((graph) => compileGraph(engine, graph)),
   );
   return {
     forward,
-    block: saving === undefined ? forward.block : await compileGraph(engine, saving.forward),
-    saved: saving?.saved ?? [],
-    blockGradient: blockGradient!,
+    plan,
+    layers: await compileLayers(engine, options, plan, forward),
     embeddingGradient: embeddingGradient!,
     scatterRows: scatterRows!,
     loss: loss!,
@@ -69,4 +83,32 @@ export async function compileStepPrograms(engine: Engine, options: StepProgramOp
         }
       : undefined,
   };
+}
+
+async function compileLayers(
+  engine: Engine,
+  { config, float, recompute }: StepProgramOptions,
+  plan: BackwardPlan,
+  forward: ForwardPrograms,
+): Promise<readonly LayerPrograms[]> {
+  const forwardOnly = { block: forward.block, gradient: undefined, hasInputGradient: false, saved: [] };
+  const compile = async (layer: LayerBackward): Promise<LayerPrograms> => {
+    const { hasInputGradient } = layer;
+    if (recompute) {
+      const gradient = await compileGraph(engine, blockGradientGraph(config, float, gradientOptions(layer)));
+      return { block: forward.block, gradient, hasInputGradient, saved: [] };
+    }
+    const saving = savingBlockGraphs(config, float, gradientOptions(layer));
+    const block = saving.saved.length === 0 ? forward.block : await compileGraph(engine, saving.forward);
+    return { block, gradient: await compileGraph(engine, saving.gradient), hasInputGradient, saved: saving.saved };
+  };
+  const compiled = new Map<string, LayerPrograms>();
+  const layers: LayerPrograms[] = [];
+  for (const layer of plan.layers) {
+    const key = layer === undefined ? '' : layerKey(layer);
+    const programs = compiled.get(key) ?? (layer === undefined ? forwardOnly : await compile(layer));
+    compiled.set(key, programs);
+    layers.push(programs);
+  }
+  return layers;
 }

@@ -2,7 +2,7 @@ import type { ModelConfig } from '@stillhouse/checkpoint';
 import type { Objective } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
-import { type AdamWSettings, createAdamW } from './adamw.ts';
+import { type AdamWSettings, createAdamW, type StateTensor } from './adamw.ts';
 import {
   addSums,
   createMicroBatchRunner,
@@ -28,7 +28,12 @@ export interface StudentOptions {
   readonly recompute?: boolean;
   /** Share of each row's target positions that count, those of highest entropy. Default 1: all. */
   readonly selectTokens?: number;
+  /** Whether a parameter learns, by its name in checkpoints. Default: all do. */
+  readonly trained?: (name: string) => boolean;
 }
+
+/** All that changes from step to step, by the file of a checkpoint that it is kept in. */
+export type StudentState = Readonly<Record<'weights' | 'first-moments' | 'second-moments', readonly StateTensor[]>>;
 
 export interface StepResult {
   readonly sums: LossSums;
@@ -39,6 +44,7 @@ export interface StepResult {
 /** A student on a device that takes optimiser steps. */
 export interface Student {
   readonly parameters: ParameterStore;
+  readonly state: StudentState;
   /** Changes T, alpha or the weight of the hidden term from the next step on. */
   setScalars(scalars: Partial<LossScalars>): void;
   /**
@@ -53,7 +59,7 @@ export interface Student {
 /** Compiles the step programs and puts the student's parameters on the device. */
 export async function createStudent(engine: Engine, options: StudentOptions): Promise<Student> {
   const { config, float, objective, vocabSize, scalars, chunkPositions, teacherHead, read } = options;
-  const { selectTokens = 1 } = options;
+  const { selectTokens = 1, trained = () => true } = options;
   const projection = objective.hidden?.hasProjection ? { teacherHidden: objective.hidden.teacherHidden } : undefined;
   const programs = await compileStepPrograms(engine, {
     config,
@@ -62,14 +68,16 @@ export async function createStudent(engine: Engine, options: StudentOptions): Pr
     float,
     recompute: options.recompute ?? false,
     selects: selectTokens < 1,
+    trained,
   });
   const parameters = await createParameterStore(engine, {
     config,
     float,
     read,
+    trained,
     ...(projection === undefined ? {} : { projection }),
   });
-  const adamw = await createAdamW(engine, parameters.all, options.adamw, float);
+  const adamw = await createAdamW(engine, parameters.trained, options.adamw, float);
   const setting = {
     objective,
     scalars,
@@ -81,9 +89,14 @@ export async function createStudent(engine: Engine, options: StudentOptions): Pr
   const runner = createMicroBatchRunner(engine, programs, parameters, setting, float);
   return {
     parameters,
+    state: {
+      weights: parameters.trained.map(({ name, weight }) => ({ name, tensor: weight })),
+      'first-moments': adamw.state.firstMoments,
+      'second-moments': adamw.state.secondMoments,
+    },
     setScalars: runner.setScalars,
     async computeGradients(microBatches, denominator) {
-      await engine.run(parameters.all.map(({ gradient }) => ({ kind: 'fill', tensor: gradient, value: 0 })));
+      await engine.run(parameters.trained.map(({ gradient }) => ({ kind: 'fill', tensor: gradient, value: 0 })));
       let sums = ZERO_SUMS;
       for (const batch of microBatches) sums = addSums(sums, await runner.accumulate(batch, denominator));
       return { sums, gradientNorm: await adamw.gradientNorm() };

@@ -3,11 +3,13 @@ import { join } from 'node:path';
 import { openSafetensors, writeSafetensors } from '@stillhouse/checkpoint';
 import { type FileDigest, publishDirectory, stageDirectory, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import type { DeviceTensor, Engine } from '@stillhouse/runtime';
+import type { Engine } from '@stillhouse/runtime';
+import type { StateTensor } from './adamw.ts';
 import { checkFiles, writeChecksums } from './checkpoint-checksums.ts';
 import type { DataPosition } from './data-order.ts';
 import { findNonFinite } from './non-finite.ts';
-import type { FloatData, Parameter } from './parameters.ts';
+import type { FloatData } from './parameters.ts';
+import type { StudentState } from './student.ts';
 
 /** What a run needs besides tensors to go on exactly. */
 export interface TrainingState {
@@ -23,18 +25,18 @@ export interface RunIdentity {
   readonly cacheDigest: string;
   /** sha256 of the student's config.json, parsed and printed again. */
   readonly configSha256: string;
+  /** Of the weights that do not learn, which a checkpoint does not hold; `undefined` where all do. */
+  readonly frozenSha256: string | undefined;
 }
 
 const CHECKPOINT_FOLDER = 'checkpoints';
 const STATE_FILE = 'state.json';
 
-const TENSOR_FILES: readonly { readonly file: string; readonly of: (parameter: Parameter) => DeviceTensor }[] = [
-  { file: 'weights.safetensors', of: ({ weight }) => weight },
-  { file: 'first-moments.safetensors', of: ({ firstMoment }) => firstMoment },
-  { file: 'second-moments.safetensors', of: ({ secondMoment }) => secondMoment },
-];
+const TENSOR_FILES = ['weights', 'first-moments', 'second-moments'] as const satisfies (keyof StudentState)[];
 
-const FILES = [...TENSOR_FILES.map(({ file }) => file), STATE_FILE];
+const fileOf = (part: keyof StudentState) => `${part}.safetensors`;
+
+const FILES = [...TENSOR_FILES.map(fileOf), STATE_FILE];
 
 const folderOf = (out: string, step: number) => join(out, CHECKPOINT_FOLDER, `step-${String(step).padStart(8, '0')}`);
 
@@ -52,7 +54,7 @@ export async function listCheckpoints(out: string): Promise<readonly number[]> {
 }
 
 /**
- * Writes weights, moments, state and their checksums under one name at once, then removes all but the `keep` newest.
+ * Writes the weights that learn, moments, state and their checksums under one name at once, then removes all but the `keep` newest.
  * Checkpoints of later steps are of a continuation that was given up, and go too.
  * @throws StillhouseError TRAINING_DIVERGED when a tensor is not finite, DISK_FULL, NOT_WRITABLE: in each case the
  *   checkpoints before are as they were and nothing of this one is left
@@ -60,7 +62,7 @@ export async function listCheckpoints(out: string): Promise<readonly number[]> {
 export async function saveCheckpoint(
   engine: Engine,
   out: string,
-  parameters: readonly Parameter[],
+  tensors: StudentState,
   state: TrainingState,
   identity: RunIdentity,
   keep: number,
@@ -68,16 +70,17 @@ export async function saveCheckpoint(
   const folder = folderOf(out, state.step);
   const staged = await stageDirectory(folder);
   try {
-    const byName = new Map(parameters.map((parameter) => [parameter.name, parameter]));
     const digests: Record<string, FileDigest> = {};
-    for (const { file, of } of TENSOR_FILES) {
-      const specs = parameters.map(({ name, shape, weight }) => ({
+    for (const part of TENSOR_FILES) {
+      const file = fileOf(part);
+      const byName = new Map(tensors[part].map(({ name, tensor }) => [name, tensor]));
+      const specs = tensors[part].map(({ name, tensor: { shape, dtype } }) => ({
         name,
         shape,
-        dtype: weight.dtype as 'float32' | 'float64',
+        dtype: dtype as 'float32' | 'float64',
       }));
       digests[file] = await writeSafetensors(join(staged, file), specs, async (name) => {
-        const data = (await engine.download(of(byName.get(name)!))) as FloatData;
+        const data = (await engine.download(byName.get(name)!)) as FloatData;
         refuseNonFinite(folder, file, name, data);
         return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
       });
@@ -127,7 +130,7 @@ export interface RestoreOptions {
 }
 
 /**
- * Puts a checkpoint's tensors back into `parameters`, once every file was found to be as it was written.
+ * Puts a checkpoint's tensors back into `tensors`, once every file was found to be as it was written.
  * @returns its state, or `undefined` when there is no checkpoint at all
  * @throws StillhouseError CHECKPOINT_DAMAGED naming the file and the checkpoint before, CHECKPOINT_ABSENT when there is
  *   none of that step, CHECKPOINT_MISMATCH when it belongs to another student or another cache
@@ -135,7 +138,7 @@ export interface RestoreOptions {
 export async function restoreCheckpoint(
   engine: Engine,
   out: string,
-  parameters: readonly Parameter[],
+  tensors: StudentState,
   { step, identity }: RestoreOptions,
 ): Promise<TrainingState | undefined> {
   const steps = await listCheckpoints(out);
@@ -154,7 +157,7 @@ export async function restoreCheckpoint(
   await checkFiles(folder, FILES, offerBefore(steps, chosen));
   const state = JSON.parse(await readFile(join(folder, STATE_FILE), 'utf8')) as TrainingState & RunIdentity;
   refuseOtherRun(folder, state, identity);
-  for (const { file, of } of TENSOR_FILES) await restoreTensors(engine, join(folder, file), parameters, of);
+  for (const part of TENSOR_FILES) await restoreTensors(engine, join(folder, fileOf(part)), tensors[part]);
   const { position, tokensSeen, elapsedMs } = state;
   return { step: state.step, position, tokensSeen, elapsedMs };
 }
@@ -170,6 +173,7 @@ function refuseOtherRun(folder: string, state: RunIdentity, now: RunIdentity): v
   const parts = [
     ['cacheDigest', 'cache', 'the cache that the run was begun with: the same digest, wherever it lies'],
     ['configSha256', 'student', 'the student that the run was begun with'],
+    ['frozenSha256', 'student: the weights that do not learn differ', 'the student that the run was begun with'],
   ] as const;
   for (const [key, what, expected] of parts) {
     if (state[key] === now[key]) continue;
@@ -177,38 +181,31 @@ function refuseOtherRun(folder: string, state: RunIdentity, now: RunIdentity): v
       code: 'CHECKPOINT_MISMATCH',
       where: join(folder, STATE_FILE),
       problem: `the checkpoint belongs to another ${what}`,
-      expected: state[key],
-      got: now[key],
+      expected: String(state[key]),
+      got: String(now[key]),
       remedy: `Give ${expected}`,
     });
   }
 }
 
-async function restoreTensors(
-  engine: Engine,
-  file: string,
-  parameters: readonly Parameter[],
-  of: (parameter: Parameter) => DeviceTensor,
-): Promise<void> {
+async function restoreTensors(engine: Engine, file: string, tensors: readonly StateTensor[]): Promise<void> {
   const source = await openSafetensors(file);
   try {
-    for (const parameter of parameters) {
-      const info = source.tensors.get(parameter.name);
-      if (info === undefined || info.dtype !== parameter.weight.dtype || info.shape.join() !== parameter.shape.join()) {
+    for (const { name, tensor } of tensors) {
+      const { dtype, shape } = tensor;
+      const info = source.tensors.get(name);
+      if (info === undefined || info.dtype !== dtype || info.shape.join() !== shape.join()) {
         throw new StillhouseError({
           code: 'CHECKPOINT_MISMATCH',
           where: file,
-          problem: `tensor ${parameter.name} is not that of this student`,
-          expected: `${parameter.weight.dtype} [${parameter.shape.join(', ')}]`,
+          problem: `tensor ${name} is not that of this student`,
+          expected: `${dtype} [${shape.join(', ')}]`,
           got: info === undefined ? 'none' : `${info.dtype} [${info.shape.join(', ')}]`,
           remedy: 'Resume with the student the run was started with',
         });
       }
-      const bytes = await source.readRaw(parameter.name);
-      engine.write(
-        of(parameter),
-        parameter.weight.dtype === 'float64' ? new Float64Array(bytes.buffer) : new Float32Array(bytes.buffer),
-      );
+      const { buffer } = await source.readRaw(name);
+      engine.write(tensor, dtype === 'float64' ? new Float64Array(buffer) : new Float32Array(buffer));
     }
   } finally {
     await source.close();

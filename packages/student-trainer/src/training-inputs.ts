@@ -13,9 +13,11 @@ import { checkModelTokenizer, describeOpenLabels } from '@stillhouse/objectives'
 import { requireSetting } from '@stillhouse/settings';
 import type { HiddenScale, TeacherCache } from '@stillhouse/teacher-cache';
 import { measureActivations } from './activation-store.ts';
+import { type BackwardPlan, planBackward } from './backward-plan.ts';
 import { type HeldOutPlan, resolveHeldOut } from './held-out.ts';
 import { type ResolvedObjective, resolveObjective } from './objective-from-settings.ts';
 import type { TrainingRows } from './step-data.ts';
+import { resolveTrainLayers, trainedNames } from './train-layers.ts';
 import { selectRows } from './training-rows.ts';
 import type { TrainingSettings } from './training-settings.ts';
 
@@ -33,6 +35,8 @@ export interface TrainingInputs {
   readonly cache: TeacherCache;
   readonly config: ModelConfig;
   readonly weights: TensorSource;
+  /** Whether a parameter learns, by its full name. */
+  readonly trained: (name: string) => boolean;
   readonly rows: TrainingRows;
   readonly resolved: ResolvedObjective;
   /** Of the final hidden states. */
@@ -73,6 +77,7 @@ export async function openTrainingInputs(
     const hasFinal = available.labels.hidden?.layers.includes('final') === true;
     const hiddenScale = hasFinal ? await cache.hiddenScale('final') : undefined;
     const resolved = resolveObjective(settings, available, config, settings.cache, hiddenScale);
+    const trained = trainedNames(resolveTrainLayers(settings.trainLayers, config));
     await checkModelTokenizer(cache, settings.student);
     if (!finiteStudents.has(settings.student)) {
       for (const { name } of describeParameters(config)) {
@@ -81,8 +86,8 @@ export async function openTrainingInputs(
       finiteStudents.add(settings.student);
     }
     const rows = await selectRows(cache, config, settings);
-    const resolvedSettings = resolveOpen(settings, resolved, rows, config);
-    return { settings: resolvedSettings, cache, config, weights, rows, resolved, hiddenScale, heldOut, close };
+    const resolvedSettings = resolveOpen(settings, resolved, rows, planBackward(config, trained), config);
+    return { settings: resolvedSettings, cache, config, weights, trained, rows, resolved, hiddenScale, heldOut, close };
   } catch (error) {
     await close();
     throw error;
@@ -125,6 +130,7 @@ function resolveOpen(
   settings: RunSettings,
   { objective }: ResolvedObjective,
   rows: TrainingRows,
+  backward: BackwardPlan,
   config: ModelConfig,
 ): ResolvedSettings {
   const tokens = rows.lengths.reduce((sum, length) => sum + length, 0);
@@ -135,7 +141,7 @@ function resolveOpen(
     jsBeta: objective.divergence.kind === 'jensen-shannon' ? objective.divergence.beta : undefined,
     skew: objective.divergence.kind === 'skew-kl' ? objective.divergence.skew : undefined,
     steps: settings.steps ?? Math.max(1, Math.round(tokens / settings.batchTokens)),
-    recompute: settings.recompute === 'auto' ? chooseRecompute(settings, rows, config) : settings.recompute,
+    recompute: settings.recompute === 'auto' ? chooseRecompute(settings, rows, backward, config) : settings.recompute,
   };
 }
 
@@ -145,11 +151,12 @@ const isRefined = ({ labels }: ResolvedObjective['objective']) =>
 function chooseRecompute(
   { batchTokens, accumulate }: RunSettings,
   rows: TrainingRows,
+  backward: BackwardPlan,
   config: ModelConfig,
 ): 'always' | 'never' {
   const longest = rows.lengths.reduce((most, length) => Math.max(most, length), 1);
   const rowCount = Math.ceil(batchTokens / accumulate / longest) + 1;
-  return measureActivations(config, rowCount, longest) > ACTIVATIONS_SHARE * totalmem() ? 'always' : 'never';
+  return measureActivations(config, backward, rowCount, longest) > ACTIVATIONS_SHARE * totalmem() ? 'always' : 'never';
 }
 
 function requireResume({ resume, resumeStep }: TrainingSettings): void {

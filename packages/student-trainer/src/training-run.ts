@@ -94,7 +94,7 @@ export async function trainStudent(
 
 async function openStudent(
   engine: Engine,
-  { settings, cache, config, weights, resolved, hiddenScale }: TrainingInputs,
+  { settings, cache, config, weights, trained, resolved, hiddenScale }: TrainingInputs,
 ): Promise<Student> {
   const { objective, vocabSize } = resolved;
   const teacherHead =
@@ -113,23 +113,23 @@ async function openStudent(
     chunkPositions: settings.chunkPositions,
     recompute: settings.recompute === 'always',
     selectTokens: settings.selectTokens,
+    trained,
     ...(teacherHead === undefined ? {} : { teacherHead }),
   });
 }
 
-function identify({ cache, config }: TrainingInputs): RunIdentity {
+function identify({ cache, config }: TrainingInputs, { parameters }: Student): RunIdentity {
   const configSha256 = createHash('sha256').update(JSON.stringify(config.raw)).digest('hex');
-  return { cacheDigest: cache.digest, configSha256 };
+  return { cacheDigest: cache.digest, configSha256, frozenSha256: parameters.frozenSha256 };
 }
 
 async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEvents): Promise<TrainingResult> {
   const { settings, cache, rows, resolved, hiddenScale, heldOut } = run;
   const { out, steps, resumeStep } = settings;
   const student = await openStudent(engine, run);
-  const parameters = student.parameters.all;
-  const identity = identify(run);
+  const identity = identify(run, student);
   const restored = settings.resume
-    ? await restoreCheckpoint(engine, out, parameters, {
+    ? await restoreCheckpoint(engine, out, student.state, {
         identity,
         ...(resumeStep === undefined ? {} : { step: resumeStep }),
       })
@@ -180,7 +180,7 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
   const isStopped = () => events.stopSignal?.aborted === true;
   const save = async () => {
     if (state.step === savedStep) return;
-    await saveCheckpoint(engine, out, parameters, state, identity, settings.keepCheckpoints);
+    await saveCheckpoint(engine, out, student.state, state, identity, settings.keepCheckpoints);
     savedStep = state.step;
   };
   const evaluateIfDue = async () => {

@@ -1,5 +1,6 @@
 import { boolean, choice, integer, list, number, type SettingsOf, text } from '@stillhouse/settings';
 import { isTaskWeight } from './task-weights.ts';
+import { isTrainLayersEntry, TRAIN_LAYERS_SYNTAX } from './train-layers.ts';
 
 /** Every setting of a training run: recipe keys and, in kebab case, flags of `stillhouse train`. */
 export const TRAINING_SETTINGS = {
@@ -63,6 +64,12 @@ export const TRAINING_SETTINGS = {
     'compute activations again for gradients instead of keeping them: auto does so where they would take a quarter of memory',
     ['auto', 'always', 'never'],
     'auto',
+  ),
+  trainLayers: list(
+    'what learns; the rest is frozen. Layers count from 0: 0-3,20, first-N, last-N; embedding, norm, head; all',
+    isTrainLayersEntry,
+    TRAIN_LAYERS_SYNTAX,
+    ['all'] as readonly (string | number)[],
   ),
   seed: integer('seed of the data order and of a new projection', 0, { min: 0, max: 0xffffffff }),
   split: text('train only on rows of this split; left out: all rows', undefined),

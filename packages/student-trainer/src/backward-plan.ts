@@ -1,0 +1,45 @@
+import type { ModelConfig } from '@stillhouse/checkpoint';
+import { type BlockGradientOptions, blockParameters } from '@stillhouse/decoder';
+
+/** What a layer's backward pass gives. */
+export interface LayerBackward {
+  /** Weights that take a gradient, by their name below `model.layers.N.`. */
+  readonly trained: ReadonlySet<string>;
+  /** Whether the gradient goes on to the residual stream before the layer. */
+  readonly hasInputGradient: boolean;
+}
+
+/** How far down a backward pass goes. */
+export interface BackwardPlan {
+  /** By layer; `undefined` for those below the lowest thing that learns, which are run forwards only. */
+  readonly layers: readonly (LayerBackward | undefined)[];
+  /** The lowest layer that is run backwards; the number of layers where none is. */
+  readonly lowestLayer: number;
+  readonly hasEmbeddingGradient: boolean;
+}
+
+const EMBEDDING = 'model.embed_tokens.weight';
+
+/** @param trained whether a parameter of the student learns, by its full name */
+export function planBackward(config: ModelConfig, trained: (name: string) => boolean): BackwardPlan {
+  const names = blockParameters(config).map(({ name }) => name);
+  const hasEmbeddingGradient = trained(EMBEDDING);
+  let isAnyBelow = hasEmbeddingGradient;
+  const layers = Array.from({ length: config.layerCount }, (_, layer): LayerBackward | undefined => {
+    const own = new Set(names.filter((name) => trained(`model.layers.${layer}.${name}`)));
+    const hasInputGradient = isAnyBelow;
+    isAnyBelow ||= own.size > 0;
+    return isAnyBelow ? { trained: own, hasInputGradient } : undefined;
+  });
+  const lowest = layers.findIndex((layer) => layer !== undefined);
+  return { layers, lowestLayer: lowest === -1 ? config.layerCount : lowest, hasEmbeddingGradient };
+}
+
+/** Layers of one key are one program. */
+export function layerKey({ trained, hasInputGradient }: LayerBackward): string {
+  return `${hasInputGradient} ${[...trained].join()}`;
+}
+
+export function gradientOptions({ trained, hasInputGradient }: LayerBackward): BlockGradientOptions {
+  return { trained: (name) => trained.has(name), hasInputGradient };
+}
