@@ -3,7 +3,7 @@
  * any language with an Arrow library by FORMAT.md.
  */
 
-export { type BuilderLock, lockForBuilding } from './builder-lock.ts';
+export { lockForBuilding } from './builder-lock.ts';
 export { type CacheExtension, type ExtensionRequest, openCacheExtension } from './cache-extension.ts';
 export { type CacheFiles, type FileStamp, type LocalFile, readStamp, sameStamp } from './cache-files.ts';
 export {

@@ -1,10 +1,9 @@
 import { createHash, randomUUID } from 'node:crypto';
 import { join } from 'node:path';
-import { hashFile, writeFileAtomically } from '@stillhouse/durable-files';
+import { type FolderLock, hashFile, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { encodeShard } from './arrow-encoding.ts';
 import { writeArrowFile } from './arrow-file-writer.ts';
-import type { BuilderLock } from './builder-lock.ts';
 import { describeSize } from './cache-size.ts';
 import type { CacheWriter } from './cache-writer.ts';
 import { type CacheDescription, type HiddenLayer, hiddenGroup, type ShardGroup } from './description.ts';
@@ -38,7 +37,7 @@ import { loadZstd } from './zstd.ts';
 /** What a writer needs to know of the build it does: a whole cache, a part of one, or more for one. */
 export interface WriterPlan {
   readonly folder: string;
-  readonly lock: BuilderLock;
+  readonly lock: FolderLock;
   /** The program that computes the labels. */
   readonly generator: CacheDescription['generator'];
   readonly shardCount: number;
