@@ -1,12 +1,15 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
-import { encodeModel, type FloatDtype, type GraphBuilder } from '@stillhouse/onnx-graph';
+import { encodeModel, type FloatDtype, type GraphBuilder, racesOnThreads } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import { batchTablesGraph, blockGraph, embeddingGraph, finalNormGraph, gatherRowsGraph } from './model-graphs.ts';
 import type { TokenBatch } from './token-batch.ts';
 
-/** Compiles a graph under its own name. */
+/**
+ * Compiles a graph under its own name; with one thread where more would race, which only graphs that do little have.
+ */
 export function compileGraph(engine: Engine, graph: GraphBuilder): Promise<Program> {
-  return engine.compile(encodeModel(graph), { name: graph.name });
+  const name = graph.name;
+  return engine.compile(encodeModel(graph), racesOnThreads(graph) ? { name, threads: 1 } : { name });
 }
 
 /** The programs of a forward pass: each compiled once, whatever the depth, and run with the weights of one layer. */

@@ -281,7 +281,10 @@ export class GraphBuilder {
   ): Value {
     return this.#one('ScatterElements', [data, indices, updates], { axis, reduction });
   }
-  /** Adds rows of `updates` [N, ...] to the rows of `data` that `indices` [N, 1] name; repeated indices add up. */
+  /**
+   * Adds rows of `updates` [N, ...] to the rows of `data` that `indices` [N, 1] name; repeated indices add up, on one
+   * thread (see `racesOnThreads`).
+   */
   scatterAddRows(data: Value, indices: Value, updates: Value): Value {
     return this.#one('ScatterND', [data, indices, updates], { reduction: 'add' });
   }

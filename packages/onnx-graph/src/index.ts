@@ -13,7 +13,7 @@ export {
 } from './gradients.ts';
 export { OPERATORS } from './operators.ts';
 export { printGraph } from './print.ts';
-export { findCut } from './reachable.ts';
+export { findCut, racesOnThreads } from './reachable.ts';
 export type {
   AttributeValue,
   ConstantData,

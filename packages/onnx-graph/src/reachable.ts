@@ -1,3 +1,4 @@
+import type { GraphBuilder } from './builder.ts';
 import type { Node, Value } from './types.ts';
 
 /**
@@ -35,4 +36,15 @@ export function findCut(outputs: Iterable<Value>, isCut: (value: Value) => boole
     else for (const input of value.node?.inputs ?? []) if (input !== undefined) pending.push(input);
   }
   return [...cut];
+}
+
+/**
+ * Whether the graph adds rows at indices that may repeat. ONNX Runtime's CPU kernel of ScatterND shares the rows out
+ * among its threads without regard to which they write to, and then additions to one row are lost
+ * (microsoft/onnxruntime#23396): such a graph is right on one thread only.
+ */
+export function racesOnThreads(g: GraphBuilder): boolean {
+  return reachableNodes(g.nodes, g.outputs.values(), new Set(g.cuts.values())).some(
+    ({ op, attributes }) => op === 'ScatterND' && (attributes as { readonly reduction: string }).reduction === 'add',
+  );
 }

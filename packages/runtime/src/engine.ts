@@ -47,12 +47,12 @@ export interface Engine {
   /** Why this device, in words for a log. */
   readonly deviceReason: string;
   /**
-   * Makes a program of a serialised ONNX model (copied). `enableMemoryArena` overrides the engine's choice.
+   * Makes a program of a serialised ONNX model (copied). `enableMemoryArena` and `threads` override the engine's choice.
    * @throws PROGRAM_INVALID with ONNX Runtime's words, PROGRAM_DTYPE_UNSUPPORTED
    */
   compile(
     model: Uint8Array,
-    options: { readonly name: string; readonly enableMemoryArena?: boolean },
+    options: { readonly name: string; readonly enableMemoryArena?: boolean; readonly threads?: number },
   ): Promise<Program>;
   /**
    * A tensor with this data, copied; with `transfer` the whole ArrayBuffer under `data` is handed over uncopied and
@@ -187,13 +187,14 @@ export function createEngine(link: WorkerLink, device: Engine['device'], deviceR
   const engine: Engine = {
     device,
     deviceReason,
-    async compile(model, { name, enableMemoryArena }) {
+    async compile(model, { name, enableMemoryArena, threads }) {
       checkOpen('compile');
       const number = nextProgram++;
       const copy = new Uint8Array(model); // Not slice(), with which a Buffer would alias.
-      const ports = await link.request({ kind: 'compile', program: number, name, model: copy, enableMemoryArena }, [
-        copy.buffer,
-      ]);
+      const ports = await link.request(
+        { kind: 'compile', program: number, name, model: copy, enableMemoryArena, threads },
+        [copy.buffer],
+      );
       const program: Program = {
         name,
         inputNames: ports.inputs.map((port) => port.name),

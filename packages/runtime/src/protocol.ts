@@ -12,6 +12,7 @@ export interface WorkerOptions {
   readonly device: 'cpu' | 'cuda' | 'webgpu';
   readonly threads: number;
   readonly enableMemoryArena: boolean;
+  readonly profileFolder?: string | undefined;
 }
 
 /** Arrays of handles are in the order of the program's input and output names. */
@@ -60,6 +61,7 @@ export type WorkerRequest =
       readonly name: string;
       readonly model: Uint8Array;
       readonly enableMemoryArena: boolean | undefined;
+      readonly threads: number | undefined;
     }
   | { readonly kind: 'run'; readonly calls: readonly WorkerCall[] }
   | { readonly kind: 'download'; readonly tensors: readonly number[] }

@@ -205,8 +205,11 @@ async function compileProgram(request: Extract<WorkerRequest, { kind: 'compile' 
   if (options === undefined) throw new Error('compile before open');
   let session: InferenceSession;
   try {
-    const enableMemoryArena = request.enableMemoryArena ?? options.enableMemoryArena;
-    const settings = createSessionOptions({ ...options, enableMemoryArena });
+    const settings = createSessionOptions({
+      ...options,
+      enableMemoryArena: request.enableMemoryArena ?? options.enableMemoryArena,
+      threads: request.threads ?? options.threads,
+    });
     session = await enterNative(() => InferenceSession.create(model, settings));
   } catch (error) {
     if (error instanceof Failure) throw error;
@@ -250,7 +253,10 @@ async function answerRequest(request: WorkerRequest): Promise<WorkerAnswers[keyo
       takeMemoryBack();
       return { residentBytes: process.memoryUsage.rss(), peakRssBytes: process.resourceUsage().maxRSS * 1024 };
     case 'close':
-      for (const { session } of programs.values()) await session.release();
+      for (const { session } of programs.values()) {
+        if (options?.profileFolder !== undefined) session.endProfiling();
+        await session.release();
+      }
       programs.clear();
       tensors.clear();
       collectGarbage();

@@ -1,0 +1,33 @@
+import assert from 'node:assert/strict';
+import { after, test } from 'node:test';
+import { readModelConfig } from '@stillhouse/checkpoint';
+import { openEngine } from '@stillhouse/runtime';
+import { compileGraph, embeddingGradientGraph } from './index.ts';
+
+const engine = await openEngine({ threads: 2 });
+after(() => engine.close());
+
+test('every one of many tokens with the same id counts in the embedding gradient, whatever the threads', async () => {
+  const tiny = await readModelConfig(new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname);
+  const [vocabSize, hiddenSize] = [16, 256];
+  const config = { ...tiny, vocabSize, hiddenSize };
+  const program = await compileGraph(engine, embeddingGradientGraph(config, 'float32'));
+  // Enough that ONNX Runtime shares the rows out, and eight ids only, so that threads meet.
+  const tokens = 1 << 14;
+  const ids = engine.upload(
+    BigInt64Array.from({ length: tokens }, (_, n) => BigInt(n % 8)),
+    'int64',
+    [tokens],
+  );
+  const dx = engine.allocate('float32', [tokens, hiddenSize]);
+  engine.fill(dx, 1);
+  const table = engine.allocate('float32', [vocabSize, hiddenSize]);
+  for (let round = 1; round <= 20; round++) {
+    engine.fill(table, 0);
+    const inputs = { ids, dx, 'gradient.table': table };
+    await engine.run([{ kind: 'run', program, inputs, outputs: { 'gradient.table.sum': table } }]);
+    const sums = (await engine.download(table)) as Float32Array;
+    const wrong = sums.filter((sum, i) => sum !== (i < 8 * hiddenSize ? tokens / 8 : 0)).length;
+    assert.equal(wrong, 0, `round ${round}`);
+  }
+});
