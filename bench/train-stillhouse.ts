@@ -20,6 +20,7 @@ const { values, positionals } = parseArgs({
     'chunk-positions': { type: 'string', default: '256' },
     recompute: { type: 'boolean', default: false },
     threads: { type: 'string', default: '2' },
+    profile: { type: 'string' },
   },
 });
 const path = positionals[0]!;
@@ -41,7 +42,10 @@ const normals = (count: number, scale: number) => {
   return out;
 };
 
-const engine = await openEngine({ threads: Number(values.threads) });
+const engine = await openEngine({
+  threads: Number(values.threads),
+  ...(values.profile === undefined ? {} : { profileFolder: values.profile }),
+});
 const startedAt = performance.now();
 const student = await createStudent(engine, {
   config,
@@ -82,12 +86,18 @@ const microBatch: MicroBatch = {
   },
 };
 const stepMs: number[] = [];
+const cpuMs: number[] = [];
+const faults: number[] = [];
 const losses: number[] = [];
 for (let step = 1; step <= steps; step++) {
   const stepStartedAt = performance.now();
+  const before = process.resourceUsage();
   const { sums, gradientNorm } = await student.computeGradients([microBatch], count);
   await student.update(step, 1e-4, gradientNorm);
   stepMs.push(performance.now() - stepStartedAt);
+  const after = process.resourceUsage();
+  cpuMs.push((after.userCPUTime + after.systemCPUTime - before.userCPUTime - before.systemCPUTime) / 1000);
+  faults.push(after.minorPageFault - before.minorPageFault);
   losses.push(sums.loss);
 }
 const sorted = stepMs.slice(warmUp).sort((a, b) => a - b);
@@ -100,6 +110,10 @@ console.log(
     tokensPerSecond: (1000 * batch * length) / medianMs,
     peakRssBytes,
     setupMs,
+    stepMs: medianMs,
+    minStepMs: Math.min(...stepMs.slice(warmUp)),
+    cpuMs: Math.min(...cpuMs.slice(warmUp)),
+    pageFaults: faults.slice(warmUp),
     losses,
   }),
 );

@@ -15,6 +15,11 @@ export interface EngineOptions {
    * its own peak for as long as it lives. Default true.
    */
   readonly enableMemoryArena?: boolean;
+  /**
+   * A folder into which ONNX Runtime writes, when the engine closes, the time that each operator of each program took: one
+   * JSON file a program, in Chrome's trace format. Not set: no profile, and nothing is slowed down.
+   */
+  readonly profileFolder?: string;
 }
 
 const REMEDIES = {
@@ -41,7 +46,12 @@ export async function openEngine(options: EngineOptions = {}): Promise<Engine> {
   try {
     await link.request({
       kind: 'open',
-      options: { device, threads, enableMemoryArena: options.enableMemoryArena ?? true },
+      options: {
+        device,
+        threads,
+        enableMemoryArena: options.enableMemoryArena ?? true,
+        profileFolder: options.profileFolder,
+      },
     });
   } catch (error) {
     await link.terminate();

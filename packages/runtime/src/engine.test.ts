@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { makeTemporaryFolder } from '@stillhouse/testing';
 import {
   type DeviceTensor,
   type Engine,
@@ -237,4 +239,21 @@ test('engines stand side by side', async () => {
     await second.close();
   }
   assert.deepEqual(await read(upload([3])), [3]);
+});
+
+test('an engine with a folder for it leaves a profile of each program', async (t) => {
+  const folder = await makeTemporaryFolder(t);
+  const profiled = await openEngine({ threads: 1, profileFolder: folder });
+  const matmul = await load('matmul', profiled);
+  const [a, b, c] = [1, 2, 3].map(() => profiled.allocate('float32', [2, 2])) as [
+    DeviceTensor,
+    DeviceTensor,
+    DeviceTensor,
+  ];
+  await profiled.run([{ kind: 'run', program: matmul, inputs: { a, b }, outputs: { c } }]);
+  await profiled.close();
+  const [file, ...others] = readdirSync(folder);
+  assert.deepEqual(others, []);
+  const events = JSON.parse(readFileSync(join(folder, file!), 'utf8')) as readonly { args?: { op_name?: string } }[];
+  assert.ok(events.some(({ args }) => args?.op_name === 'MatMul'));
 });

@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import type { InferenceSession } from 'onnxruntime-node';
 import type { WorkerOptions } from './protocol.ts';
 
@@ -26,6 +27,9 @@ export function createSessionOptions(
     enableCpuMemArena: options.enableMemoryArena,
     enableMemPattern: false,
     logSeverityLevel: 4,
+    ...(options.profileFolder === undefined
+      ? {}
+      : { enableProfiling: true, profileFilePrefix: join(options.profileFolder, 'program') }),
     extra: nest({ 'session.intra_op.allow_spinning': '0', ...FIXED_CONFIGURATION, ...configuration }),
   };
 }
