@@ -4,6 +4,14 @@ export { checkModelTokenizer, requireRowFits, sharedVocabulary } from './compati
 export { type Divergence, emitDivergence, type LogDistributions } from './divergence.ts';
 export { explainUnsoundDivergence } from './divergence-soundness.ts';
 export {
+  emitHiddenLoss,
+  type FeatureMatch,
+  type FeatureNormalisation,
+  featureLossGraph,
+  featureName,
+  type HiddenLoss,
+} from './feature-match.ts';
+export {
   collectLabels,
   collectRefinement,
   countTargets,
@@ -28,7 +36,6 @@ export type { FloatArray } from './label-gathering.ts';
 export {
   emitSoftDistributions,
   emitSoftLoss,
-  type HiddenMatch,
   LOST_TAIL_LOGPROB,
   type LossGradients,
   lossGraph,
@@ -39,6 +46,6 @@ export {
 } from './loss-graph.ts';
 export { emitRefinedTeacher, type RefinementInputs, type RefinementNormaliser } from './refined-distribution.ts';
 export { describeFullLabels, uploadTeacherHead } from './teacher-head.ts';
-export { emitCrossEntropy, emitHiddenLoss, type HiddenLoss } from './token-losses.ts';
+export { emitCrossEntropy } from './token-losses.ts';
 export { countSelected, emitEntropy, entropyGraph, selectionGraph } from './token-selection.ts';
 export { emitLogSumExp, emitRowSum, REMOVED_SCORE } from './vocabulary-sums.ts';

@@ -1,5 +1,11 @@
 import type { FloatDtype } from '@stillhouse/onnx-graph';
-import { dequantiseHidden, type HiddenCodebook, type HiddenScale, type LabelledRow } from '@stillhouse/teacher-cache';
+import {
+  dequantiseHidden,
+  type HiddenLayer,
+  type HiddenScale,
+  isCodebook,
+  type LabelledRow,
+} from '@stillhouse/teacher-cache';
 import {
   type FloatArray,
   type GatheredTopK,
@@ -22,6 +28,8 @@ export interface LabelArrays {
   readonly weights?: Float64Array;
   /** Inputs `teacher.*` of `lossGraph` by name, each with N as first dimension. */
   readonly teacher: ReadonlyMap<string, LabelArray>;
+  /** States of the teacher [N, D] that the objective's features are held to, by layer. */
+  readonly features?: ReadonlyMap<HiddenLayer, LabelArray>;
 }
 
 export interface LabelArray {
@@ -40,6 +48,8 @@ export interface LabelOptions {
   readonly sampledTemperature?: number;
   /** What the final hidden states are decoded with, for int8 and coded. */
   readonly hiddenScale?: HiddenScale;
+  /** The same for the layers of features. */
+  readonly featureScales?: ReadonlyMap<HiddenLayer, HiddenScale>;
   /** Ids from here on are left out of the student's vocabulary: their mass goes to the tail. */
   readonly vocabSize: number;
   readonly float: FloatDtype;
@@ -80,14 +90,12 @@ export function collectLabels(labelled: readonly LabelledRow[], options: LabelOp
   if (labels.kind === 'sampled') add(collectSamples(labelled, targets, options));
   if (labels.kind === 'full' && labels.refinement !== undefined)
     add(collectRefinement(labelled, labels.refinement, options));
-  if (labels.kind === 'full' || objective.hidden !== undefined) {
-    const isCoded = labels.kind === 'full' && labels.isCoded === true;
-    if (isCoded) teacher.set('teacher.hidden', { dtype: float, ...collectCodes(labelled, targets, float) });
-    if (!isCoded || objective.hidden !== undefined) {
-      const hidden = collectFinalHidden(labelled, targets, options);
-      if (labels.kind === 'full' && !isCoded) teacher.set('teacher.hidden', { dtype: float, ...hidden });
-      if (objective.hidden !== undefined) teacher.set('teacher.final', { dtype: float, ...hidden });
-    }
+  if (labels.kind === 'full') {
+    const states =
+      labels.isCoded === true
+        ? collectCodes(labelled, targets, float)
+        : collectStates(labelled, targets, 'final', options.hiddenScale, float);
+    teacher.set('teacher.hidden', states);
   }
   return {
     count: targets.length,
@@ -95,19 +103,25 @@ export function collectLabels(labelled: readonly LabelledRow[], options: LabelOp
     positions: Int32Array.from(targets, ({ position }) => position),
     labels: BigInt64Array.from(targets, ({ row, position }) => BigInt(labelled[row]!.row.inputIds[position + 1]!)),
     teacher,
+    ...(objective.features === undefined ? {} : { features: collectFeatures(labelled, targets, options) }),
     ...(options.taskWeights === undefined
       ? {}
       : { weights: Float64Array.from(targets, ({ row }) => weighRow(labelled[row]!.row, options.taskWeights)) }),
   };
 }
 
-/** The codes of coded final states and a 1 behind, [N, rank + 1]. */
-function collectCodes(labelled: readonly LabelledRow[], targets: readonly Target[], float: FloatDtype) {
-  const states = labelled.map(({ row, hidden }) => {
-    const labels = hidden?.get('final');
-    if (labels === undefined) throw new Error(`row ${row.id} was read without its final hidden states`);
+/** The stored states of a layer in each row. */
+function requireStates(labelled: readonly LabelledRow[], layer: HiddenLayer) {
+  return labelled.map(({ row, hidden }) => {
+    const labels = hidden?.get(layer);
+    if (labels === undefined) throw new Error(`row ${row.id} was read without its hidden states of layer ${layer}`);
     return labels;
   });
+}
+
+/** The codes of coded final states and a 1 behind, [N, rank + 1]. */
+function collectCodes(labelled: readonly LabelledRow[], targets: readonly Target[], float: FloatDtype): LabelArray {
+  const states = requireStates(labelled, 'final');
   const rank = states[0]?.width ?? 0;
   const width = rank + 1;
   const data = makeFloats(float, targets.length * width);
@@ -115,26 +129,38 @@ function collectCodes(labelled: readonly LabelledRow[], targets: readonly Target
     data.set(states[row]!.values.subarray(stored * rank, (stored + 1) * rank), n * width);
     data[n * width + rank] = 1;
   }
-  return { data, width };
+  return { dtype: float, data, width };
 }
 
-function collectFinalHidden(
+/** The states of a layer, [N, D]. */
+function collectStates(
   labelled: readonly LabelledRow[],
   targets: readonly Target[],
-  { hiddenScale, float }: LabelOptions,
-) {
-  const dequantised = labelled.map(({ row, hidden }) => {
-    const labels = hidden?.get('final');
-    if (labels === undefined) throw new Error(`row ${row.id} was read without its final hidden states`);
-    const states = dequantiseHidden(labels, hiddenScale);
-    return { width: labels.dtype === 'coded' ? (hiddenScale as HiddenCodebook).width : labels.width, states };
-  });
+  layer: HiddenLayer,
+  scale: HiddenScale | undefined,
+  float: FloatDtype,
+): LabelArray {
+  const dequantised = requireStates(labelled, layer).map((labels) => ({
+    width: scale !== undefined && isCodebook(scale) ? scale.width : labels.width,
+    states: dequantiseHidden(labels, scale),
+  }));
   const width = dequantised[0]?.width ?? 1;
   const data = makeFloats(float, targets.length * width);
   for (const [n, { row, stored }] of targets.entries()) {
     data.set(dequantised[row]!.states.subarray(stored * width, (stored + 1) * width), n * width);
   }
-  return { data, width };
+  return { dtype: float, data, width };
+}
+
+function collectFeatures(
+  labelled: readonly LabelledRow[],
+  targets: readonly Target[],
+  { objective, featureScales, float }: LabelOptions,
+): ReadonlyMap<HiddenLayer, LabelArray> {
+  const layers = new Set(objective.features!.map(({ teacher }) => teacher));
+  return new Map(
+    [...layers].map((layer) => [layer, collectStates(labelled, targets, layer, featureScales?.get(layer), float)]),
+  );
 }
 
 function collectTopK(

@@ -1,5 +1,6 @@
 import { differentiate, type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
 import { type Divergence, emitDivergence, type LogDistributions } from './divergence.ts';
+import type { FeatureMatch } from './feature-match.ts';
 import {
   emitFullDistributions,
   emitIsPresent,
@@ -8,7 +9,7 @@ import {
   type TailKind,
 } from './label-distributions.ts';
 import { emitRefinedTeacher, type RefinementNormaliser } from './refined-distribution.ts';
-import { emitCrossEntropy, emitHiddenLoss, type HiddenLoss } from './token-losses.ts';
+import { emitCrossEntropy } from './token-losses.ts';
 
 /** Which teacher labels the KL term reads. */
 export type SoftLabels =
@@ -36,17 +37,11 @@ export interface Refinement {
   readonly normaliser: RefinementNormaliser;
 }
 
-export interface HiddenMatch {
-  readonly loss: HiddenLoss;
-  readonly teacherHidden: number;
-  /** Whether a learned linear layer [teacherHidden, H] stands between the two widths. */
-  readonly hasProjection: boolean;
-}
-
 export interface Objective {
   readonly labels: SoftLabels;
   readonly divergence: Divergence;
-  readonly hidden?: HiddenMatch;
+  /** States of the student that are held to states of the teacher, each by a program of its own: `featureLossGraph`. */
+  readonly features?: readonly FeatureMatch[];
 }
 
 /** What the student's readout looks like: H, V (rows of the output matrix that take part) and the final norm's epsilon. */
@@ -68,15 +63,15 @@ export interface LossGradients {
  * Final norm, output matrix, loss and their gradients for a chunk of N label positions, so that logits [N, V] exist
  * for one chunk at a time and never leave the graph.
  *
- * L = Σ_n weights[n] · (alpha · T² · D + (1 - alpha) · CE + hiddenWeight · hidden), D the divergence, it and hidden only
- * where the objective has them (without soft labels: CE alone). `weights` carries each position's weight over the sum of
- * weights of the global batch, 1 / (number of target tokens) where all weigh the same.
+ * L = Σ_n weights[n] · (alpha · T² · D + (1 - alpha) · CE), D the divergence (without soft labels: CE alone). `weights`
+ * carries each position's weight over the sum of weights of the global batch, 1 / (number of target tokens) where all
+ * weigh the same.
  *
  * Inputs: x [N, H] the residual stream after the last layer at the label positions; norm [H]; head [V, H]; labels
- * int64 [N]; weights [N]; temperature, alpha, hiddenWeight scalars; teacher.* as the labels need; accumulators
- * gradient.norm, gradient.head, gradient.projection.
- * Outputs: dx [N, H]; gradient.*.sum (meant to alias the accumulators), as far as `wanted`; sums float[4]: Σ weights · (L's own value,
- * D without T², CE, hidden).
+ * int64 [N]; weights [N]; temperature, alpha scalars; teacher.* as the labels need; accumulators gradient.norm,
+ * gradient.head.
+ * Outputs: dx [N, H]; gradient.*.sum (meant to alias the accumulators), as far as `wanted`; sums float[3]: Σ weights ·
+ * (L's own value, D without T², CE).
  */
 export function lossGraph(
   objective: Objective,
@@ -108,15 +103,6 @@ export function lossGraph(
     const squared = g.mul(temperature, temperature);
     total = g.add(g.mul(g.mul(alpha, squared), kl), g.mul(g.sub(g.scalar(1), alpha), ce));
   }
-  let hiddenSum: Value | undefined;
-  if (objective.hidden !== undefined) {
-    const { teacherHidden, hasProjection, loss } = objective.hidden;
-    const target = g.floatInput('teacher.final', ['N', teacherHidden]);
-    const projection = hasProjection ? g.floatInput('projection', [teacherHidden, hiddenSize]) : undefined;
-    if (projection !== undefined) trained.push(['projection', projection]);
-    hiddenSum = weigh(g.scope('hidden', () => emitHiddenLoss(g, loss, hidden, target, projection)));
-    total = g.add(total, g.mul(g.floatInput('hiddenWeight', []), hiddenSum));
-  }
   const hasInputGradient = wanted.x ?? true;
   const accumulateInto = new Map(
     trained.map(([name, value]) => [value, g.floatInput(`gradient.${name}`, value.shape)]),
@@ -128,7 +114,7 @@ export function lossGraph(
   });
   if (hasInputGradient) g.output('dx', gradients.get(x)!);
   for (const [name, value] of trained) g.output(`gradient.${name}.sum`, gradients.get(value)!);
-  const sums = [total, kl ?? g.scalar(0), ce, hiddenSum ?? g.scalar(0)];
+  const sums = [total, kl ?? g.scalar(0), ce];
   g.output(
     'sums',
     g.concat(

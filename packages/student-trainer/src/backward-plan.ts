@@ -35,6 +35,11 @@ export function planBackward(config: ModelConfig, trained: (name: string) => boo
   return { layers, lowestLayer: lowest === -1 ? config.layerCount : lowest, hasEmbeddingGradient };
 }
 
+/** Whether the gradient comes to the residual stream after `layer` layers: something at or below learns. */
+export function takesGradient({ lowestLayer, hasEmbeddingGradient }: BackwardPlan, layer: number): boolean {
+  return hasEmbeddingGradient || lowestLayer < layer;
+}
+
 /** Layers of one key are one program. */
 export function layerKey({ trained, hasInputGradient }: LayerBackward): string {
   return `${hasInputGradient} ${[...trained].join()}`;

@@ -7,7 +7,7 @@ import { isStillhouseError } from '@stillhouse/errors';
 import { resolveSettings } from '@stillhouse/settings';
 import { expectClose, makeTemporaryFolder, openEngine } from '@stillhouse/testing';
 import { TRAINING_SETTINGS, type TrainingSettings, trainStudent } from './index.ts';
-import { PROJECTION_NAME } from './parameters.ts';
+import { PROJECTION_NAME } from './projections.ts';
 import { openGoldenStudent, readStep } from './testing/golden-student.ts';
 import { writeSyntheticCache } from './testing/synthetic-cache.ts';
 import { resolveTrainLayers, trainedNames } from './train-layers.ts';

@@ -34,7 +34,7 @@ for (const float of ['float32', 'float64'] as const) {
             });
           }
         }
-        const ours = [sums.loss, sums.kl, sums.ce, sums.hidden, gradientNorm];
+        const ours = [sums.loss, sums.kl, sums.ce, sums.features[0]!, gradientNorm];
         const theirs = (['total', 'kd', 'ce', 'hidden', 'grad_norm'] as const).map((key) => expected[key][step - 1]!);
         expectClose(ours, theirs, {
           relative: float === 'float64' ? 1e-11 : 3e-5,

@@ -1,6 +1,8 @@
 import { type FileHandle, open, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { explainWriteFailure, writeFileAtomically } from '@stillhouse/durable-files';
+import { featureName, type Objective } from '@stillhouse/objectives';
+import type { LossSums } from './micro-batch.ts';
 
 /** One line of metrics.jsonl. Losses are means over the step's target tokens, by weight, in nats. */
 export interface StepMetrics {
@@ -10,7 +12,10 @@ export interface StepMetrics {
   /** The divergence at temperature T, without T²; 0 without soft labels. */
   readonly kl: number;
   readonly ce: number;
+  /** Mean distance over the pairs of hidden states that are matched; 0 without any. */
   readonly hidden: number;
+  /** The distance of each pair, by its name as in `6:7`, where others than the final states are matched. */
+  readonly pairs?: Readonly<Record<string, number>>;
   readonly lr: number;
   /** T and alpha of this step, where a schedule changes them. */
   readonly temperature?: number;
@@ -23,6 +28,22 @@ export interface StepMetrics {
   readonly tokensSeen: number;
   /** Time in steps since the run began, interruptions left out. */
   readonly elapsedMs: number;
+}
+
+/** The losses of a line from the sums of a step. */
+export function describeSums(
+  { loss, kl, ce, features: distances }: LossSums,
+  { features = [] }: Pick<Objective, 'features'>,
+): Pick<StepMetrics, 'loss' | 'kl' | 'ce' | 'hidden' | 'pairs'> {
+  const names = features.map(featureName);
+  const isPlain = names.length === 0 || names.join() === 'final:final';
+  return {
+    loss,
+    kl,
+    ce,
+    hidden: names.reduce((sum, _, i) => sum + distances[i]!, 0) / Math.max(1, names.length),
+    ...(isPlain ? {} : { pairs: Object.fromEntries(names.map((name, i) => [name, distances[i]!])) }),
+  };
 }
 
 export const METRICS_FILE = 'metrics.jsonl';

@@ -11,22 +11,32 @@ import {
 import { countSelected, type LabelArrays, type Objective, sliceLabel } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
+import type { HiddenLayer } from '@stillhouse/teacher-cache';
 import { createActivationStore } from './activation-store.ts';
-import { type FloatData, type ParameterStore, PROJECTION_NAME } from './parameters.ts';
+import { takesGradient } from './backward-plan.ts';
+import { type FeatureLosses, type LabelChunk, openFeatureLosses } from './feature-losses.ts';
+import type { FloatData, ParameterStore } from './parameters.ts';
 import type { StepPrograms } from './step-programs.ts';
 
-/** Σ over label positions of weight · value, in nats: the loss that is differentiated, KL (without T²), CE, hidden. */
+/** Σ over label positions of weight · value: the loss that is differentiated, KL (without T²) and CE, in nats, features. */
 export interface LossSums {
   readonly loss: number;
   readonly kl: number;
   readonly ce: number;
-  readonly hidden: number;
+  /** The distance of each of the objective's features, in their order; empty stands for zeros. */
+  readonly features: readonly number[];
 }
 
-export const ZERO_SUMS: LossSums = { loss: 0, kl: 0, ce: 0, hidden: 0 };
+export const ZERO_SUMS: LossSums = { loss: 0, kl: 0, ce: 0, features: [] };
 
 export function addSums(a: LossSums, b: LossSums): LossSums {
-  return { loss: a.loss + b.loss, kl: a.kl + b.kl, ce: a.ce + b.ce, hidden: a.hidden + b.hidden };
+  const [more, less] = a.features.length >= b.features.length ? [a, b] : [b, a];
+  return {
+    loss: a.loss + b.loss,
+    kl: a.kl + b.kl,
+    ce: a.ce + b.ce,
+    features: more.features.map((one, i) => one + (less.features[i] ?? 0)),
+  };
 }
 
 /** Rows of ids with the labels of their target positions; `labels.rows` counts these sequences. */
@@ -38,6 +48,7 @@ export interface MicroBatch {
 export interface LossScalars {
   readonly temperature: number;
   readonly alpha: number;
+  /** Of the mean distance over the objective's features. */
   readonly hiddenWeight: number;
 }
 
@@ -66,7 +77,7 @@ export interface MicroBatchRunner {
   setScalars(scalars: Partial<LossScalars>): void;
 }
 
-const LOSS_TERMS = 4;
+const LOSS_TERMS = 3;
 
 /** Runs micro-batches of one student under one objective. */
 export function createMicroBatchRunner(
@@ -85,31 +96,34 @@ export function createMicroBatchRunner(
     return tensor;
   };
   const scalars = {
-    temperature: scalar(setting.scalars.temperature),
-    alpha: scalar(setting.scalars.alpha),
-    hiddenWeight: scalar(setting.scalars.hiddenWeight),
+    temperature: scalar(1),
+    alpha: scalar(1),
+    hiddenWeight: scalar(0),
   };
+  const setScalars = ({ temperature, alpha, hiddenWeight }: Partial<LossScalars>) => {
+    if (temperature !== undefined) engine.fill(scalars.temperature, temperature);
+    if (alpha !== undefined) engine.fill(scalars.alpha, alpha);
+    if (hiddenWeight !== undefined) engine.fill(scalars.hiddenWeight, hiddenWeight / programs.features.length);
+  };
+  setScalars(setting.scalars);
   const cut = (tensor: DeviceTensor) => engine.view(tensor, { offset: 0, shape: [vocabSize, config.hiddenSize] });
   const norm = store.get('model.norm.weight');
   const head = cut(store.outputMatrix.weight);
-  const projection = objective.hidden?.hasProjection ? store.get(PROJECTION_NAME) : undefined;
   const accumulators = Object.entries({
     norm: norm.gradient,
     head: store.outputMatrix.gradient && cut(store.outputMatrix.gradient),
-    projection: projection?.gradient,
   }).filter((entry): entry is [string, DeviceTensor] => entry[1] !== undefined);
   const fixedInputs: Record<string, DeviceTensor> = {
     norm: norm.weight,
     head,
     ...Object.fromEntries(accumulators.map(([name, gradient]) => [`gradient.${name}`, gradient])),
     ...(objective.labels.kind === 'none' ? {} : { temperature: scalars.temperature, alpha: scalars.alpha }),
-    ...(objective.hidden === undefined ? {} : { hiddenWeight: scalars.hiddenWeight }),
-    ...(projection === undefined ? {} : { projection: projection.weight }),
     ...(setting.teacherHead === undefined ? {} : { 'teacher.head': setting.teacherHead }),
   };
   const fixedOutputs = Object.fromEntries(accumulators.map(([name, gradient]) => [`gradient.${name}.sum`, gradient]));
   /** Whether anything before the final norm learns. */
-  const goesBack = plan.hasEmbeddingGradient || plan.lowestLayer < config.layerCount;
+  const goesBack = takesGradient(plan, config.layerCount);
+  const matched = new Set(programs.features.map(({ match }) => match.student));
 
   /** Everything the batch needs on the device for as long as it runs. */
   const open: DeviceTensor[] = [];
@@ -118,17 +132,32 @@ export function createMicroBatchRunner(
     return tensor;
   };
 
+  const featureContext = {
+    features: programs.features,
+    gatherRows: forward.gatherRows,
+    scatterRows: programs.scatterRows,
+    store,
+    hiddenSize: config.hiddenSize,
+    float,
+    weightOf: () => scalars.hiddenWeight,
+  };
   const uploadFloats = (data: Float64Array) =>
     hold(engine.upload(float === 'float64' ? data : Float32Array.from(data), float, [data.length]));
   const viewPart = (tensor: DeviceTensor, from: number, to: number) =>
     engine.view(tensor, { offset: from, shape: [to - from] });
 
-  /** Positions `from` to `to` of a micro-batch, and their residual stream after the last layer. */
-  interface Chunk {
-    readonly from: number;
-    readonly to: number;
-    readonly indices: DeviceTensor;
+  /** With their residual stream after the last layer. */
+  interface Chunk extends LabelChunk {
     readonly rows: DeviceTensor;
+  }
+
+  /** The label positions of a micro-batch, and what each weighs over the denominator. */
+  interface LabelPositions {
+    readonly labels: LabelArrays;
+    readonly chunks: readonly Chunk[];
+    readonly weights: DeviceTensor;
+    /** Finds rows and weights. */
+    readonly calls: readonly Call[];
   }
 
   /** Entropies of all chunks first, as a position is judged among all of its row. */
@@ -159,14 +188,7 @@ export function createMicroBatchRunner(
     return calls;
   }
 
-  function lossCalls(
-    batch: TokenBatch,
-    labels: LabelArrays,
-    denominator: number,
-    x: DeviceTensor,
-    dx: DeviceTensor | undefined,
-    sums: DeviceTensor,
-  ): readonly Call[] {
+  function openLabels(batch: TokenBatch, labels: LabelArrays, denominator: number, x: DeviceTensor): LabelPositions {
     const byPlacement = batch.placements;
     const flat = BigInt64Array.from(labels.positions, (position, n) =>
       BigInt(flatIndex(batch, byPlacement[labels.rows[n]!]!, position)),
@@ -178,15 +200,22 @@ export function createMicroBatchRunner(
       chunks.push({ from, to, indices, rows: hold(engine.allocate(float, [to - from, config.hiddenSize])) });
     }
     const given = labels.weights ?? new Float64Array(labels.count).fill(1);
-    let weights = uploadFloats(given.map((weight) => weight / denominator));
+    const weights = uploadFloats(given.map((weight) => weight / denominator));
     const calls = chunks.map(({ indices, rows }): Call => {
       return { kind: 'run', program: forward.gatherRows, inputs: { x, indices }, outputs: { rows } };
     });
-    if (programs.selection !== undefined) {
-      const selected = hold(engine.allocate(float, [labels.count]));
-      calls.push(...selectionCalls(programs.selection, labels, chunks, weights, selected));
-      weights = selected;
-    }
+    if (programs.selection === undefined) return { labels, chunks, weights, calls };
+    const selected = hold(engine.allocate(float, [labels.count]));
+    calls.push(...selectionCalls(programs.selection, labels, chunks, weights, selected));
+    return { labels, chunks, weights: selected, calls };
+  }
+
+  function lossCalls(
+    { labels, chunks, weights }: LabelPositions,
+    dx: DeviceTensor | undefined,
+    sums: DeviceTensor,
+  ): readonly Call[] {
+    const calls: Call[] = [];
     for (const [chunk, { from, to, indices, rows }] of chunks.entries()) {
       const size = to - from;
       const dRows = dx === undefined ? undefined : hold(engine.allocate(float, [size, config.hiddenSize]));
@@ -219,47 +248,55 @@ export function createMicroBatchRunner(
 
   const activations = createActivationStore(engine, float);
 
+  /** @param back two buffers for the gradient of the residual stream in turns; the first comes with that of the loss */
   function backwardCalls(
     tensors: BatchTensors,
     states: readonly DeviceTensor[],
     saved: readonly Readonly<Record<string, DeviceTensor>>[],
-    dy: DeviceTensor,
-    dx: DeviceTensor,
+    features: FeatureLosses | undefined,
+    back: readonly [DeviceTensor, DeviceTensor] | undefined,
   ): readonly Call[] {
     const { cos, sin, bias, ids } = tensors;
-    const calls: Call[] = [];
-    let [upstream, downstream] = [dy, dx];
-    for (let layer = config.layerCount - 1; layer >= plan.lowestLayer; layer--) {
+    const last = config.layerCount;
+    let [upstream, downstream] = back ?? [];
+    // A layer's states are held to the teacher's where the gradient passes them.
+    const featureCalls = (layer: HiddenLayer, x: DeviceTensor): readonly Call[] =>
+      features?.calls(layer, { x, dx: upstream }) ?? [];
+    const calls: Call[] = [...featureCalls('final', states[last]!), ...featureCalls(last, states[last]!)];
+    for (let layer = last - 1; layer >= 0; layer--) {
+      if (layer < plan.lowestLayer) {
+        calls.push(...featureCalls(layer, states[layer]!));
+        continue;
+      }
       const { inputs, outputs } = store.layerGradients[layer]!;
       const { gradient, hasInputGradient } = programs.layers[layer]!;
       calls.push({
         kind: 'run',
         program: gradient!,
         inputs: pick(gradient!, {
-          ...{ x: states[layer]!, dy: upstream, cos, sin, bias },
+          ...{ x: states[layer]!, dy: upstream!, cos, sin, bias },
           ...store.layerWeights[layer]!,
           ...inputs,
           ...saved[layer]!,
         }),
-        outputs: { ...(hasInputGradient ? { dx: downstream } : {}), ...outputs },
+        outputs: { ...(hasInputGradient ? { dx: downstream! } : {}), ...outputs },
       });
       [upstream, downstream] = [downstream, upstream];
+      calls.push(...featureCalls(layer, states[layer]!));
     }
     const table = store.embedding.gradient;
     if (table === undefined) return calls;
     calls.push({
       kind: 'run',
       program: programs.embeddingGradient,
-      inputs: { ids, dx: upstream, 'gradient.table': table },
+      inputs: { ids, dx: upstream!, 'gradient.table': table },
       outputs: { 'gradient.table.sum': table },
     });
     return calls;
   }
 
   return {
-    setScalars(values) {
-      for (const [name, value] of Object.entries(values)) engine.fill(scalars[name as keyof LossScalars], value);
-    },
+    setScalars,
     async accumulate({ sequences, labels }, denominator) {
       if (labels.count === 0) return ZERO_SUMS;
       const batch = packSequences(sequences);
@@ -269,12 +306,17 @@ export function createMicroBatchRunner(
         // Below the lowest layer that is run backwards no state is needed again: two buffers in turns.
         const inTurns = plan.lowestLayer === 0 ? [] : [state(), state()];
         const states = Array.from({ length: config.layerCount + 1 }, (_, layer) =>
-          layer < plan.lowestLayer ? inTurns[layer % 2]! : state(),
+          layer < plan.lowestLayer && !matched.has(layer) ? inTurns[layer % 2]! : state(),
         );
         const saved = programs.layers.map((layer, n) => activations.take(n, layer.saved, batch.rows, batch.length));
         const back = goesBack ? ([state(), state()] as const) : undefined;
         const chunks = Math.ceil(labels.count / setting.chunkPositions);
         const sums = hold(engine.allocate(float, [chunks, LOSS_TERMS]));
+        const positions = openLabels(batch, labels, denominator, states[config.layerCount]!);
+        const features =
+          programs.features.length === 0
+            ? undefined
+            : openFeatureLosses(engine, featureContext, { ...positions, hold });
         await engine.run([
           tablesCall(forward, tensors),
           embeddingCall(forward, tensors, store.embedding.weight, states[0]!),
@@ -284,10 +326,13 @@ export function createMicroBatchRunner(
             const outputs = { y: states[layer + 1]!, ...saved[layer]! };
             return { kind: 'run', program: programs.layers[layer]!.block, inputs, outputs };
           }),
-          ...lossCalls(batch, labels, denominator, states[config.layerCount]!, back?.[0], sums),
-          ...(back === undefined ? [] : backwardCalls(tensors, states, saved, ...back)),
+          ...positions.calls,
+          ...lossCalls(positions, back?.[0], sums),
+          ...backwardCalls(tensors, states, saved, features, back),
         ]);
-        return readSums((await engine.download(sums)) as FloatData);
+        const { loss, ...others } = readSums((await engine.download(sums)) as FloatData);
+        const distances = await features?.readSums();
+        return { ...others, loss: loss + (distances?.loss ?? 0), features: distances?.distances ?? [] };
       } finally {
         freeBatch(engine, tensors);
         activations.release();
@@ -297,13 +342,13 @@ export function createMicroBatchRunner(
   };
 }
 
-function readSums(values: FloatData): LossSums {
-  const sums = [0, 0, 0, 0];
+function readSums(values: FloatData): Omit<LossSums, 'features'> {
+  const sums = [0, 0, 0];
   values.forEach((value: number, i: number) => {
     sums[i % LOSS_TERMS]! += value;
   });
-  const [loss, kl, ce, hidden] = sums;
-  return { loss: loss!, kl: kl!, ce: ce!, hidden: hidden! };
+  const [loss, kl, ce] = sums;
+  return { loss: loss!, kl: kl!, ce: ce! };
 }
 
 /** The tensors that a program has inputs for: with saved activations a gradient needs less. */

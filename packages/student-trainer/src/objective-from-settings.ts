@@ -4,6 +4,7 @@ import {
   type Divergence,
   describeFullLabels,
   explainUnsoundDivergence,
+  type FeatureMatch,
   type Objective,
   resolveRefinement,
   type SoftLabels,
@@ -15,6 +16,7 @@ import {
   keepsWholeVocabulary,
   largestTopKCount,
 } from '@stillhouse/teacher-cache';
+import { resolveLayerPairs } from './layer-pairs.ts';
 import { changesTemperature, checkLossSchedule } from './loss-schedule.ts';
 import type { TrainingSettings } from './training-settings.ts';
 
@@ -38,7 +40,7 @@ function refuse(
  * @param cache with the labels that are there
  * @param hiddenScale of the final hidden states
  * @throws StillhouseError LABELS_NOT_IN_CACHE, TEMPERATURE_NOT_IN_GRID, TEMPERATURE_NOT_DRAWN, REFINEMENT_NOT_IN_CACHE,
- *   SETTING_NOT_FOR_LABELS, SETTING_UNUSED, DIVERGENCE_NOT_FOR_LABELS, TEMPERATURE_SCHEDULE_NOT_FOR_LABELS, HIDDEN_NOT_IN_CACHE, PROJECTION_NEEDED, VOCABULARY_MISMATCH
+ *   SETTING_NOT_FOR_LABELS, SETTING_UNUSED, DIVERGENCE_NOT_FOR_LABELS, TEMPERATURE_SCHEDULE_NOT_FOR_LABELS, HIDDEN_NOT_IN_CACHE, LAYER_OUT_OF_RANGE, PROJECTION_NEEDED, VOCABULARY_MISMATCH
  */
 export function resolveObjective(
   settings: TrainingSettings,
@@ -51,15 +53,43 @@ export function resolveObjective(
   checkLossSchedule(settings);
   const labels = resolveLabels(settings, cache, vocabSize, where, hiddenScale);
   const divergence = resolveDivergence(settings, labels);
-  if (settings.hiddenWeight === 0) return { objective: { labels, divergence }, vocabSize };
-  if (!cache.labels.hidden?.layers.includes('final') || cache.teacher === null) {
-    refuse('HIDDEN_NOT_IN_CACHE', '--hidden-weight', `the cache ${where} holds no final hidden states`, {
-      remedy: 'Build the cache with --labels hidden, or leave --hidden-weight at 0',
+  const features = resolveFeatures(settings, cache, student, where);
+  return { objective: { labels, divergence, ...(features.length === 0 ? {} : { features }) }, vocabSize };
+}
+
+function resolveFeatures(
+  settings: TrainingSettings,
+  cache: CacheDescription,
+  student: ModelConfig,
+  where: string,
+): readonly FeatureMatch[] {
+  const { hiddenWeight, hiddenLayers, hiddenLoss, hiddenNormalise, projection } = settings;
+  if (hiddenWeight === 0) {
+    const unused = hiddenLayers !== undefined ? '--hidden-layers' : '--hidden-normalise';
+    if (hiddenLayers === undefined && hiddenNormalise === 'none') return [];
+    refuse('SETTING_UNUSED', unused, 'no hidden states are matched', {
+      expected: '--hidden-weight above 0',
+      got: '0',
+      remedy: 'Give --hidden-weight, or leave it out',
     });
   }
-  const teacherHidden = cache.teacher.hiddenSize;
+  if (hiddenLoss === 'cosine' && hiddenNormalise === 'rms') {
+    refuse('SETTING_UNUSED', '--hidden-normalise rms', 'the cosine does not depend on the size of either side', {
+      expected: '--hidden-loss mse, or --hidden-normalise none or layer',
+      got: '--hidden-loss cosine',
+      remedy: 'Leave it out',
+    });
+  }
+  const { teacher } = cache;
+  const pairs = resolveLayerPairs(hiddenLayers ?? ['last'], '--hidden-layers', {
+    stored: teacher === null ? [] : (cache.labels.hidden?.layers ?? []),
+    teacherLayers: teacher?.layerCount ?? 0,
+    studentLayers: student.layerCount,
+    where,
+  });
+  const teacherHidden = teacher!.hiddenSize;
   const sameWidth = teacherHidden === student.hiddenSize;
-  if (settings.projection === 'none' && !sameWidth) {
+  if (projection === 'none' && !sameWidth) {
     refuse(
       'PROJECTION_NEEDED',
       '--projection none',
@@ -71,11 +101,9 @@ export function resolveObjective(
       },
     );
   }
-  const hasProjection = settings.projection === 'linear' || (settings.projection === 'auto' && !sameWidth);
-  return {
-    objective: { labels, divergence, hidden: { loss: settings.hiddenLoss, teacherHidden, hasProjection } },
-    vocabSize,
-  };
+  const hasProjection = projection === 'linear' || (projection === 'auto' && !sameWidth);
+  const form = { loss: hiddenLoss, normalisation: hiddenNormalise, teacherHidden, hasProjection };
+  return pairs.map((pair) => ({ ...pair, ...form }));
 }
 
 /** Parameters of a divergence that leaves them out. */

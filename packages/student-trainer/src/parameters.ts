@@ -3,6 +3,7 @@ import { describeParameters, type ModelConfig } from '@stillhouse/checkpoint';
 import { gradientName, type LayerTensors } from '@stillhouse/decoder';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
+import { isProjection, type ProjectionSpec } from './projections.ts';
 
 /** One tensor of the student on the device. */
 export interface StudentTensor {
@@ -16,7 +17,7 @@ export interface StudentTensor {
 /** A tensor that learns. */
 export type Parameter = StudentTensor & { readonly gradient: DeviceTensor };
 
-/** The tensors of a student, and the projection when hidden states are matched through one. */
+/** The tensors of a student, and the projections that its states are matched through. */
 export interface ParameterStore {
   /** All of them, frozen ones too, in checkpoint order. */
   readonly tensors: readonly StudentTensor[];
@@ -36,30 +37,28 @@ export interface ParameterStore {
 
 export type FloatData = Float32Array<ArrayBuffer> | Float64Array<ArrayBuffer>;
 
-/** Name of the learned layer between the student's hidden states and the teacher's, [teacher width, student width]. */
-export const PROJECTION_NAME = 'projection.weight';
-
 export interface StoreOptions {
   readonly config: ModelConfig;
   readonly float: FloatDtype;
   /** The initial value of a parameter; its memory is taken over. */
   readonly read: (name: string) => Promise<FloatData>;
-  readonly projection?: { readonly teacherHidden: number };
+  readonly projections?: readonly ProjectionSpec[];
   /** Whether a parameter learns, by its full name. Default: all do. A projection always does. */
   readonly trained?: (name: string) => boolean;
 }
 
 /** Puts a student's parameters on the device, with zeroed gradients for those that learn. */
 export async function createParameterStore(engine: Engine, options: StoreOptions): Promise<ParameterStore> {
-  const { config, float, read, projection, trained = () => true } = options;
-  const specs = [...describeParameters(config)];
-  if (projection !== undefined)
-    specs.push({ name: PROJECTION_NAME, shape: [projection.teacherHidden, config.hiddenSize] });
+  const { config, float, read, projections = [], trained = () => true } = options;
+  const specs = [
+    ...describeParameters(config),
+    ...projections.map(({ name, teacherHidden }) => ({ name, shape: [teacherHidden, config.hiddenSize] })),
+  ];
   const byName = new Map<string, StudentTensor>();
   const frozen = createHash('sha256');
   for (const { name, shape } of specs) {
     const data = await read(name);
-    const learns = name === PROJECTION_NAME || trained(name);
+    const learns = isProjection(name) || trained(name);
     if (!learns) frozen.update(name).update(data);
     const weight = engine.upload(data, float, shape, { transfer: true });
     byName.set(name, { name, shape, weight, ...(learns ? { gradient: engine.allocate(float, shape) } : {}) });

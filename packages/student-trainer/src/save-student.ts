@@ -3,7 +3,8 @@ import { describeParameters, type ModelConfig, writeModelFolder, writeSafetensor
 import { StillhouseError } from '@stillhouse/errors';
 import type { Engine } from '@stillhouse/runtime';
 import { findNonFinite } from './non-finite.ts';
-import { type ParameterStore, PROJECTION_NAME } from './parameters.ts';
+import type { ParameterStore } from './parameters.ts';
+import { isProjection } from './projections.ts';
 
 export interface SaveOptions {
   readonly out: string;
@@ -14,7 +15,7 @@ export interface SaveOptions {
 }
 
 /**
- * Writes the student as a Hugging Face folder, and a learned projection beside it.
+ * Writes the student as a Hugging Face folder, and learned projections beside it.
  * @throws StillhouseError TRAINING_DIVERGED when a weight is not finite
  */
 export async function saveStudent(engine: Engine, parameters: ParameterStore, options: SaveOptions): Promise<void> {
@@ -40,11 +41,11 @@ export async function saveStudent(engine: Engine, parameters: ParameterStore, op
     dtype,
     carryFrom: student,
   });
-  const projection = parameters.tensors.find(({ name }) => name === PROJECTION_NAME);
-  if (projection === undefined) return;
+  const projections = parameters.tensors.filter(({ name }) => isProjection(name));
+  if (projections.length === 0) return;
   await writeSafetensors(
     join(out, 'projection.safetensors'),
-    [{ name: PROJECTION_NAME, shape: projection.shape, dtype: 'float32' }],
+    projections.map(({ name, shape }) => ({ name, shape, dtype: 'float32' })),
     async (name) => {
       const data = await read(name);
       return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);

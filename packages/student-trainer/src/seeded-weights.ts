@@ -39,10 +39,3 @@ export function seededNormals(
   }
   return out;
 }
-
-const PROJECTION_STREAM = 1_000_003;
-
-/** A new projection [teacherHidden, hidden]: normal with deviation 1/√hidden, so that it keeps the size of what it maps. */
-export function initialProjection(teacherHidden: number, hiddenSize: number, seed: number): Float32Array<ArrayBuffer> {
-  return seededNormals(teacherHidden * hiddenSize, 1 / Math.sqrt(hiddenSize), seed, PROJECTION_STREAM);
-}

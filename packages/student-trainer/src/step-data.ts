@@ -1,5 +1,5 @@
 import { collectLabels, countSelected, countTargets, type LabelOptions, weighRow } from '@stillhouse/objectives';
-import type { LabelledRow, TeacherCache } from '@stillhouse/teacher-cache';
+import type { HiddenLayer, LabelledRow, TeacherCache } from '@stillhouse/teacher-cache';
 import { type DataPosition, splitRows, takeStepRows } from './data-order.ts';
 import type { MicroBatch } from './micro-batch.ts';
 
@@ -45,7 +45,12 @@ export async function loadStepData(
   const needs = {
     topk: labels.kind === 'topk' || (labels.kind === 'full' && labels.refinement !== undefined),
     sampled: labels.kind === 'sampled',
-    hidden: labels.kind === 'full' || objective.hidden !== undefined ? (['final'] as const) : [],
+    hidden: [
+      ...new Set<HiddenLayer>([
+        ...(labels.kind === 'full' ? (['final'] as const) : []),
+        ...(objective.features ?? []).map(({ teacher }) => teacher),
+      ]),
+    ],
   };
   const microBatches: MicroBatch[] = [];
   const rowIds: string[] = [];

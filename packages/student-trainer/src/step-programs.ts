@@ -12,7 +12,15 @@ import {
 import { entropyGraph, type LossGradients, lossGraph, type Objective, selectionGraph } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Engine, Program } from '@stillhouse/runtime';
-import { type BackwardPlan, gradientOptions, type LayerBackward, layerKey, planBackward } from './backward-plan.ts';
+import {
+  type BackwardPlan,
+  gradientOptions,
+  type LayerBackward,
+  layerKey,
+  planBackward,
+  takesGradient,
+} from './backward-plan.ts';
+import { compileFeaturePrograms, type FeatureProgram } from './feature-losses.ts';
 
 /** The programs of a layer. Layers of which the same is wanted share theirs. */
 export interface LayerPrograms {
@@ -33,6 +41,8 @@ export interface StepPrograms {
   readonly embeddingGradient: Program;
   readonly scatterRows: Program;
   readonly loss: Program;
+  /** The matches of the student's states with the teacher's, in the order of the objective. */
+  readonly features: readonly FeatureProgram[];
   /** Where only some positions count: the student's entropy, and which positions it leaves. */
   readonly selection: { readonly entropy: Program; readonly select: Program } | undefined;
 }
@@ -58,7 +68,7 @@ export async function compileStepPrograms(engine: Engine, options: StepProgramOp
   const plan = planBackward(config, trained);
   const readout = { hiddenSize, vocabSize, rmsNormEpsilon };
   const wanted: LossGradients = {
-    x: plan.hasEmbeddingGradient || plan.lowestLayer < config.layerCount,
+    x: takesGradient(plan, config.layerCount),
     norm: trained('model.norm.weight'),
     head: trained(config.tieWordEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight'),
   };
@@ -76,6 +86,12 @@ export async function compileStepPrograms(engine: Engine, options: StepProgramOp
     embeddingGradient: embeddingGradient!,
     scatterRows: scatterRows!,
     loss: loss!,
+    features: await compileFeaturePrograms(engine, objective.features ?? [], {
+      config,
+      float,
+      plan,
+      norm: wanted.norm!,
+    }),
     selection: selects
       ? {
           entropy: await compileGraph(engine, entropyGraph(readout, float)),

@@ -12,6 +12,7 @@ import {
   ZERO_SUMS,
 } from './micro-batch.ts';
 import { createParameterStore, type FloatData, type ParameterStore } from './parameters.ts';
+import { describeProjections } from './projections.ts';
 import { compileStepPrograms } from './step-programs.ts';
 
 export interface StudentOptions {
@@ -60,7 +61,6 @@ export interface Student {
 export async function createStudent(engine: Engine, options: StudentOptions): Promise<Student> {
   const { config, float, objective, vocabSize, scalars, chunkPositions, teacherHead, read } = options;
   const { selectTokens = 1, trained = () => true } = options;
-  const projection = objective.hidden?.hasProjection ? { teacherHidden: objective.hidden.teacherHidden } : undefined;
   const programs = await compileStepPrograms(engine, {
     config,
     objective,
@@ -75,7 +75,7 @@ export async function createStudent(engine: Engine, options: StudentOptions): Pr
     float,
     read,
     trained,
-    ...(projection === undefined ? {} : { projection }),
+    projections: describeProjections(objective.features),
   });
   const adamw = await createAdamW(engine, parameters.trained, options.adamw, float);
   const setting = {

@@ -9,7 +9,7 @@ import {
   type TensorSource,
 } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
-import { checkModelTokenizer, describeOpenLabels } from '@stillhouse/objectives';
+import { checkModelTokenizer, describeOpenLabels, featureName } from '@stillhouse/objectives';
 import { requireSetting } from '@stillhouse/settings';
 import type { HiddenScale, TeacherCache } from '@stillhouse/teacher-cache';
 import { measureActivations } from './activation-store.ts';
@@ -140,9 +140,16 @@ function resolveOpen(
     refine: isRefined(objective) ? 'always' : 'never',
     jsBeta: objective.divergence.kind === 'jensen-shannon' ? objective.divergence.beta : undefined,
     skew: objective.divergence.kind === 'skew-kl' ? objective.divergence.skew : undefined,
+    hiddenLayers: nameLayers(objective),
     steps: settings.steps ?? Math.max(1, Math.round(tokens / settings.batchTokens)),
     recompute: settings.recompute === 'auto' ? chooseRecompute(settings, rows, backward, config) : settings.recompute,
   };
+}
+
+/** The pairs that are matched, where they are not those that are matched without being named. */
+function nameLayers({ features = [] }: ResolvedObjective['objective']): readonly string[] | undefined {
+  const names = features.map(featureName);
+  return names.length === 0 || names.join() === 'final:final' ? undefined : names;
 }
 
 const isRefined = ({ labels }: ResolvedObjective['objective']) =>

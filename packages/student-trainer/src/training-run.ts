@@ -2,19 +2,19 @@ import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import { uploadTeacherHead } from '@stillhouse/objectives';
+import { type Objective, uploadTeacherHead } from '@stillhouse/objectives';
 import { type Engine, openEngine } from '@stillhouse/runtime';
+import type { HiddenLayer, HiddenScale, TeacherCache } from '@stillhouse/teacher-cache';
 import type { DataPosition } from './data-order.ts';
 import { locateDivergence } from './divergence-site.ts';
 import { HELD_OUT_FILE, type HeldOutEvaluator, type HeldOutMetrics } from './held-out.ts';
 import { learningRateAt } from './learning-rate.ts';
 import { lossScalarsAt } from './loss-schedule.ts';
-import { METRICS_FILE, openStepLog, type StepMetrics } from './metrics.ts';
-import { PROJECTION_NAME } from './parameters.ts';
+import { describeSums, METRICS_FILE, openStepLog, type StepMetrics } from './metrics.ts';
+import { describeProjections, initialProjection } from './projections.ts';
 import { nameCheckpoint, refuseDivergence } from './run-failures.ts';
 import { prepareFolder } from './run-folder.ts';
 import { saveStudent } from './save-student.ts';
-import { initialProjection } from './seeded-weights.ts';
 import { loadStepData, type StepData } from './step-data.ts';
 import { createStudent, type Student } from './student.ts';
 import { viewAsDecoder } from './student-decoder.ts';
@@ -99,13 +99,15 @@ async function openStudent(
   const { objective, vocabSize } = resolved;
   const teacherHead =
     objective.labels.kind === 'full' ? await uploadTeacherHead(engine, cache, hiddenScale, vocabSize) : undefined;
+  const projections = describeProjections(objective.features);
   return createStudent(engine, {
     config,
     float: 'float32',
-    read: (name) =>
-      name === PROJECTION_NAME
-        ? Promise.resolve(initialProjection(objective.hidden!.teacherHidden, config.hiddenSize, settings.seed))
-        : weights.readFloat32(name),
+    read: async (name) => {
+      const index = projections.findIndex((one) => one.name === name);
+      if (index < 0) return weights.readFloat32(name);
+      return initialProjection(projections[index]!.teacherHidden, config.hiddenSize, settings.seed, index);
+    },
     objective,
     scalars: settings,
     adamw: settings,
@@ -116,6 +118,18 @@ async function openStudent(
     trained,
     ...(teacherHead === undefined ? {} : { teacherHead }),
   });
+}
+
+async function readFeatureScales(
+  cache: TeacherCache,
+  { features = [] }: Objective,
+): Promise<ReadonlyMap<HiddenLayer, HiddenScale>> {
+  const scales = new Map<HiddenLayer, HiddenScale>();
+  for (const { teacher } of features) {
+    const scale = await cache.hiddenScale(teacher);
+    if (scale !== undefined) scales.set(teacher, scale);
+  }
+  return scales;
 }
 
 function identify({ cache, config }: TrainingInputs, { parameters }: Student): RunIdentity {
@@ -154,6 +168,7 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
       vocabSize: resolved.vocabSize,
       float: 'float32' as const,
       ...(hiddenScale === undefined ? {} : { hiddenScale }),
+      featureScales: await readFeatureScales(cache, resolved.objective),
       ...(settings.taskWeights === undefined ? {} : { taskWeights: parseTaskWeights(settings.taskWeights) }),
     },
     selectTokens: settings.selectTokens,
@@ -211,7 +226,7 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
     state = { step, position: data.next, tokensSeen: state.tokensSeen + data.tokens, elapsedMs };
     last = {
       step,
-      ...sums,
+      ...describeSums(sums, resolved.objective),
       lr,
       ...scalars,
       gradNorm: gradientNorm,

@@ -1,4 +1,5 @@
 import { boolean, choice, integer, list, number, type SettingsOf, text } from '@stillhouse/settings';
+import { isLayerPair } from './layer-pairs.ts';
 import { isTaskWeight } from './task-weights.ts';
 import { isTrainLayersEntry, TRAIN_LAYERS_SYNTAX } from './train-layers.ts';
 
@@ -41,10 +42,21 @@ export const TRAINING_SETTINGS = {
     1,
     { above: 0, max: 1 },
   ),
-  hiddenWeight: number('weight of the hidden-state term; 0 leaves it out', 0, { min: 0 }),
-  hiddenLoss: choice('distance of final hidden states', ['mse', 'cosine'], 'mse'),
+  hiddenWeight: number('weight of the hidden-state term, the mean over its layers; 0 leaves it out', 0, { min: 0 }),
+  hiddenLayers: list(
+    'states that are matched, student:teacher, as 6:7,final:final: n after n layers, 0 the embeddings; uniform: those of the cache spread over the student; left out: last, the final states',
+    isLayerPair,
+    'last, uniform, or pairs student:teacher of layer numbers and final',
+    undefined,
+  ),
+  hiddenLoss: choice('distance of hidden states', ['mse', 'cosine'], 'mse'),
+  hiddenNormalise: choice(
+    'both sides before they are compared: over their root mean square, or as layer norm does',
+    ['none', 'rms', 'layer'],
+    'none',
+  ),
   projection: choice(
-    'learned layer between the widths: auto uses one where they differ',
+    'learned layer between the widths, one a pair: auto uses them where the widths differ',
     ['auto', 'linear', 'none'],
     'auto',
   ),
@@ -71,7 +83,7 @@ export const TRAINING_SETTINGS = {
     TRAIN_LAYERS_SYNTAX,
     ['all'] as readonly (string | number)[],
   ),
-  seed: integer('seed of the data order and of a new projection', 0, { min: 0, max: 0xffffffff }),
+  seed: integer('seed of the data order and of new projections', 0, { min: 0, max: 0xffffffff }),
   split: text('train only on rows of this split; left out: all rows', undefined),
   checkpointEvery: integer('steps between checkpoints', 200, { min: 1 }),
   keepCheckpoints: integer('newest checkpoints kept', 2, { min: 1 }),

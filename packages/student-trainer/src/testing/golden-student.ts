@@ -3,7 +3,7 @@ import type { LabelArray, LabelArrays, Objective, TailKind } from '@stillhouse/o
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Engine } from '@stillhouse/runtime';
 import type { MicroBatch } from '../micro-batch.ts';
-import { PROJECTION_NAME } from '../parameters.ts';
+import { PROJECTION_NAME } from '../projections.ts';
 import { createStudent, type Student, type StudentOptions } from '../student.ts';
 
 const GOLDEN = new URL('../../../../test/golden/', import.meta.url).pathname;
@@ -52,8 +52,8 @@ export async function readStep(
         ['teacher.topk_ids', { dtype: 'int64', data: BigInt64Array.from(gather(topkIds!, K), BigInt), width: K }],
         ['teacher.topk_logprobs', array(logprobs!, K)],
         ['teacher.tail_logprob', array(tails!, undefined)],
-        ['teacher.final', array(teacher!, HIDDEN)],
       ]),
+      features: new Map([['final', array(teacher!, HIDDEN)]]),
     };
     const sequences = rows.map((row) =>
       Int32Array.from(
@@ -80,7 +80,16 @@ export async function openGoldenStudent(
   const objective: Objective = {
     labels: { kind: 'topk', k: K, tail, isWhole: false },
     divergence: { kind: 'forward-kl' },
-    hidden: { loss: 'mse', teacherHidden: HIDDEN, hasProjection: true },
+    features: [
+      {
+        student: 'final',
+        teacher: 'final',
+        loss: 'mse',
+        normalisation: 'none',
+        teacherHidden: HIDDEN,
+        hasProjection: true,
+      },
+    ],
   };
   const student = await createStudent(engine, {
     config,

@@ -1,6 +1,7 @@
 import {
   type CacheDescription,
   type HiddenLabels,
+  type HiddenLayer,
   type LabelledRow,
   labelPositions,
   openCacheWriter,
@@ -16,11 +17,13 @@ export interface SyntheticTeacher {
   readonly rows: number;
   readonly k: number;
   readonly temperatures: readonly number[];
+  /** Default 1. */
+  readonly layerCount?: number;
 }
 
 /**
- * Writes a cache of random rows whose labels all come from one distribution: hidden states and output matrix are
- * random, and the top-k labels are computed from their product in float64. Hidden states are float32 or int8; sampled
+ * Writes a cache of random rows whose labels all come from one distribution: final hidden states and output matrix are
+ * random, as are the states of other layers, and the top-k labels are computed from their product in float64. Hidden states are float32 or int8; sampled
  * labels are as near to the distribution as their number of draws allows.
  */
 export async function writeSyntheticCache(
@@ -29,7 +32,7 @@ export async function writeSyntheticCache(
   changes: Partial<CacheDescription> = {},
 ): Promise<void> {
   const { vocabSize, hiddenSize, rows, k, temperatures } = teacher;
-  const [normal, uniform] = [randomNormals(3), randomUniforms(4)];
+  const [normal, uniform, layerNormal] = [randomNormals(3), randomUniforms(4), randomNormals(5)];
   const matrix = Float32Array.from({ length: vocabSize * hiddenSize }, () => normal() / Math.sqrt(hiddenSize));
   const description: CacheDescription = {
     teacher: {
@@ -38,7 +41,7 @@ export async function writeSyntheticCache(
       weightsSha256: '0'.repeat(64),
       configSha256: '0'.repeat(64),
       hiddenSize,
-      layerCount: 1,
+      layerCount: teacher.layerCount ?? 1,
       vocabSize,
     },
     tokenizer: null,
@@ -59,10 +62,17 @@ export async function writeSyntheticCache(
     const lossMask = Uint8Array.from({ length }, (_, t) => (t < 2 ? 0 : 1));
     const positions = labelPositions(lossMask, 'response');
     const values = Float32Array.from({ length: positions.length * hiddenSize }, () => 3 * normal());
-    const hidden: HiddenLabels =
-      channelRms === undefined
-        ? { layer: 'final', dtype: 'float32', width: hiddenSize, values }
-        : quantiseHidden('final', values, channelRms);
+    const statesOf = (layer: HiddenLayer) =>
+      layer === 'final' ? values : Float32Array.from({ length: values.length }, () => layerNormal());
+    const hidden = (hiddenPolicy?.layers ?? []).map((layer): readonly [HiddenLayer, HiddenLabels] => {
+      const states = statesOf(layer);
+      return [
+        layer,
+        channelRms === undefined
+          ? { layer, dtype: 'float32', width: hiddenSize, values: states }
+          : quantiseHidden(layer, states, channelRms),
+      ];
+    });
     return {
       row: {
         id: `row-${index}`,
@@ -74,7 +84,7 @@ export async function writeSyntheticCache(
       positions,
       ...(topk === null ? {} : { topk: exactTopK(values, matrix, teacher) }),
       ...(sampled === null ? {} : { sampled: proportionalDraws(values, matrix, teacher, sampled) }),
-      ...(hiddenPolicy === null ? {} : { hidden: new Map([['final', hidden]]) }),
+      ...(hiddenPolicy === null ? {} : { hidden: new Map(hidden) }),
     };
   };
   const writer = await openCacheWriter(folder, description, { totalRows: rows });
@@ -88,7 +98,7 @@ export async function writeSyntheticCache(
       });
     if (hiddenPolicy?.dtype === 'int8') {
       channelRms = new Float32Array(hiddenSize).fill(3);
-      await writer.setScale('final', channelRms);
+      for (const layer of hiddenPolicy.layers) await writer.setScale(layer, channelRms);
     }
     for (let shard = 0; shard < writer.shardCount; shard++) {
       const [first, end] = writer.shardRange(shard);
