@@ -171,7 +171,10 @@ test('what is frozen changes no gradient of what learns', async () => {
     assert.deepEqual(sums, whole.sums, part);
     assert.equal([...gradients.keys()].filter(isProjection).length, PAIRS.length);
     for (const [name, gradient] of gradients)
-      expectClose(gradient, whole.gradients.get(name)!, { absolute: 1e-12, where: `${name} where only ${part} learns` });
+      expectClose(gradient, whole.gradients.get(name)!, {
+        absolute: 1e-12,
+        where: `${name} where only ${part} learns`,
+      });
   }
 });
 
