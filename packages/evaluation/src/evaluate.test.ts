@@ -8,9 +8,17 @@ import { isStillhouseError } from '@stillhouse/errors';
 import { type Engine, openEngine } from '@stillhouse/runtime';
 import { resolveSettings } from '@stillhouse/settings';
 import { openCache } from '@stillhouse/teacher-cache';
-import { makeTemporaryFolder } from '@stillhouse/testing';
+import { expectClose, makeTemporaryFolder } from '@stillhouse/testing';
 import { openTokenizer } from '@stillhouse/tokenizer';
-import { EVALUATION_SETTINGS, type ExactMatchResult, evaluateModel, type KdResult, resolveKdLabels } from './index.ts';
+import {
+  checkEvaluation,
+  EVALUATION_SETTINGS,
+  type ExactMatchResult,
+  evaluateModel,
+  type KdRecord,
+  type KdResult,
+  resolveKdLabels,
+} from './index.ts';
 import { readTinyRows, type TinyCacheOptions, type TinyRow, writeTinyCache } from './testing/tiny-cache.ts';
 import { makeTinyModel, type TinyTokenizerOptions } from './testing/tiny-models.ts';
 
@@ -60,11 +68,13 @@ const questionSettings = ({ model, data, out }: Paths, more: object = {}) =>
   settingsOf({ task: 'exact-match', model, data, out, maxNewTokens: 6, ...more });
 
 async function expectRefusal(settings: ReturnType<typeof settingsOf>, code: string, pattern = /./): Promise<void> {
-  await assert.rejects(evaluateModel(settings), (error) => {
-    assert.ok(isStillhouseError(error, code), String(error));
-    assert.match(error.message, pattern);
-    return true;
-  });
+  for (const run of [evaluateModel, checkEvaluation]) {
+    await assert.rejects(run(settings), (error) => {
+      assert.ok(isStillhouseError(error, code), String(error));
+      assert.match(error.message, pattern);
+      return true;
+    });
+  }
   if (settings.out !== undefined && code !== 'OUT_IS_FOLDER') await assert.rejects(access(settings.out));
 }
 
@@ -85,6 +95,19 @@ test('kd writes its figures with the recipe and returns the same', async (t) => 
   assert.deepEqual([progress[0], progress.at(-1)], [0, heldOut.length]);
   assert.equal(result.task, 'kd');
   assert.equal(result.rows, heldOut.length);
+  assert.equal(await checkEvaluation(kdSettings(paths, { split: 'held-out' })), heldOut.length);
+  // The whole is the mean of the rows by their tokens.
+  assert.deepEqual(
+    result.records.map(({ id }) => id),
+    heldOut.map(({ id }) => id),
+  );
+  const whole = (of: (record: KdRecord) => number) =>
+    result.records.reduce((sum, record) => sum + record.targetTokens * of(record), 0) / result.targetTokens;
+  expectClose(
+    [whole(({ kl }) => kl['2']!), whole(({ ce }) => ce), whole(({ top1Agreement }) => top1Agreement)],
+    [result.kl['2']!, result.ce, result.top1Agreement],
+    { relative: 1e-12, where: 'means of rows' },
+  );
   assert.equal(result.labels, 'full');
   assert.match(result.cacheDigest, /^[0-9a-f]{64}$/);
   assert.deepEqual(Object.keys(result.kl), ['1', '2']);

@@ -55,6 +55,12 @@ export interface EvaluationEvents {
   }) => void;
 }
 
+/** What many evaluations of one process need to open only once. */
+export interface SharedCaches {
+  /** Opens a cache by its folder or address; each evaluation closes what it is given. */
+  readonly openCache?: (location: string) => Promise<TeacherCache>;
+}
+
 /**
  * Evaluates a model as the settings say and writes the result, with its recipe inside, to `out` in one step: a failure
  * leaves no file. Everything that could be wrong is checked before the model is loaded.
@@ -63,13 +69,45 @@ export interface EvaluationEvents {
 export async function evaluateModel(
   settings: EvaluationSettings,
   events: EvaluationEvents = {},
+  shared: SharedCaches = {},
 ): Promise<EvaluationResult> {
-  const task = requireSetting(settings, 'task');
   const out = requireSetting(settings, 'out');
-  await refuseFolder(out);
-  const result = await (task === 'kd' ? runKd(settings, events) : runExactMatch(settings, events));
-  await writeFileAtomically(out, `${JSON.stringify(result, null, 2)}\n`);
-  return result;
+  const prepared = await prepare(settings, shared);
+  try {
+    const { task, total } = prepared;
+    events.onPlan?.({ task, total });
+    const result = await prepared.run(events);
+    await writeFileAtomically(out, `${JSON.stringify(result, null, 2)}\n`);
+    return result;
+  } finally {
+    await prepared.close();
+  }
+}
+
+/**
+ * Checks an evaluation as `evaluateModel` does before it loads the model, and does nothing.
+ * @returns how many rows or questions there are
+ * @throws StillhouseError as {@link evaluateModel}
+ */
+export async function checkEvaluation(settings: EvaluationSettings, shared: SharedCaches = {}): Promise<number> {
+  const { total, close } = await prepare(settings, shared);
+  await close();
+  return total;
+}
+
+/** An evaluation that nothing is known to be wrong with. */
+interface Prepared {
+  readonly task: EvaluationResult['task'];
+  /** Rows or questions. */
+  readonly total: number;
+  run(events: EvaluationEvents): Promise<EvaluationResult>;
+  close(): Promise<void>;
+}
+
+async function prepare(settings: EvaluationSettings, shared: SharedCaches): Promise<Prepared> {
+  const task = requireSetting(settings, 'task');
+  await refuseFolder(requireSetting(settings, 'out'));
+  return task === 'kd' ? prepareKd(settings, shared) : prepareExactMatch(settings);
 }
 
 type Required = 'task' | 'model' | 'out' | 'cache' | 'data';
@@ -146,51 +184,48 @@ async function withModel<Figures>(
   }
 }
 
-async function runKd(settings: EvaluationSettings, events: EvaluationEvents): Promise<KdResult> {
+async function prepareKd(settings: EvaluationSettings, { openCache = openCacheAt }: SharedCaches): Promise<Prepared> {
+  const { temperatures, batchSize, chunkPositions, refine } = settings;
   const folder = requireSetting(settings, 'model');
-  const cache = await openCacheAt(requireSetting(settings, 'cache'));
+  const cache = await openCache(requireSetting(settings, 'cache'));
   try {
-    return await evaluateOnCache(settings, folder, cache, events);
-  } finally {
+    const config = await readModelConfig(folder);
+    const labels = resolveKdLabels(describeOpenLabels(cache), config, temperatures, cache.folder, refine);
+    await checkModelTokenizer(cache, folder);
+    const rows = await selectKdRows(cache, config, labels.vocabSize, settings);
+    return {
+      task: 'kd',
+      total: rows.length,
+      close: () => cache.close(),
+      run: async ({ onProgress }) => {
+        const tell = (done: { readonly rows: number; readonly tokens: number }) =>
+          onProgress?.({ done: done.rows, total: rows.length, tokens: done.tokens });
+        const { records, ...figures } = await withModel(
+          settings,
+          folder,
+          config,
+          (engine, model) => {
+            tell({ rows: 0, tokens: 0 });
+            return evaluateKd(engine, model, cache, {
+              ...{ labels, temperatures, rows, batchSize, chunkPositions },
+              onProgress: tell,
+            });
+          },
+          ({ tokens }) => tokens,
+        );
+        const { kind } = labels.soft;
+        const place = { cache: cache.folder, cacheDigest: cache.digest, labels: kind, labelDetail: labels.detail };
+        // The records last: the figures should be seen first in the file.
+        return { task: 'kd', ...place, ...figures, records };
+      },
+    };
+  } catch (error) {
     await cache.close();
+    throw error;
   }
 }
 
-async function evaluateOnCache(
-  settings: EvaluationSettings,
-  folder: string,
-  cache: TeacherCache,
-  events: EvaluationEvents,
-): Promise<KdResult> {
-  const { temperatures, batchSize, chunkPositions, refine } = settings;
-  const config = await readModelConfig(folder);
-  const labels = resolveKdLabels(describeOpenLabels(cache), config, temperatures, cache.folder, refine);
-  await checkModelTokenizer(cache, folder);
-  const rows = await selectKdRows(cache, config, labels.vocabSize, settings);
-  events.onPlan?.({ task: 'kd', total: rows.length });
-  const onProgress = (done: { readonly rows: number; readonly tokens: number }) =>
-    events.onProgress?.({ done: done.rows, total: rows.length, tokens: done.tokens });
-  const figures = await withModel(
-    settings,
-    folder,
-    config,
-    (engine, model) => {
-      onProgress({ rows: 0, tokens: 0 });
-      return evaluateKd(engine, model, cache, { labels, temperatures, rows, batchSize, chunkPositions, onProgress });
-    },
-    ({ tokens }) => tokens,
-  );
-  return {
-    task: 'kd',
-    cache: cache.folder,
-    cacheDigest: cache.digest,
-    labels: labels.soft.kind,
-    labelDetail: labels.detail,
-    ...figures,
-  };
-}
-
-async function runExactMatch(settings: EvaluationSettings, events: EvaluationEvents): Promise<ExactMatchResult> {
+async function prepareExactMatch(settings: EvaluationSettings): Promise<Prepared> {
   const { split, limit, maxNewTokens, batchSize } = settings;
   const folder = requireSetting(settings, 'model');
   const data = requireSetting(settings, 'data');
@@ -207,24 +242,28 @@ async function runExactMatch(settings: EvaluationSettings, events: EvaluationEve
   const tokenizer = await openTokenizer(folder);
   const asked = encodeQuestions(questions, tokenizer, config);
   const stopIds = findStopIds(config, tokenizer);
-  events.onPlan?.({ task: 'exact-match', total: asked.length });
-  const figures = await withModel(
-    settings,
-    folder,
-    config,
-    async (engine, model) => {
-      const generator = await createGenerator(engine, model, { maxSequences: batchSize });
-      events.onProgress?.({ done: 0, total: asked.length, tokens: 0, correct: 0 });
-      return evaluateExactMatch(generator, tokenizer, asked, {
-        maxNewTokens,
-        stopIds,
-        onProgress: ({ questions: done, correct, tokens }) =>
-          events.onProgress?.({ done, total: asked.length, tokens, correct }),
-      });
+  return {
+    task: 'exact-match',
+    total: asked.length,
+    close: async () => {},
+    run: async ({ onProgress }) => {
+      const { records, ...figures } = await withModel(
+        settings,
+        folder,
+        config,
+        async (engine, model) => {
+          const generator = await createGenerator(engine, model, { maxSequences: batchSize });
+          onProgress?.({ done: 0, total: asked.length, tokens: 0, correct: 0 });
+          return evaluateExactMatch(generator, tokenizer, asked, {
+            maxNewTokens,
+            stopIds,
+            onProgress: ({ questions: done, correct, tokens }) =>
+              onProgress?.({ done, total: asked.length, tokens, correct }),
+          });
+        },
+        ({ newTokens }) => newTokens,
+      );
+      return { task: 'exact-match', data, ...figures, records };
     },
-    ({ newTokens }) => newTokens,
-  );
-  const { records, ...rest } = figures;
-  // The records last: the figures should be seen first in the file.
-  return { task: 'exact-match', data, ...rest, records };
+  };
 }

@@ -3,6 +3,7 @@ import { readModelConfig } from '@stillhouse/checkpoint';
 import type { DecoderOnDevice } from '@stillhouse/decoder';
 import { checkModelTokenizer, describeOpenLabels } from '@stillhouse/objectives';
 import type { Engine } from '@stillhouse/runtime';
+import type { SharedCaches } from './evaluate.ts';
 import { evaluateKd, type KdFigures } from './kd-evaluation.ts';
 import { resolveKdLabels } from './kd-labels.ts';
 import { selectKdRows } from './kd-rows.ts';
@@ -33,9 +34,12 @@ export interface HeldOutRows {
  * Opens held-out rows; everything that could be wrong with them is checked here.
  * @throws StillhouseError of the cache, and those of `eval --task kd`
  */
-export async function openHeldOut(options: HeldOutOptions): Promise<HeldOutRows> {
+export async function openHeldOut(
+  options: HeldOutOptions,
+  { openCache = openCacheAt }: SharedCaches = {},
+): Promise<HeldOutRows> {
   const { temperatures, batchSize, chunkPositions, split, limit } = options;
-  const cache = await openCacheAt(options.cache);
+  const cache = await openCache(options.cache);
   try {
     const config = await readModelConfig(options.model);
     const labels = resolveKdLabels(describeOpenLabels(cache), config, temperatures, cache.folder);

@@ -3,12 +3,14 @@ export { answersMatch, extractFinalAnswer, type FinalAnswer, normaliseAnswer } f
 export { listLabelModes, type ModeSource } from './cache-modes.ts';
 export { type CacheQuality, measureCacheQuality, type QualityEvents } from './cache-quality.ts';
 export {
+  checkEvaluation,
   type EvaluationEvents,
   type EvaluationResult,
   type EvaluationRun,
   type ExactMatchResult,
   evaluateModel,
   type KdResult,
+  type SharedCaches,
 } from './evaluate.ts';
 export { EVALUATION_SETTINGS, type EvaluationSettings } from './evaluation-settings.ts';
 export {
@@ -23,7 +25,7 @@ export {
 export { computeFinalStates, type ModelFiles, type StateRequest, uploadOutputMatrix } from './final-states.ts';
 export { type HeldOutOptions, type HeldOutRows, openHeldOut } from './held-out.ts';
 export { type RateInterval, wilsonInterval } from './interval.ts';
-export { evaluateKd, type KdFigures, type KdOptions } from './kd-evaluation.ts';
+export { evaluateKd, type KdFigures, type KdOptions, type KdRecord } from './kd-evaluation.ts';
 export { type KdLabels, resolveKdLabels } from './kd-labels.ts';
 export { type KdRow, selectKdRows } from './kd-rows.ts';
 export {

@@ -39,6 +39,17 @@ export interface KdFigures {
     readonly ce: number | null;
     readonly top1Agreement: number | null;
   };
+  /** Each row by itself, in the order of the cache: two models are compared row by row. */
+  readonly records: readonly KdRecord[];
+}
+
+/** Means over the target tokens of one row. */
+export interface KdRecord {
+  readonly id: string;
+  readonly targetTokens: number;
+  readonly kl: Readonly<Record<string, number>>;
+  readonly ce: number;
+  readonly top1Agreement: number;
 }
 
 /** Holds a model against a cache's labels: no teacher, and logits for one chunk of positions at a time. */
@@ -57,6 +68,9 @@ export async function evaluateKd(
       hidden: labels.soft.kind === 'full' ? (['final'] as const) : [],
     };
     const sums = { nll: [] as RowSum[], agrees: [] as RowSum[], kl: temperatures.map(() => [] as RowSum[]) };
+    const byTemperature = <T>(values: readonly T[]) =>
+      Object.fromEntries(temperatures.map((temperature, i) => [String(temperature), values[i]!]));
+    const records: { readonly index: number; readonly record: KdRecord }[] = [];
     let targetTokens = 0;
     for (const group of groupRows(options.rows, options.batchSize)) {
       const labelled: LabelledRow[] = [];
@@ -64,23 +78,29 @@ export async function evaluateKd(
       const positions = await runner.run(labelled);
       labelled.forEach(({ row }, at) => {
         const tokens = countTargets(row.lossMask);
-        const add = (into: RowSum[], value: (position: number) => number) => {
+        const add = (into: RowSum[], value: (position: number) => number): number => {
           let sum = 0;
           positions.rows.forEach((one, position) => {
             if (one === at) sum += value(position);
           });
           into.push({ sum, tokens });
+          return sum / tokens;
         };
-        add(sums.nll, (position) => Number(positions.nll[position]));
-        add(sums.agrees, (position) => Number(positions.agrees[position]));
-        for (const [i, into] of sums.kl.entries()) add(into, (position) => Number(positions.kl[i]![position]));
+        records.push({
+          index: group[at]!.index,
+          record: {
+            id: row.id,
+            targetTokens: tokens,
+            kl: byTemperature(sums.kl.map((into, i) => add(into, (position) => Number(positions.kl[i]![position])))),
+            ce: add(sums.nll, (position) => Number(positions.nll[position])),
+            top1Agreement: add(sums.agrees, (position) => Number(positions.agrees[position])),
+          },
+        });
         targetTokens += tokens;
       });
       options.onProgress?.({ rows: sums.nll.length, tokens: targetTokens });
     }
     const [ce, agreement, kl] = [estimateRatio(sums.nll), estimateRatio(sums.agrees), sums.kl.map(estimateRatio)];
-    const byTemperature = <T>(values: readonly T[]) =>
-      Object.fromEntries(temperatures.map((temperature, i) => [String(temperature), values[i]!]));
     return {
       rows: options.rows.length,
       tokens: options.rows.reduce((sum, { length }) => sum + length, 0),
@@ -94,6 +114,7 @@ export async function evaluateKd(
         ce: ce.standardError,
         top1Agreement: agreement.standardError,
       },
+      records: records.sort((a, b) => a.index - b.index).map(({ record }) => record),
     };
   } finally {
     runner.close();
