@@ -46,10 +46,12 @@ export { renderReport, writeReport } from './report.ts';
 export type {
   Bar,
   BarChart,
+  ChartPoint,
   Figures,
   LineChart,
   LineSeries,
   Paragraph,
+  PointChart,
   Report,
   ReportBlock,
   ReportSection,

@@ -12,7 +12,7 @@ export interface ReportSection {
   readonly blocks: readonly ReportBlock[];
 }
 
-export type ReportBlock = Paragraph | Figures | Table | LineChart | BarChart;
+export type ReportBlock = Paragraph | Figures | Table | LineChart | BarChart | PointChart;
 
 export interface Paragraph {
   readonly kind: 'paragraph';
@@ -67,6 +67,31 @@ export interface Bar {
   readonly name: string;
   readonly value: number;
   /** Ends of an interval around the value; both or neither. */
+  readonly low?: number;
+  readonly high?: number;
+}
+
+/** One quantity against another, such as fidelity against size. */
+export interface PointChart {
+  readonly kind: 'points';
+  readonly title?: string;
+  readonly points: readonly ChartPoint[];
+  readonly xLabel: string;
+  readonly yLabel: string;
+  /** A logarithmic x axis; points at or below zero are then left out. */
+  readonly logX?: boolean;
+  /** Joins the points of each group by a line, by rising x. */
+  readonly isJoined?: boolean;
+}
+
+export interface ChartPoint {
+  /** Written beside the point while there are few. */
+  readonly name?: string;
+  /** Points of one group share a colour. */
+  readonly group: string;
+  readonly x: number;
+  readonly y: number;
+  /** Ends of an interval around y; both or neither. */
   readonly low?: number;
   readonly high?: number;
 }

@@ -115,6 +115,35 @@ test('colours belong to names: a group looks the same in every chart, also on th
   assert.ok(html.includes('prefers-color-scheme:dark'));
 });
 
+test('points have their intervals, lines where they are joined, and names while they are few', async () => {
+  const points = [1, 2, 4].map((t) => ({
+    name: `T<${t}>`,
+    group: 'a',
+    x: t,
+    y: t * t,
+    low: t * t - 1,
+    high: t * t + 1,
+  }));
+  const chart = { kind: 'points', title: 'Points', xLabel: 'T', yLabel: 'KL', points } as const;
+  const html = await renderReport(report({ ...chart, isJoined: true }));
+  checkWellFormed(html);
+  assert.ok(html.includes('aria-label="Points"') && html.includes('>T<') && html.includes('>KL<'));
+  assert.ok(html.includes('>T&lt;4&gt;<'));
+  const marks = (page: string, mark: string) => {
+    const group = new RegExp(`class="mark-${mark} role-mark[^>]*>((?:<(?:path|line)[^>]*>(?:</line>)?)*)`).exec(page);
+    return group?.[1]!.match(/<(path|line)/g)?.length ?? 0;
+  };
+  assert.deepEqual([marks(html, 'line'), marks(html, 'rule'), marks(html, 'symbol')], [1, 3, 3]);
+  const bare = await renderReport(report({ ...chart, points: points.map(({ x, y }) => ({ group: 'a', x, y })) }));
+  assert.deepEqual([marks(bare, 'line'), marks(bare, 'rule'), marks(bare, 'symbol')], [0, 0, 3]);
+  const many = Array.from({ length: 20 }, (_, at) => ({ name: `run ${at}`, group: 'a', x: at, y: at }));
+  const crowd = await renderReport(report({ ...chart, logX: true, points: many }));
+  assert.ok(!crowd.includes('>run 3<'));
+  assert.ok(crowd.includes('1 of 20 points are left out: not finite. The table has the names of the points.'));
+  const none = report({ ...chart, points: [{ group: 'a', x: 1, y: Number.NaN }] });
+  await assert.rejects(renderReport(none), (error) => isStillhouseError(error, 'CHART_EMPTY'));
+});
+
 test('the same report gives the same bytes', async () => {
   assert.equal(await renderReport(full), await renderReport(full));
 });

@@ -1,6 +1,8 @@
 import { type FileDigest, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import { assignColours, type RenderedChart, renderBarChart, renderLineChart } from './report-charts.ts';
+import type { RenderedChart } from './chart-drawing.ts';
+import { renderPointChart } from './point-chart.ts';
+import { assignColours, renderBarChart, renderLineChart } from './report-charts.ts';
 import type { Report, ReportBlock, Table, TableCell } from './report-content.ts';
 import { REPORT_STYLE } from './report-style.ts';
 
@@ -27,6 +29,8 @@ export async function renderReport(report: Report): Promise<string> {
         parts.push(printChart(block.title, await renderLineChart(block, colours, `chart-${++charts}`)));
       } else if (block.kind === 'bars') {
         parts.push(printChart(block.title, await renderBarChart(block, colours, `chart-${++charts}`)));
+      } else if (block.kind === 'points') {
+        parts.push(printChart(block.title, await renderPointChart(block, colours, `chart-${++charts}`)));
       } else {
         parts.push(printBlock(block));
       }
@@ -56,7 +60,7 @@ ${sections.join('\n')}
 `;
 }
 
-function printBlock(block: Exclude<ReportBlock, { kind: 'lines' | 'bars' }>): string {
+function printBlock(block: Exclude<ReportBlock, { kind: 'lines' | 'bars' | 'points' }>): string {
   switch (block.kind) {
     case 'paragraph':
       return `<p>${escapeHtml(block.text)}</p>`;
