@@ -131,7 +131,7 @@ test('points have their intervals, lines where they are joined, and names while 
   assert.ok(html.includes('>T&lt;4&gt;<'));
   const marks = (page: string, mark: string) => {
     const group = new RegExp(`class="mark-${mark} role-mark[^>]*>((?:<(?:path|line)[^>]*>(?:</line>)?)*)`).exec(page);
-    return group?.[1]!.match(/<(path|line)/g)?.length ?? 0;
+    return (group?.[1] ?? '').match(/<(path|line)/g)?.length ?? 0;
   };
   assert.deepEqual([marks(html, 'line'), marks(html, 'rule'), marks(html, 'symbol')], [1, 3, 3]);
   const bare = await renderReport(report({ ...chart, points: points.map(({ x, y }) => ({ group: 'a', x, y })) }));
