@@ -37,26 +37,65 @@ export function padSequences(sequences: readonly Int32Array[]): TokenBatch {
 }
 
 /**
- * Several sequences a row where they fit, none split: first-fit decreasing into rows of the longest sequence's
- * length. Fills the rectangle better than padding does and computes the same (attention is block-diagonal).
+ * Several sequences a row where they fit, none split; computes the same as padding does (attention is block-diagonal).
+ * First-fit decreasing into rows of the longest sequence's length.
+ * @param columnCost what attention over one more column costs a token, as a share of all else that a token costs. With it
+ *   rows may be longer than the longest sequence where that leaves so little padding that a batch of [B, T] costs less,
+ *   B · T · (1 + columnCost · T): fewer rows are filled by longest processing time first (Graham 1969).
  */
-export function packSequences(sequences: readonly Int32Array[]): TokenBatch {
-  const length = Math.max(1, ...sequences.map((ids) => ids.length));
-  const longestFirst = sequences.map((_, i) => i).sort((a, b) => sequences[b]!.length - sequences[a]!.length || a - b);
+export function packSequences(sequences: readonly Int32Array[], columnCost?: number): TokenBatch {
+  const lengths = sequences.map((ids) => ids.length);
+  const longest = Math.max(1, ...lengths);
+  const longestFirst = lengths.map((_, i) => i).sort((a, b) => lengths[b]! - lengths[a]! || a - b);
+  let best = fillRows(lengths, longestFirst, longest);
+  if (columnCost !== undefined) {
+    const total = lengths.reduce((sum, length) => sum + length, 0);
+    const costOf = (tokens: number, length: number) => tokens * (1 + columnCost * length);
+    let least = costOf(best.rows * best.length, best.length);
+    // Without any padding fewer rows cost no less than this, and yet fewer cost more.
+    for (let rows = best.rows - 1; rows > 0 && costOf(total, total / rows) < least; rows--) {
+      const packing = balanceRows(lengths, longestFirst, rows);
+      const cost = costOf(rows * packing.length, packing.length);
+      if (cost < least) [best, least] = [packing, cost];
+    }
+  }
+  return layOut(
+    sequences,
+    best.length,
+    [...best.placements].sort((a, b) => a.sequence - b.sequence),
+  );
+}
+
+interface Packing {
+  readonly rows: number;
+  readonly length: number;
+  readonly placements: readonly Placement[];
+}
+
+/** Each sequence into the first row of `length` that has room for it. */
+function fillRows(lengths: readonly number[], order: readonly number[], length: number): Packing {
   const filled: number[] = [];
-  const placements = longestFirst.map((sequence): Placement => {
-    const needed = sequences[sequence]!.length;
+  const placements = order.map((sequence): Placement => {
+    const needed = lengths[sequence]!;
     let row = filled.findIndex((used) => used + needed <= length);
     if (row < 0) row = filled.push(0) - 1;
     const column = filled[row]!;
     filled[row] = column + needed;
     return { sequence, row, column, length: needed };
   });
-  return layOut(
-    sequences,
-    length,
-    placements.sort((a, b) => a.sequence - b.sequence),
-  );
+  return { rows: Math.max(1, filled.length), length, placements };
+}
+
+/** Each sequence into the row that is filled least. */
+function balanceRows(lengths: readonly number[], order: readonly number[], rows: number): Packing {
+  const filled = new Array<number>(rows).fill(0);
+  const placements = order.map((sequence): Placement => {
+    const row = filled.indexOf(Math.min(...filled));
+    const column = filled[row]!;
+    filled[row] = column + lengths[sequence]!;
+    return { sequence, row, column, length: lengths[sequence]! };
+  });
+  return { rows, length: Math.max(...filled), placements };
 }
 
 function layOut(sequences: readonly Int32Array[], length: number, placements: readonly Placement[]): TokenBatch {

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { type DataPosition, shuffledOrder, splitRows, takeStepRows } from './data-order.ts';
+import { type DataPosition, shuffledOrder, takeStepRows } from './data-order.ts';
 import { learningRateAt } from './learning-rate.ts';
 
 const lengths = fc.array(fc.integer({ min: 1, max: 50 }), { minLength: 1, maxLength: 40 });
@@ -36,17 +36,6 @@ test('steps one after the other use every row once an epoch, whatever the budget
       assert.deepEqual(used.slice(rowLengths.length, 2 * rowLengths.length), [
         ...shuffledOrder(rowLengths.length, 5, 1),
       ]);
-    }),
-  );
-});
-
-test('micro-batches hold the rows of the step in order and none is empty', () => {
-  fc.assert(
-    fc.property(lengths, fc.integer({ min: 1, max: 8 }), (rowLengths, parts) => {
-      const rows = [...rowLengths.keys()];
-      const groups = splitRows(rows, rowLengths, parts);
-      assert.deepEqual(groups.flat(), rows);
-      assert.ok(groups.length <= parts && groups.every((group) => group.length > 0));
     }),
   );
 });

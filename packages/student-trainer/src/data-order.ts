@@ -60,20 +60,3 @@ export function takeStepRows(
   }
   return { rows, next: { epoch, consumed } };
 }
-
-/** Splits a step's rows into at most `parts` runs of consecutive rows with about equal numbers of tokens. */
-export function splitRows(
-  rows: readonly number[],
-  lengths: ArrayLike<number>,
-  parts: number,
-): readonly (readonly number[])[] {
-  const total = rows.reduce((sum, row) => sum + lengths[row]!, 0);
-  const groups: number[][] = Array.from({ length: parts }, () => []);
-  let before = 0;
-  for (const row of rows) {
-    const middle = before + lengths[row]! / 2;
-    groups[Math.min(parts - 1, Math.floor((middle / total) * parts))]!.push(row);
-    before += lengths[row]!;
-  }
-  return groups.filter((group) => group.length > 0);
-}

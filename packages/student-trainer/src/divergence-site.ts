@@ -58,8 +58,7 @@ async function locateForward(
   const programs = await compileForwardPrograms(engine, config, float);
   let found: { layer: number; rowIds: string[] } | undefined;
   let firstRow = 0;
-  for (const { sequences } of microBatches) {
-    const batch = packSequences(sequences);
+  for (const { sequences, batch = packSequences(sequences) } of microBatches) {
     const tensors = uploadBatch(engine, programs, batch);
     const buffers = [0, 1].map(() => engine.allocate(float, [tensors.tokens, config.hiddenSize]));
     // Rows of this batch with a value that is not finite after so many layers.

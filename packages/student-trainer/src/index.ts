@@ -1,6 +1,6 @@
 /** Phase 2: trains students from a teacher cache. Never sees a teacher. */
 export { type AdamWSettings, createAdamW } from './adamw.ts';
-export { type DataPosition, shuffledOrder, splitRows, takeStepRows } from './data-order.ts';
+export { type DataPosition, shuffledOrder, takeStepRows } from './data-order.ts';
 export {
   HELD_OUT_FILE,
   type HeldOutEvaluator,
@@ -17,6 +17,7 @@ export { resolveObjective } from './objective-from-settings.ts';
 export type { Parameter, ParameterStore } from './parameters.ts';
 export { PROJECTION_NAME, projectionName } from './projections.ts';
 export { RECIPE_FILE } from './recipe.ts';
+export { type Batching, groupByLength, measureColumnCost } from './step-layout.ts';
 export { createStudent, type StepResult, type Student, type StudentOptions } from './student.ts';
 export { checkTraining, type SharedInputs, type TrainingCheck } from './training-inputs.ts';
 export { type TrainingEvents, type TrainingPlan, type TrainingResult, trainStudent } from './training-run.ts';

@@ -23,6 +23,8 @@ export interface StepMetrics {
   /** Global gradient norm before clipping. */
   readonly gradNorm: number;
   readonly tokens: number;
+  /** Share of the positions that were computed which hold no token. */
+  readonly paddingShare: number;
   readonly targetTokens: number;
   /** Tokens since the run began. */
   readonly tokensSeen: number;

@@ -42,6 +42,8 @@ export function addSums(a: LossSums, b: LossSums): LossSums {
 /** Rows of ids with the labels of their target positions; `labels.rows` counts these sequences. */
 export interface MicroBatch {
   readonly sequences: readonly Int32Array[];
+  /** How they are laid out; left out: `packSequences`. */
+  readonly batch?: TokenBatch;
   readonly labels: LabelArrays;
 }
 
@@ -297,9 +299,8 @@ export function createMicroBatchRunner(
 
   return {
     setScalars,
-    async accumulate({ sequences, labels }, denominator) {
+    async accumulate({ sequences, batch = packSequences(sequences), labels }, denominator) {
       if (labels.count === 0) return ZERO_SUMS;
-      const batch = packSequences(sequences);
       const tensors = uploadBatch(engine, forward, batch);
       try {
         const state = () => hold(engine.allocate(float, [tensors.tokens, config.hiddenSize]));

@@ -1,7 +1,8 @@
 import { collectLabels, countSelected, countTargets, type LabelOptions, weighRow } from '@stillhouse/objectives';
 import type { HiddenLayer, LabelledRow, TeacherCache } from '@stillhouse/teacher-cache';
-import { type DataPosition, splitRows, takeStepRows } from './data-order.ts';
+import { type DataPosition, takeStepRows } from './data-order.ts';
 import type { MicroBatch } from './micro-batch.ts';
+import { type Batching, groupByLength, layOut } from './step-layout.ts';
 
 /** The rows that a run trains on, known by their length before any label is read. */
 export interface TrainingRows {
@@ -16,6 +17,8 @@ export interface StepData {
   readonly microBatches: readonly MicroBatch[];
   readonly rowIds: readonly string[];
   readonly tokens: number;
+  /** Share of the positions that are computed which hold no token. */
+  readonly paddingShare: number;
   /** Target tokens of the whole step that count in its losses. */
   readonly targets: number;
   /** The sum of their weights: the one denominator of its losses; `targets` where all weigh 1. */
@@ -28,6 +31,9 @@ export interface StepDataOptions {
   readonly seed: number;
   readonly batchTokens: number;
   readonly accumulate: number;
+  readonly batching: Batching;
+  /** Of the student's attention, as `measureColumnCost` has it. */
+  readonly columnCost: number;
   /** Share of each row's target positions that count. */
   readonly selectTokens: number;
 }
@@ -39,6 +45,7 @@ export async function loadStepData(
   position: DataPosition,
   options: StepDataOptions,
 ): Promise<StepData> {
+  const { accumulate, batching, columnCost } = options;
   const { rows: taken, next } = takeStepRows(rows.lengths, options.seed, position, options.batchTokens);
   const { objective } = options.labels;
   const { labels } = objective;
@@ -54,8 +61,8 @@ export async function loadStepData(
   };
   const microBatches: MicroBatch[] = [];
   const rowIds: string[] = [];
-  let [targets, denominator] = [0, 0];
-  for (const group of splitRows(taken, rows.lengths, options.accumulate)) {
+  let [targets, denominator, computed] = [0, 0, 0];
+  for (const group of groupByLength(taken, rows.lengths, accumulate, columnCost)) {
     const labelled: LabelledRow[] = [];
     for (const row of group) labelled.push(await cache.readRow(rows.indices[row]!, needs));
     for (const { row } of labelled) {
@@ -64,11 +71,11 @@ export async function loadStepData(
       targets += counted;
       denominator += counted * weighRow(row, options.labels.taskWeights);
     }
-    microBatches.push({
-      sequences: labelled.map(({ row }) => row.inputIds),
-      labels: collectLabels(labelled, options.labels),
-    });
+    const sequences = labelled.map(({ row }) => row.inputIds);
+    const batch = layOut(sequences, batching, columnCost);
+    computed += batch.rows * batch.length;
+    microBatches.push({ sequences, batch, labels: collectLabels(labelled, options.labels) });
   }
   const tokens = taken.reduce((sum, row) => sum + rows.lengths[row]!, 0);
-  return { microBatches, rowIds, tokens, targets, denominator, next };
+  return { microBatches, rowIds, tokens, paddingShare: 1 - tokens / computed, targets, denominator, next };
 }

@@ -156,13 +156,14 @@ const isRefined = ({ labels }: ResolvedObjective['objective']) =>
   labels.kind === 'full' && labels.refinement !== undefined;
 
 function chooseRecompute(
-  { batchTokens, accumulate }: RunSettings,
+  { batchTokens, accumulate, batching }: RunSettings,
   rows: TrainingRows,
   backward: BackwardPlan,
   config: ModelConfig,
 ): 'always' | 'never' {
   const longest = rows.lengths.reduce((most, length) => Math.max(most, length), 1);
-  const rowCount = Math.ceil(batchTokens / accumulate / longest) + 1;
+  const mean = rows.lengths.reduce((sum, length) => sum + length, 0) / rows.lengths.length;
+  const rowCount = Math.ceil(batchTokens / accumulate / (batching === 'packed' ? longest : mean)) + 1;
   return measureActivations(config, backward, rowCount, longest) > ACTIVATIONS_SHARE * totalmem() ? 'always' : 'never';
 }
 

@@ -16,6 +16,7 @@ import { nameCheckpoint, refuseDivergence } from './run-failures.ts';
 import { prepareFolder } from './run-folder.ts';
 import { saveStudent } from './save-student.ts';
 import { loadStepData, type StepData } from './step-data.ts';
+import { measureColumnCost } from './step-layout.ts';
 import { createStudent, type Student } from './student.ts';
 import { viewAsDecoder } from './student-decoder.ts';
 import { parseTaskWeights } from './task-weights.ts';
@@ -175,6 +176,8 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
     seed: settings.seed,
     batchTokens: settings.batchTokens,
     accumulate: settings.accumulate,
+    batching: settings.batching,
+    columnCost: measureColumnCost(run.config),
   };
   const load = (position: DataPosition) => {
     const loading = loadStepData(cache, rows, position, stepDataOptions);
@@ -231,6 +234,7 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
       ...scalars,
       gradNorm: gradientNorm,
       tokens: data.tokens,
+      paddingShare: data.paddingShare,
       targetTokens: data.targets,
       tokensSeen: state.tokensSeen,
       elapsedMs,

@@ -70,7 +70,16 @@ export const TRAINING_SETTINGS = {
   clip: number('largest global gradient norm', 1, { above: 0 }),
   steps: integer('optimiser steps; left out: one pass over the rows', undefined, { min: 1 }),
   batchTokens: integer('tokens of a step: rows are taken until they hold so many', 4096, { min: 1 }),
-  accumulate: integer('micro-batches that a step is split into; saves memory, changes nothing else', 1, { min: 1 }),
+  accumulate: integer(
+    'micro-batches that a step is split into, each of rows of like length; saves memory, changes nothing else',
+    1,
+    { min: 1 },
+  ),
+  batching: choice(
+    'rows in a micro-batch: packed, several side by side where they fit, or bucketed, one a row and padded',
+    ['packed', 'bucketed'],
+    'packed',
+  ),
   chunkPositions: integer('label positions whose logits are in memory at a time', 128, { min: 1 }),
   recompute: choice(
     'compute activations again for gradients instead of keeping them: auto does so where they would take a quarter of memory',
@@ -117,6 +126,7 @@ export const SETTINGS_FREE_ON_RESUME: readonly (keyof TrainingSettings)[] = [
   'cache',
   'student',
   'accumulate',
+  'batching',
   'chunkPositions',
   'recompute',
   'device',
