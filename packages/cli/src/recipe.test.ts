@@ -37,9 +37,22 @@ function allowedValue(table: SettingsTable, key: string): fc.Arbitrary<unknown> 
     case 'text':
       return fc.string({ minLength: 1 }).filter((value) => allowed(value) && !value.startsWith('--'));
     case 'list': {
-      const items = ['final', 'topk', 'hidden', 'none', 'math=2', 'code=0.5', '6:7', 'final:2', 0.5, 1, 2, 12].filter(
-        (item) => allowed([item]),
-      );
+      const items: (string | number)[] = [
+        'final',
+        'topk',
+        'hidden',
+        'none',
+        'math=2',
+        'code=0.5',
+        '6:7',
+        'final:2',
+        'last-2',
+        'q_proj',
+        0.5,
+        1,
+        2,
+        12,
+      ].filter((item) => allowed([item]));
       return fc.array(fc.constantFrom(...items), { minLength: 1, maxLength: 4 }).filter(allowed);
     }
   }

@@ -1,5 +1,6 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { type GraphBuilder, multiplyDims, type Value } from '@stillhouse/onnx-graph';
+import { type AdapterValues, emitAdapter } from './low-rank-adapter.ts';
 import { emitRotary, type RotaryTables } from './rotary.ts';
 
 /** The weights of one layer by their name below `model.layers.N.`, e.g. `self_attn.q_proj.weight`, in checkpoint layout. */
@@ -22,6 +23,8 @@ export interface BlockInputs {
   /** [B, 1, 1, T, keys]: 0 where attention is allowed, very negative elsewhere. */
   readonly bias: Value;
   readonly weights: BlockWeights;
+  /** Low-rank adapters of linear layers. */
+  readonly adapter?: AdapterValues;
   readonly cache?: KeyValueCache;
 }
 
@@ -40,11 +43,13 @@ function weight(weights: BlockWeights, name: string): Value {
   return value;
 }
 
-/** y = x Wᵀ + b on the matrix `x` [N, in], with the weight as checkpoints store it, [out, in]. */
-function emitLinear(g: GraphBuilder, weights: BlockWeights, name: string, x: Value, addTo?: Value): Value {
+/** y = x Wᵀ + b on the matrix `x` [N, in], with the weight as checkpoints store it, [out, in], and its adapter. */
+function emitLinear(g: GraphBuilder, inputs: BlockInputs, name: string, x: Value, addTo?: Value): Value {
+  const { weights, adapter } = inputs;
   return g.scope(name.split('.').at(-1)!, () => {
     const bias = weights.get(`${name}.bias`);
-    const product = g.gemm(x, weight(weights, `${name}.weight`), { transB: true, c: bias ?? addTo });
+    const base = g.gemm(x, weight(weights, `${name}.weight`), { transB: true, c: bias ?? addTo });
+    const product = emitAdapter(g, adapter, name, x, base);
     return bias !== undefined && addTo !== undefined ? g.add(addTo, product) : product;
   });
 }
@@ -65,21 +70,21 @@ export function emitBlock(g: GraphBuilder, config: ModelConfig, inputs: BlockInp
     const normed = g.scope('post_attention_layernorm', () =>
       g.rmsNormalization(attention.x, weight(weights, 'post_attention_layernorm.weight'), config.rmsNormEpsilon),
     );
-    const gate = emitLinear(g, weights, 'mlp.gate_proj', normed);
-    const up = emitLinear(g, weights, 'mlp.up_proj', normed);
+    const gate = emitLinear(g, inputs, 'mlp.gate_proj', normed);
+    const up = emitLinear(g, inputs, 'mlp.up_proj', normed);
     const activated = g.mul(g.mul(gate, g.sigmoid(gate)), up);
-    return emitLinear(g, weights, 'mlp.down_proj', activated, attention.x);
+    return emitLinear(g, inputs, 'mlp.down_proj', activated, attention.x);
   });
   return { ...attention, x };
 }
 
 function emitAttention(g: GraphBuilder, config: ModelConfig, inputs: BlockInputs, normed: Value): BlockOutputs {
   const { headCount, kvHeadCount, headDim } = config;
-  const { weights, rotary, cache } = inputs;
+  const { rotary, cache } = inputs;
   const group = headCount / kvHeadCount;
   const [batch, length] = rotary.cos.shape as [string, string];
   const heads = (name: string, count: number) =>
-    g.reshape(emitLinear(g, weights, `self_attn.${name}`, normed), [batch, length, count, headDim]);
+    g.reshape(emitLinear(g, inputs, `self_attn.${name}`, normed), [batch, length, count, headDim]);
 
   // Scaling the queries instead of the scores touches headDim numbers a query instead of T.
   const rotated = g.scale(
@@ -101,7 +106,7 @@ function emitAttention(g: GraphBuilder, config: ModelConfig, inputs: BlockInputs
   const mixed = g.matMul(g.reshape(attention, [batch, kvHeadCount, multiplyDims(group, length), keyCount]), values);
   const perHead = g.reshape(mixed, [batch, kvHeadCount, group, length, headDim]);
   const joined = g.reshape(g.transpose(perHead, [0, 3, 1, 2, 4]), [multiplyDims(batch, length), headCount * headDim]);
-  const x = emitLinear(g, weights, 'self_attn.o_proj', joined, inputs.x);
+  const x = emitLinear(g, inputs, 'self_attn.o_proj', joined, inputs.x);
   return written === undefined ? { x, attention } : { x, attention, cache: written };
 }
 

@@ -1,6 +1,7 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { encodeModel, type FloatDtype, type GraphBuilder, racesOnThreads } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
+import type { LowRankAdapter } from './low-rank-adapter.ts';
 import { batchTablesGraph, blockGraph, embeddingGraph, finalNormGraph, gatherRowsGraph } from './model-graphs.ts';
 import type { TokenBatch } from './token-batch.ts';
 
@@ -19,6 +20,8 @@ export interface ForwardPrograms {
   readonly tables: Program;
   readonly embedding: Program;
   readonly block: Program;
+  /** A layer with adapters; only where the model has any. */
+  readonly adaptedBlock: Program | undefined;
   readonly finalNorm: Program;
   readonly gatherRows: Program;
 }
@@ -27,6 +30,7 @@ export async function compileForwardPrograms(
   engine: Engine,
   config: ModelConfig,
   float: FloatDtype,
+  adapter?: LowRankAdapter,
 ): Promise<ForwardPrograms> {
   const [tables, embedding, block, finalNorm, gatherRows] = await Promise.all(
     [
@@ -43,12 +47,19 @@ export async function compileForwardPrograms(
     tables: tables!,
     embedding: embedding!,
     block: block!,
+    adaptedBlock:
+      adapter === undefined ? undefined : await compileGraph(engine, blockGraph(config, float, { adapter })),
     finalNorm: finalNorm!,
     gatherRows: gatherRows!,
   };
 }
 
-/** The weights of one layer on the device, by name below `model.layers.N.`. */
+export function releaseForwardPrograms(programs: ForwardPrograms): void {
+  const { tables, embedding, block, adaptedBlock, finalNorm, gatherRows } = programs;
+  for (const program of [tables, embedding, block, adaptedBlock, finalNorm, gatherRows]) program?.release();
+}
+
+/** The weights of one layer and of its adapters on the device, by name below `model.layers.N.`. */
 export type LayerTensors = Readonly<Record<string, DeviceTensor>>;
 
 /** A batch on the device with the tables that every layer shares. */
@@ -119,5 +130,8 @@ export function blockCall(
   y: DeviceTensor,
 ): Call {
   const { cos, sin, bias } = batch;
-  return { kind: 'run', program: programs.block, inputs: { x, cos, sin, bias, ...weights }, outputs: { y } };
+  const isAdapted = Object.keys(weights).some((name) => name.endsWith('.lora_A.weight'));
+  const program = isAdapted ? programs.adaptedBlock : programs.block;
+  if (program === undefined) throw new Error('a layer has adapters and the programs were compiled without');
+  return { kind: 'run', program, inputs: { x, cos, sin, bias, ...weights }, outputs: { y } };
 }

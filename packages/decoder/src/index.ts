@@ -10,6 +10,7 @@ export {
   type ForwardPrograms,
   freeBatch,
   type LayerTensors,
+  releaseForwardPrograms,
   tablesCall,
   uploadBatch,
 } from './forward-pass.ts';
@@ -21,6 +22,15 @@ export {
   type GeneratorOptions,
   greedyHeadGraph,
 } from './generation.ts';
+export {
+  adaptedLinears,
+  adapterNames,
+  adapterParameters,
+  isLinearName,
+  LINEAR_NAMES,
+  type LinearName,
+  type LowRankAdapter,
+} from './low-rank-adapter.ts';
 export {
   type BlockGradientOptions,
   type BlockParameter,
@@ -35,6 +45,7 @@ export {
   finalNormGraph,
   gatherRowsGraph,
   gradientName,
+  mergeAdapterGraph,
   type SavedActivation,
   type SavingBlockGraphs,
   savingBlockGraphs,

@@ -10,6 +10,7 @@ import {
 } from '@stillhouse/onnx-graph';
 import { emitCacheBias, emitSegmentBias } from './attention-bias.ts';
 import { type BlockWeights, emitBlock } from './block.ts';
+import { type AdapterValues, adapterParameters, emitMerged, type LowRankAdapter } from './low-rank-adapter.ts';
 import { emitRotaryTables } from './rotary.ts';
 
 /** A parameter of one layer: name below `model.layers.N.` and shape in checkpoint layout. */
@@ -32,6 +33,22 @@ export const gradientName = (name: string) => `gradient.${name}`;
 
 function weightInputs(g: GraphBuilder, config: ModelConfig): BlockWeights {
   return new Map(blockParameters(config).map(({ name, shape }) => [name, g.floatInput(name, shape)]));
+}
+
+function adapterInputs(g: GraphBuilder, config: ModelConfig, adapter: LowRankAdapter | undefined) {
+  if (adapter === undefined) return {};
+  const weights = adapterParameters(config, adapter).map(
+    ({ name, shape }) => [name, g.floatInput(name, shape)] as const,
+  );
+  const values: AdapterValues = { scale: adapter.scale, weights: new Map(weights) };
+  return { adapter: values };
+}
+
+/** A linear layer's weight with its adapter taken in. Inputs: w [O, I], a [R, I], b [O, R]. Output: merged [O, I]. */
+export function mergeAdapterGraph(adapter: LowRankAdapter, float: FloatDtype): GraphBuilder {
+  const g = new GraphBuilder('merge_adapter', float);
+  emitMerged(g, adapter);
+  return g;
 }
 
 /** Tables that every layer of one batch shares. Inputs: positions, segments [B, T], columns [T] (int64). Outputs: cos, sin, bias. */
@@ -91,16 +108,18 @@ function blockInputs(g: GraphBuilder, config: ModelConfig): BlockGraphInputs {
   };
 }
 
-/** One layer. Inputs: x [B·T, H], cos, sin, bias, the layer's weights. Outputs: y [B·T, H] and, by choice, attention. */
+/** One layer. Inputs: x [B·T, H], cos, sin, bias, the layer's weights and those of its adapters. Outputs: y [B·T, H] and, by choice, attention. */
 export function blockGraph(
   config: ModelConfig,
   float: FloatDtype,
-  options: { readonly attention?: boolean } = {},
+  options: { readonly attention?: boolean; readonly adapter?: LowRankAdapter } = {},
 ): GraphBuilder {
   const g = new GraphBuilder('block', float);
   const inputs = blockInputs(g, config);
   const bias = g.floatInput('bias', ['B', 1, 1, 'T', 'T']);
-  const { x, attention } = emitBlock(g, config, { ...inputs, bias, weights: weightInputs(g, config) });
+  const weights = weightInputs(g, config);
+  const adapter = adapterInputs(g, config, options.adapter);
+  const { x, attention } = emitBlock(g, config, { ...inputs, bias, weights, ...adapter });
   g.output('y', x);
   if (options.attention) g.output('attention', g.reshape(attention, ['B', config.headCount, 'T', 'T']));
   return g;
@@ -116,6 +135,8 @@ interface BlockGradient {
 
 /** What of a layer's gradient is wanted. */
 export interface BlockGradientOptions {
+  /** The layer's adapters, whose tensors are further weights. */
+  readonly adapter?: LowRankAdapter;
   /** Which weights take one, by their name below `model.layers.N.`. Default: all. */
   readonly trained?: (name: string) => boolean;
   /** Whether it goes on to the residual stream before the layer, as something below learns too. Default true. */
@@ -128,10 +149,11 @@ function emitBlockGradient(config: ModelConfig, float: FloatDtype, options: Bloc
   const inputs = blockInputs(g, config);
   const bias = g.floatInput('bias', ['B', 1, 1, 'T', 'T']);
   const weights = weightInputs(g, config);
-  const { x: y } = emitBlock(g, config, { ...inputs, bias, weights });
+  const adapter = adapterInputs(g, config, options.adapter);
+  const { x: y } = emitBlock(g, config, { ...inputs, bias, weights, ...adapter });
   const forward = new Set(g.nodes.flatMap(({ outputs }) => outputs));
   const dy = g.floatInput('dy', ['B*T', config.hiddenSize]);
-  const wanted = [...weights].filter(([name]) => trained(name));
+  const wanted = [...weights, ...(adapter.adapter?.weights ?? [])].filter(([name]) => trained(name));
   const accumulateInto = new Map(wanted.map(([name, value]) => [value, g.floatInput(gradientName(name), value.shape)]));
   const gradients = differentiate(g, {
     seeds: [[y, dy]],

@@ -16,6 +16,7 @@ import {
   type LayerTensors,
   tablesCall,
 } from './forward-pass.ts';
+import type { LowRankAdapter } from './low-rank-adapter.ts';
 
 /** A whole decoder's weights on the device, in checkpoint layout, for inference. */
 export interface DecoderOnDevice {
@@ -28,6 +29,8 @@ export interface DecoderOnDevice {
   readonly norm: DeviceTensor;
   /** The output matrix, [V, H]; the embedding itself where they are tied. */
   readonly head: DeviceTensor;
+  /** Of the layers that have adapters. */
+  readonly adapter?: LowRankAdapter;
   /** Returns all memory. */
   free(): void;
 }

@@ -5,6 +5,7 @@ import {
   flatIndex,
   freeBatch,
   packSequences,
+  releaseForwardPrograms,
   residualStreamCalls,
   uploadBatch,
 } from '@stillhouse/decoder';
@@ -59,7 +60,7 @@ export async function createKdRunner(
   const hiddenScale = isFull ? await cache.hiddenScale('final') : undefined;
   const soft = isFull ? describeFullLabels(cache.description, hiddenScale) : labels.soft;
   const { topk } = cache.description.labels;
-  const forward = await compileForwardPrograms(engine, config, float);
+  const forward = await compileForwardPrograms(engine, config, float, model.adapter);
   const program = await compileGraph(engine, kdGraph({ ...labels, soft }, config, temperatures, float));
   const teacherHead = isFull ? await uploadTeacherHead(engine, cache, hiddenScale, vocabSize) : undefined;
   const cut = (matrix: DeviceTensor) => engine.view(matrix, { offset: 0, shape: [vocabSize, matrix.shape[1]!] });
@@ -175,9 +176,7 @@ export async function createKdRunner(
       if (teacherHead !== undefined) engine.free(teacherHead);
       engine.free(head);
       program.release();
-      for (const one of [forward.tables, forward.embedding, forward.block, forward.finalNorm, forward.gatherRows]) {
-        one.release();
-      }
+      releaseForwardPrograms(forward);
     },
   };
 }

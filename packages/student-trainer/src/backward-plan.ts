@@ -1,10 +1,18 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
-import { type BlockGradientOptions, blockParameters } from '@stillhouse/decoder';
+import {
+  adapterParameters,
+  type BlockGradientOptions,
+  blockParameters,
+  type LowRankAdapter,
+} from '@stillhouse/decoder';
+import type { StudentAdapter } from './adapters.ts';
 
 /** What a layer's backward pass gives. */
 export interface LayerBackward {
   /** Weights that take a gradient, by their name below `model.layers.N.`. */
   readonly trained: ReadonlySet<string>;
+  /** The adapters that the layer has. */
+  readonly adapter: LowRankAdapter | undefined;
   /** Whether the gradient goes on to the residual stream before the layer. */
   readonly hasInputGradient: boolean;
 }
@@ -21,15 +29,22 @@ export interface BackwardPlan {
 const EMBEDDING = 'model.embed_tokens.weight';
 
 /** @param trained whether a parameter of the student learns, by its full name */
-export function planBackward(config: ModelConfig, trained: (name: string) => boolean): BackwardPlan {
+export function planBackward(
+  config: ModelConfig,
+  trained: (name: string) => boolean,
+  adapter?: StudentAdapter,
+): BackwardPlan {
   const names = blockParameters(config).map(({ name }) => name);
+  const adapted = adapter === undefined ? [] : adapterParameters(config, adapter).map(({ name }) => name);
   const hasEmbeddingGradient = trained(EMBEDDING);
   let isAnyBelow = hasEmbeddingGradient;
   const layers = Array.from({ length: config.layerCount }, (_, layer): LayerBackward | undefined => {
-    const own = new Set(names.filter((name) => trained(`model.layers.${layer}.${name}`)));
+    const isAdapted = adapter?.layers.has(layer) === true;
+    const all = isAdapted ? [...names, ...adapted] : names;
+    const own = new Set(all.filter((name) => trained(`model.layers.${layer}.${name}`)));
     const hasInputGradient = isAnyBelow;
     isAnyBelow ||= own.size > 0;
-    return isAnyBelow ? { trained: own, hasInputGradient } : undefined;
+    return isAnyBelow ? { trained: own, adapter: isAdapted ? adapter : undefined, hasInputGradient } : undefined;
   });
   const lowest = layers.findIndex((layer) => layer !== undefined);
   return { layers, lowestLayer: lowest === -1 ? config.layerCount : lowest, hasEmbeddingGradient };
@@ -41,10 +56,14 @@ export function takesGradient({ lowestLayer, hasEmbeddingGradient }: BackwardPla
 }
 
 /** Layers of one key are one program. */
-export function layerKey({ trained, hasInputGradient }: LayerBackward): string {
-  return `${hasInputGradient} ${[...trained].join()}`;
+export function layerKey({ trained, adapter, hasInputGradient }: LayerBackward): string {
+  return `${hasInputGradient} ${adapter !== undefined} ${[...trained].join()}`;
 }
 
-export function gradientOptions({ trained, hasInputGradient }: LayerBackward): BlockGradientOptions {
-  return { trained: (name) => trained.has(name), hasInputGradient };
+export function gradientOptions({ trained, adapter, hasInputGradient }: LayerBackward): BlockGradientOptions {
+  return {
+    trained: (name) => trained.has(name),
+    hasInputGradient,
+    ...(adapter === undefined ? {} : { adapter }),
+  };
 }

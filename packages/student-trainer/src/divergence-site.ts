@@ -6,6 +6,7 @@ import {
   flatIndex,
   freeBatch,
   packSequences,
+  releaseForwardPrograms,
   tablesCall,
   uploadBatch,
 } from '@stillhouse/decoder';
@@ -55,7 +56,7 @@ async function locateForward(
   rowIds: readonly string[],
 ): Promise<DivergenceSite | undefined> {
   const { config, float, layers } = model;
-  const programs = await compileForwardPrograms(engine, config, float);
+  const programs = await compileForwardPrograms(engine, config, float, model.adapter);
   let found: { layer: number; rowIds: string[] } | undefined;
   let firstRow = 0;
   for (const { sequences, batch = packSequences(sequences) } of microBatches) {
@@ -90,8 +91,7 @@ async function locateForward(
     for (const buffer of buffers) engine.free(buffer);
     firstRow += sequences.length;
   }
-  const { tables, embedding, block, finalNorm, gatherRows } = programs;
-  for (const program of [tables, embedding, block, finalNorm, gatherRows]) program.release();
+  releaseForwardPrograms(programs);
   if (found === undefined) return undefined;
   return { place: found.layer === 0 ? 'the embedding' : `layer ${found.layer - 1}`, rowIds: found.rowIds };
 }

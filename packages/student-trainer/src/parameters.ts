@@ -3,6 +3,7 @@ import { describeParameters, type ModelConfig } from '@stillhouse/checkpoint';
 import { gradientName, type LayerTensors } from '@stillhouse/decoder';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
+import { type StudentAdapter, studentAdapterParameters } from './adapters.ts';
 import { isProjection, type ProjectionSpec } from './projections.ts';
 
 /** One tensor of the student on the device. */
@@ -17,7 +18,7 @@ export interface StudentTensor {
 /** A tensor that learns. */
 export type Parameter = StudentTensor & { readonly gradient: DeviceTensor };
 
-/** The tensors of a student, and the projections that its states are matched through. */
+/** The tensors of a student and its adapters, and the projections that its states are matched through. */
 export interface ParameterStore {
   /** All of them, frozen ones too, in checkpoint order. */
   readonly tensors: readonly StudentTensor[];
@@ -26,7 +27,8 @@ export interface ParameterStore {
   /** sha256 over the names and elements of those that do not; `undefined` where all learn. */
   readonly frozenSha256: string | undefined;
   get(name: string): StudentTensor;
-  /** Weights of layer n by name below `model.layers.n.`. */
+  readonly adapter: StudentAdapter | undefined;
+  /** Weights of layer n and of its adapters by name below `model.layers.n.`. */
   readonly layerWeights: readonly LayerTensors[];
   /** Gradient accumulators of what learns of layer n, as the inputs and the outputs of the block gradient. */
   readonly layerGradients: readonly { readonly inputs: LayerTensors; readonly outputs: LayerTensors }[];
@@ -43,15 +45,17 @@ export interface StoreOptions {
   /** The initial value of a parameter; its memory is taken over. */
   readonly read: (name: string) => Promise<FloatData>;
   readonly projections?: readonly ProjectionSpec[];
+  readonly adapter?: StudentAdapter;
   /** Whether a parameter learns, by its full name. Default: all do. A projection always does. */
   readonly trained?: (name: string) => boolean;
 }
 
 /** Puts a student's parameters on the device, with zeroed gradients for those that learn. */
 export async function createParameterStore(engine: Engine, options: StoreOptions): Promise<ParameterStore> {
-  const { config, float, read, projections = [], trained = () => true } = options;
+  const { config, float, read, projections = [], adapter, trained = () => true } = options;
   const specs = [
     ...describeParameters(config),
+    ...(adapter === undefined ? [] : studentAdapterParameters(config, adapter)),
     ...projections.map(({ name, teacherHidden }) => ({ name, shape: [teacherHidden, config.hiddenSize] })),
   ];
   const byName = new Map<string, StudentTensor>();
@@ -83,6 +87,7 @@ export async function createParameterStore(engine: Engine, options: StoreOptions
     trained: learning,
     frozenSha256: learning.length === tensors.length ? undefined : frozen.digest('hex'),
     get,
+    adapter,
     layerWeights: ofLayers(tensors).map((entries) =>
       Object.fromEntries(entries.map(([name, { weight }]) => [name, weight])),
     ),

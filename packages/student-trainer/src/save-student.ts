@@ -3,8 +3,9 @@ import { describeParameters, type ModelConfig, writeModelFolder, writeSafetensor
 import { StillhouseError } from '@stillhouse/errors';
 import type { Engine } from '@stillhouse/runtime';
 import { findNonFinite } from './non-finite.ts';
-import type { ParameterStore } from './parameters.ts';
+import type { FloatData, ParameterStore } from './parameters.ts';
 import { isProjection } from './projections.ts';
+import { openMergedReader, saveAdapter } from './save-adapter.ts';
 
 export interface SaveOptions {
   readonly out: string;
@@ -15,15 +16,15 @@ export interface SaveOptions {
 }
 
 /**
- * Writes the student as a Hugging Face folder, and learned projections beside it.
+ * Writes the student as a Hugging Face folder, adapters taken in, and beside it the adapters alone as PEFT has them and
+ * learned projections.
  * @throws StillhouseError TRAINING_DIVERGED when a weight is not finite
  */
 export async function saveStudent(engine: Engine, parameters: ParameterStore, options: SaveOptions): Promise<void> {
   const { out, student, config, dtype } = options;
-  const read = async (name: string) => {
-    const data = (await engine.download(parameters.get(name).weight)) as Float32Array<ArrayBuffer>;
+  const check = (name: string, data: FloatData) => {
     const at = findNonFinite(data);
-    if (at === undefined) return data;
+    if (at === undefined) return;
     throw new StillhouseError({
       code: 'TRAINING_DIVERGED',
       where: out,
@@ -33,6 +34,14 @@ export async function saveStudent(engine: Engine, parameters: ParameterStore, op
       remedy: 'No student was saved; start again in another --out with a lower --lr or --clip',
     });
   };
+  const readMerged = await openMergedReader(engine, parameters);
+  const read = async (name: string) => {
+    const data = (await readMerged(name)) as Float32Array<ArrayBuffer>;
+    check(name, data);
+    return data;
+  };
+  // First, as the folder counts as a model once the rest is there.
+  await saveAdapter(engine, parameters, { out, base: student, config, check });
   await writeModelFolder({
     out,
     config: config.raw,

@@ -39,3 +39,9 @@ export function seededNormals(
   }
   return out;
 }
+
+/** Numbers uniform in (-bound, bound), the same on every machine for a seed. */
+export function seededUniform(count: number, bound: number, seed: number, stream: number): Float32Array<ArrayBuffer> {
+  const uniform = seededUniforms(seed, stream);
+  return Float32Array.from({ length: count }, () => bound * (2 * uniform() - 1));
+}

@@ -12,6 +12,7 @@ import {
 import { entropyGraph, type LossGradients, lossGraph, type Objective, selectionGraph } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Engine, Program } from '@stillhouse/runtime';
+import type { StudentAdapter } from './adapters.ts';
 import {
   type BackwardPlan,
   gradientOptions,
@@ -59,13 +60,14 @@ export interface StepProgramOptions {
   readonly selects: boolean;
   /** Whether a parameter learns, by its full name. */
   readonly trained: (name: string) => boolean;
+  readonly adapter?: StudentAdapter;
 }
 
 export async function compileStepPrograms(engine: Engine, options: StepProgramOptions): Promise<StepPrograms> {
-  const { config, objective, vocabSize, float, selects, trained } = options;
+  const { config, objective, vocabSize, float, selects, trained, adapter } = options;
   const { hiddenSize, rmsNormEpsilon } = config;
-  const forward = await compileForwardPrograms(engine, config, float);
-  const plan = planBackward(config, trained);
+  const forward = await compileForwardPrograms(engine, config, float, adapter);
+  const plan = planBackward(config, trained, adapter);
   const readout = { hiddenSize, vocabSize, rmsNormEpsilon };
   const wanted: LossGradients = {
     x: takesGradient(plan, config.layerCount),
@@ -110,12 +112,13 @@ async function compileLayers(
   const forwardOnly = { block: forward.block, gradient: undefined, hasInputGradient: false, saved: [] };
   const compile = async (layer: LayerBackward): Promise<LayerPrograms> => {
     const { hasInputGradient } = layer;
+    const bare = layer.adapter === undefined ? forward.block : forward.adaptedBlock!;
     if (recompute) {
       const gradient = await compileGraph(engine, blockGradientGraph(config, float, gradientOptions(layer)));
-      return { block: forward.block, gradient, hasInputGradient, saved: [] };
+      return { block: bare, gradient, hasInputGradient, saved: [] };
     }
     const saving = savingBlockGraphs(config, float, gradientOptions(layer));
-    const block = saving.saved.length === 0 ? forward.block : await compileGraph(engine, saving.forward);
+    const block = saving.saved.length === 0 ? bare : await compileGraph(engine, saving.forward);
     return { block, gradient: await compileGraph(engine, saving.gradient), hasInputGradient, saved: saving.saved };
   };
   const compiled = new Map<string, LayerPrograms>();

@@ -12,6 +12,7 @@ export function viewAsDecoder(config: ModelConfig, float: FloatDtype, parameters
     layers: parameters.layerWeights,
     norm: parameters.get('model.norm.weight').weight,
     head: parameters.outputMatrix.weight,
+    ...(parameters.adapter === undefined ? {} : { adapter: parameters.adapter }),
     free: () => {},
   };
 }

@@ -3,6 +3,7 @@ import type { Objective } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
 import { type AdamWSettings, createAdamW, type StateTensor } from './adamw.ts';
+import type { StudentAdapter } from './adapters.ts';
 import {
   addSums,
   createMicroBatchRunner,
@@ -31,6 +32,8 @@ export interface StudentOptions {
   readonly selectTokens?: number;
   /** Whether a parameter learns, by its name in checkpoints. Default: all do. */
   readonly trained?: (name: string) => boolean;
+  /** Low-rank adapters, whose initial values `read` gives too. */
+  readonly adapter?: StudentAdapter;
 }
 
 /** All that changes from step to step, by the file of a checkpoint that it is kept in. */
@@ -61,6 +64,7 @@ export interface Student {
 export async function createStudent(engine: Engine, options: StudentOptions): Promise<Student> {
   const { config, float, objective, vocabSize, scalars, chunkPositions, teacherHead, read } = options;
   const { selectTokens = 1, trained = () => true } = options;
+  const adapter = options.adapter === undefined ? {} : { adapter: options.adapter };
   const programs = await compileStepPrograms(engine, {
     config,
     objective,
@@ -69,6 +73,7 @@ export async function createStudent(engine: Engine, options: StudentOptions): Pr
     recompute: options.recompute ?? false,
     selects: selectTokens < 1,
     trained,
+    ...adapter,
   });
   const parameters = await createParameterStore(engine, {
     config,
@@ -76,6 +81,7 @@ export async function createStudent(engine: Engine, options: StudentOptions): Pr
     read,
     trained,
     projections: describeProjections(objective.features),
+    ...adapter,
   });
   const adamw = await createAdamW(engine, parameters.trained, options.adamw, float);
   const setting = {

@@ -15,9 +15,9 @@ import type { HiddenScale, TeacherCache } from '@stillhouse/teacher-cache';
 import { measureActivations } from './activation-store.ts';
 import { type BackwardPlan, planBackward } from './backward-plan.ts';
 import { type HeldOutPlan, resolveHeldOut } from './held-out.ts';
+import { type Learning, resolveLearning } from './learning.ts';
 import { type ResolvedObjective, resolveObjective } from './objective-from-settings.ts';
 import type { TrainingRows } from './step-data.ts';
-import { resolveTrainLayers, trainedNames } from './train-layers.ts';
 import { selectRows } from './training-rows.ts';
 import type { TrainingSettings } from './training-settings.ts';
 
@@ -35,8 +35,7 @@ export interface TrainingInputs {
   readonly cache: TeacherCache;
   readonly config: ModelConfig;
   readonly weights: TensorSource;
-  /** Whether a parameter learns, by its full name. */
-  readonly trained: (name: string) => boolean;
+  readonly learning: Learning;
   readonly rows: TrainingRows;
   readonly resolved: ResolvedObjective;
   /** Of the final hidden states. */
@@ -77,7 +76,7 @@ export async function openTrainingInputs(
     const hasFinal = available.labels.hidden?.layers.includes('final') === true;
     const hiddenScale = hasFinal ? await cache.hiddenScale('final') : undefined;
     const resolved = resolveObjective(settings, available, config, settings.cache, hiddenScale);
-    const trained = trainedNames(resolveTrainLayers(settings.trainLayers, config));
+    const learning = resolveLearning(settings, config);
     await checkModelTokenizer(cache, settings.student);
     if (!finiteStudents.has(settings.student)) {
       for (const { name } of describeParameters(config)) {
@@ -86,8 +85,25 @@ export async function openTrainingInputs(
       finiteStudents.add(settings.student);
     }
     const rows = await selectRows(cache, config, settings);
-    const resolvedSettings = resolveOpen(settings, resolved, rows, planBackward(config, trained), config);
-    return { settings: resolvedSettings, cache, config, weights, trained, rows, resolved, hiddenScale, heldOut, close };
+    const resolvedSettings = resolveOpen(
+      settings,
+      resolved,
+      rows,
+      planBackward(config, learning.trained, learning.adapter),
+      config,
+    );
+    return {
+      settings: resolvedSettings,
+      cache,
+      config,
+      weights,
+      learning,
+      rows,
+      resolved,
+      hiddenScale,
+      heldOut,
+      close,
+    };
   } catch (error) {
     await close();
     throw error;

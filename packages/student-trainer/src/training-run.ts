@@ -5,6 +5,7 @@ import { StillhouseError } from '@stillhouse/errors';
 import { type Objective, uploadTeacherHead } from '@stillhouse/objectives';
 import { type Engine, openEngine } from '@stillhouse/runtime';
 import type { HiddenLayer, HiddenScale, TeacherCache } from '@stillhouse/teacher-cache';
+import { initialAdapter, isAdapterName } from './adapters.ts';
 import type { DataPosition } from './data-order.ts';
 import { locateDivergence } from './divergence-site.ts';
 import { HELD_OUT_FILE, type HeldOutEvaluator, type HeldOutMetrics } from './held-out.ts';
@@ -95,9 +96,11 @@ export async function trainStudent(
 
 async function openStudent(
   engine: Engine,
-  { settings, cache, config, weights, trained, resolved, hiddenScale }: TrainingInputs,
+  { settings, cache, config, weights, learning, resolved, hiddenScale }: TrainingInputs,
 ): Promise<Student> {
   const { objective, vocabSize } = resolved;
+  const { trained, adapter } = learning;
+  const newAdapter = adapter && initialAdapter(config, adapter, settings.seed);
   const teacherHead =
     objective.labels.kind === 'full' ? await uploadTeacherHead(engine, cache, hiddenScale, vocabSize) : undefined;
   const projections = describeProjections(objective.features);
@@ -105,6 +108,7 @@ async function openStudent(
     config,
     float: 'float32',
     read: async (name) => {
+      if (isAdapterName(name)) return newAdapter!(name);
       const index = projections.findIndex((one) => one.name === name);
       if (index < 0) return weights.readFloat32(name);
       return initialProjection(projections[index]!.teacherHidden, config.hiddenSize, settings.seed, index);
@@ -117,6 +121,7 @@ async function openStudent(
     recompute: settings.recompute === 'always',
     selectTokens: settings.selectTokens,
     trained,
+    ...(adapter === undefined ? {} : { adapter }),
     ...(teacherHead === undefined ? {} : { teacherHead }),
   });
 }

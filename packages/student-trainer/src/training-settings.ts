@@ -1,3 +1,4 @@
+import { isLinearName, LINEAR_NAMES } from '@stillhouse/decoder';
 import { boolean, choice, integer, list, number, type SettingsOf, text } from '@stillhouse/settings';
 import { isLayerPair } from './layer-pairs.ts';
 import { isTaskWeight } from './task-weights.ts';
@@ -92,7 +93,15 @@ export const TRAINING_SETTINGS = {
     TRAIN_LAYERS_SYNTAX,
     ['all'] as readonly (string | number)[],
   ),
-  seed: integer('seed of the data order and of new projections', 0, { min: 0, max: 0xffffffff }),
+  loraRank: integer('train low-rank adapters of this rank and nothing else; left out: none', undefined, { min: 1 }),
+  loraAlpha: number('adapters count alpha / rank; left out: the rank', undefined, { above: 0 }),
+  loraTargets: list(
+    `linear layers that have adapters; left out: all of ${LINEAR_NAMES.join(', ')}`,
+    isLinearName,
+    LINEAR_NAMES.join(', '),
+    undefined,
+  ),
+  seed: integer('seed of the data order, of new projections and of new adapters', 0, { min: 0, max: 0xffffffff }),
   split: text('train only on rows of this split; left out: all rows', undefined),
   checkpointEvery: integer('steps between checkpoints', 200, { min: 1 }),
   keepCheckpoints: integer('newest checkpoints kept', 2, { min: 1 }),

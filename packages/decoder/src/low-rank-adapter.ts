@@ -1,0 +1,87 @@
+import { describeParameters, type ModelConfig } from '@stillhouse/checkpoint';
+import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
+
+/** The linear layers of a decoder layer, named as checkpoints and PEFT do. */
+export const LINEAR_NAMES = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'] as const;
+
+export type LinearName = (typeof LINEAR_NAMES)[number];
+
+export const isLinearName = (value: unknown): value is LinearName =>
+  (LINEAR_NAMES as readonly unknown[]).includes(value);
+
+/**
+ * LoRA (Hu et al. 2021, arXiv 2106.09685, eq. 3): a linear layer with weight W [out, in] gives x Wᵀ + scale · (x Aᵀ) Bᵀ,
+ * with A [rank, in] and B [out, rank].
+ */
+export interface LowRankAdapter {
+  readonly rank: number;
+  /** alpha / rank. */
+  readonly scale: number;
+  /** The linear layers that have one. */
+  readonly targets: readonly LinearName[];
+}
+
+/** A linear layer that has an adapter: its name below `model.layers.N.` and the sides of its weight. */
+export interface AdaptedLinear {
+  readonly name: string;
+  readonly outSize: number;
+  readonly inSize: number;
+}
+
+const FIRST_LAYER = 'model.layers.0.';
+
+/** The adapted linear layers of a layer, in checkpoint order. */
+export function adaptedLinears(config: ModelConfig, { targets }: LowRankAdapter): readonly AdaptedLinear[] {
+  return describeParameters(config).flatMap(({ name, shape: [outSize, inSize] }) => {
+    const linear = name.startsWith(FIRST_LAYER) ? name.slice(FIRST_LAYER.length).replace(/\.weight$/, '') : '';
+    const isTarget = (targets as readonly string[]).includes(linear.split('.').at(-1)!);
+    return isTarget ? [{ name: linear, outSize: outSize!, inSize: inSize! }] : [];
+  });
+}
+
+/** A's and B's names beside a linear layer's, as PEFT has them. */
+export const adapterNames = (linear: string) =>
+  ({ a: `${linear}.lora_A.weight`, b: `${linear}.lora_B.weight` }) as const;
+
+/** The adapters' tensors of a layer: names below `model.layers.N.` and shapes. */
+export function adapterParameters(
+  config: ModelConfig,
+  adapter: LowRankAdapter,
+): readonly { readonly name: string; readonly shape: readonly number[] }[] {
+  const { rank } = adapter;
+  return adaptedLinears(config, adapter).flatMap(({ name, outSize, inSize }) => {
+    const { a, b } = adapterNames(name);
+    return [
+      { name: a, shape: [rank, inSize] },
+      { name: b, shape: [outSize, rank] },
+    ];
+  });
+}
+
+/** The adapters' values in a block's graph. */
+export interface AdapterValues {
+  readonly scale: number;
+  readonly weights: ReadonlyMap<string, Value>;
+}
+
+/** `product` [N, out] of the linear layer `name` on x [N, in], with what its adapter adds where it has one. */
+export function emitAdapter(
+  g: GraphBuilder,
+  adapter: AdapterValues | undefined,
+  name: string,
+  x: Value,
+  product: Value,
+): Value {
+  const names = adapterNames(name);
+  const [a, b] = [adapter?.weights.get(names.a), adapter?.weights.get(names.b)];
+  if (adapter === undefined || a === undefined || b === undefined) return product;
+  return g.scope('lora', () =>
+    g.gemm(g.scale(g.gemm(x, a, { transB: true }), adapter.scale), b, { transB: true, c: product }),
+  );
+}
+
+/** W + scale · B A. Inputs: w [O, I], a [R, I], b [O, R]. Output: merged [O, I]. */
+export function emitMerged(g: GraphBuilder, { scale }: LowRankAdapter): void {
+  const [w, a, b] = [g.floatInput('w', ['O', 'I']), g.floatInput('a', ['R', 'I']), g.floatInput('b', ['O', 'R'])];
+  g.output('merged', g.gemm(g.scale(b, scale), a, { c: w }));
+}
