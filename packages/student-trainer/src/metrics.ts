@@ -28,6 +28,8 @@ export interface StepMetrics {
   readonly targetTokens: number;
   /** Tokens since the run began. */
   readonly tokensSeen: number;
+  /** How long the step waited for its labels to be read. */
+  readonly dataWaitMs: number;
   /** Time in steps since the run began, interruptions left out. */
   readonly elapsedMs: number;
 }

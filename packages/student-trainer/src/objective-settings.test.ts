@@ -27,7 +27,7 @@ async function train(given: Partial<TrainingSettings> = {}) {
   await trainStudent(all);
   const lines = (await readFile(join(all.out!, 'metrics.jsonl'), 'utf8')).trim().split('\n');
   const metrics = lines.map((line) => JSON.parse(line) as StepMetrics);
-  return { metrics: metrics.map(({ elapsedMs: _, ...rest }) => rest), out: all.out! };
+  return { metrics: metrics.map(({ elapsedMs: _, dataWaitMs: __, ...rest }) => rest), out: all.out! };
 }
 
 function expectNear(

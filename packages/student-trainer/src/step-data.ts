@@ -1,3 +1,4 @@
+import { setImmediate } from 'node:timers/promises';
 import { collectLabels, countSelected, countTargets, type LabelOptions, weighRow } from '@stillhouse/objectives';
 import type { HiddenLayer, LabelledRow, TeacherCache } from '@stillhouse/teacher-cache';
 import { type DataPosition, takeStepRows } from './data-order.ts';
@@ -63,8 +64,7 @@ export async function loadStepData(
   const rowIds: string[] = [];
   let [targets, denominator, computed] = [0, 0, 0];
   for (const group of groupByLength(taken, rows.lengths, accumulate, columnCost)) {
-    const labelled: LabelledRow[] = [];
-    for (const row of group) labelled.push(await cache.readRow(rows.indices[row]!, needs));
+    const labelled = await readRows(group, (row) => cache.readRow(rows.indices[row]!, needs));
     for (const { row } of labelled) {
       rowIds.push(row.id);
       const counted = countSelected(countTargets(row.lossMask), options.selectTokens);
@@ -78,4 +78,30 @@ export async function loadStepData(
   }
   const tokens = taken.reduce((sum, row) => sum + rows.lengths[row]!, 0);
   return { microBatches, rowIds, tokens, paddingShare: 1 - tokens / computed, targets, denominator, next };
+}
+
+/** Reads under way at once: from afar the files of several shards come side by side. */
+const READS_AT_ONCE = 4;
+
+async function readRows(
+  rows: readonly number[],
+  read: (row: number) => Promise<LabelledRow>,
+): Promise<readonly LabelledRow[]> {
+  const labelled: LabelledRow[] = [];
+  let [begun, failures] = [0, [] as unknown[]];
+  const readOn = async () => {
+    while (begun < rows.length && failures.length === 0) {
+      const at = begun++;
+      try {
+        labelled[at] = await read(rows[at]!);
+      } catch (error) {
+        failures = [...failures, error];
+      }
+      // What is in memory is read without a pause; the step that computes meanwhile waits for messages.
+      await setImmediate();
+    }
+  };
+  await Promise.all(Array.from({ length: READS_AT_ONCE }, readOn));
+  if (failures.length > 0) throw failures[0];
+  return labelled;
 }

@@ -6,7 +6,6 @@ import { type Objective, uploadTeacherHead } from '@stillhouse/objectives';
 import { type Engine, openEngine } from '@stillhouse/runtime';
 import type { HiddenLayer, HiddenScale, TeacherCache } from '@stillhouse/teacher-cache';
 import { initialAdapter, isAdapterName } from './adapters.ts';
-import type { DataPosition } from './data-order.ts';
 import { locateDivergence } from './divergence-site.ts';
 import { HELD_OUT_FILE, type HeldOutEvaluator, type HeldOutMetrics } from './held-out.ts';
 import { learningRateAt } from './learning-rate.ts';
@@ -16,8 +15,9 @@ import { describeProjections, initialProjection } from './projections.ts';
 import { nameCheckpoint, refuseDivergence } from './run-failures.ts';
 import { prepareFolder } from './run-folder.ts';
 import { saveStudent } from './save-student.ts';
-import { loadStepData, type StepData } from './step-data.ts';
+import { loadStepData } from './step-data.ts';
 import { measureColumnCost } from './step-layout.ts';
+import { openStepReader } from './step-reader.ts';
 import { createStudent, type Student } from './student.ts';
 import { viewAsDecoder } from './student-decoder.ts';
 import { parseTaskWeights } from './task-weights.ts';
@@ -184,12 +184,6 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
     batching: settings.batching,
     columnCost: measureColumnCost(run.config),
   };
-  const load = (position: DataPosition) => {
-    const loading = loadStepData(cache, rows, position, stepDataOptions);
-    // Whoever waits for it hears of a failure; a run that ends before has no use for it.
-    loading.catch(() => undefined);
-    return loading;
-  };
   const decoder = viewAsDecoder(run.config, 'float32', student.parameters);
   const log = await openStepLog<StepMetrics>(out, METRICS_FILE, state.step);
   const heldOutLog =
@@ -217,7 +211,10 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
     await heldOutLog!.append(lastHeldOut);
     events.onHeldOut?.(lastHeldOut);
   };
-  const takeStep = async (data: StepData, startedAt: number) => {
+  const takeStep = async () => {
+    const startedAt = performance.now();
+    const data = await reader.next();
+    const dataWaitMs = performance.now() - startedAt;
     const step = state.step + 1;
     const scalars = settings.schedule === 'constant' ? undefined : lossScalarsAt(step, steps, settings);
     if (scalars !== undefined) student.setScalars(scalars);
@@ -242,20 +239,22 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
       paddingShare: data.paddingShare,
       targetTokens: data.targets,
       tokensSeen: state.tokensSeen,
+      dataWaitMs,
       elapsedMs,
     };
     await log.append(last);
     events.onStep?.(last, steps);
   };
+  const reader = openStepReader({
+    load: (position) => loadStepData(cache, rows, position, stepDataOptions),
+    position: state.position,
+    steps: steps - state.step,
+    prefetchSteps: settings.prefetchSteps,
+  });
   try {
-    let upcoming = state.step < steps ? load(state.position) : undefined;
     if (!isStopped()) await evaluateIfDue();
-    while (upcoming !== undefined && !isStopped()) {
-      const startedAt = performance.now();
-      const data: StepData = await upcoming;
-      // The next step's labels are read while this one computes; a failure to read belongs to that step.
-      upcoming = state.step + 1 < steps ? load(data.next) : undefined;
-      await takeStep(data, startedAt);
+    while (state.step < steps && !isStopped()) {
+      await takeStep();
       if (state.step % settings.checkpointEvery === 0 && state.step < steps) await save();
       if (!isStopped()) await evaluateIfDue();
     }
@@ -264,6 +263,7 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
   } catch (error) {
     throw nameCheckpoint(error, savedStep);
   } finally {
+    await reader.close();
     await log.close();
     await heldOutLog?.close();
   }

@@ -81,6 +81,7 @@ export const TRAINING_SETTINGS = {
     ['packed', 'bucketed'],
     'packed',
   ),
+  prefetchSteps: integer('steps whose labels are read ahead, in memory all of them; changes no number', 2, { min: 1 }),
   chunkPositions: integer('label positions whose logits are in memory at a time', 128, { min: 1 }),
   recompute: choice(
     'compute activations again for gradients instead of keeping them: auto does so where they would take a quarter of memory',
@@ -136,6 +137,7 @@ export const SETTINGS_FREE_ON_RESUME: readonly (keyof TrainingSettings)[] = [
   'student',
   'accumulate',
   'batching',
+  'prefetchSteps',
   'chunkPositions',
   'recompute',
   'device',
