@@ -3,7 +3,8 @@ import protobuf from 'protobufjs';
 import type { GraphBuilder } from './builder.ts';
 import { reachableNodes } from './reachable.ts';
 import type { AttributeValue, Dtype, Node, OperatorName, Shape, Value } from './types.ts';
-import { verifyGraph } from './verify.ts';
+import { verifyGraph, verifyWebGpuGraph } from './verify.ts';
+import { chooseWebGpuOpset, lowerForWebGpu, shapeInputName } from './webgpu.ts';
 
 const IR_VERSION = 10;
 /** 26 brings BitCast; every other operator here is older. */
@@ -48,7 +49,10 @@ interface EncodedOperator {
   readonly extraInputs: readonly Value[];
 }
 
-function encodeOperator(g: GraphBuilder, node: Node): EncodedOperator {
+/** The operand that holds a shape, at most one of its entries -1 where `mayInfer`. */
+type ShapeOperand = (target: Shape, mayInfer: boolean) => Value;
+
+function encodeOperator(g: GraphBuilder, node: Node, shapeOperand: ShapeOperand): EncodedOperator {
   const a = node.attributes as Readonly<Record<string, AttributeValue>>;
   const number = (name: string) => a[name] as number;
   switch (node.op satisfies OperatorName) {
@@ -60,9 +64,9 @@ function encodeOperator(g: GraphBuilder, node: Node): EncodedOperator {
     case 'Transpose':
       return { attributes: [ints('perm', a.permutation as readonly number[])], extraInputs: [] };
     case 'Reshape':
-      return { attributes: [], extraInputs: [g.shapeTensor(a.target as Shape, true)] };
+      return { attributes: [], extraInputs: [shapeOperand(a.target as Shape, true)] };
     case 'Expand':
-      return { attributes: [], extraInputs: [g.shapeTensor(a.target as Shape, false)] };
+      return { attributes: [], extraInputs: [shapeOperand(a.target as Shape, false)] };
     case 'Split':
       return { attributes: [int('axis', number('axis'))], extraInputs: [g.integers(a.sizes as readonly number[])] };
     case 'Concat':
@@ -111,40 +115,72 @@ function encodeConstant(value: Value): object {
   };
 }
 
+/** The provider that a model is encoded for: `any` is ONNX as it stands, `webgpu` what ONNX Runtime's WebGPU provider has. */
+export type EncodingTarget = 'any' | 'webgpu';
+
+interface EncodedNode {
+  readonly name: string;
+  readonly op_type: string;
+  readonly input: readonly string[];
+  readonly output: readonly string[];
+  readonly attribute: readonly object[];
+}
+
 /**
  * The graph as ONNX protobuf bytes; dead nodes and inputs that nothing reads are left out.
- * @throws StillhouseError GRAPH_INVALID when the graph does not verify
+ *
+ * For `webgpu` operators that the provider lacks are lowered to ones that it has, the operator set is the oldest that
+ * will do, and shapes that only a run knows are inputs (`shapeInputName`): the runtime fills them in.
+ * @throws StillhouseError GRAPH_INVALID when the graph does not verify, GRAPH_UNSUPPORTED_BY_DEVICE when the target has
+ *   no kernel for some of its operators
  */
-export function encodeModel(g: GraphBuilder): Uint8Array {
+export function encodeModel(g: GraphBuilder, target: EncodingTarget = 'any'): Uint8Array {
   verifyGraph(g);
   const outputNames = new Map([...g.outputs].map(([name, value]) => [value, name]));
   const cutNames = new Map([...g.cuts].map(([name, value]) => [value, name]));
   const given = new Set(g.cuts.values());
   const nameOf = (value: Value) => cutNames.get(value) ?? outputNames.get(value) ?? value.name;
+  const live = reachableNodes(g.nodes, g.outputs.values(), given);
+  if (target === 'webgpu') verifyWebGpuGraph(g.name, live);
+
+  const shapeInputs = new Map<string, Value>();
+  const shapeOperand: ShapeOperand = (shape, mayInfer) => {
+    const symbolic = shape.filter((dim) => typeof dim === 'string').length;
+    const isInferred = symbolic === 1 && mayInfer && !shape.includes(0);
+    if (target === 'any' || symbolic === 0 || isInferred) return g.shapeTensor(shape, mayInfer);
+    const name = shapeInputName(shape);
+    const input = shapeInputs.get(name) ?? { name, dtype: 'int64', shape: [shape.length] };
+    shapeInputs.set(name, input);
+    return input;
+  };
   const encoded = new Map<Node, EncodedOperator>();
-  for (const node of reachableNodes(g.nodes, g.outputs.values(), given)) encoded.set(node, encodeOperator(g, node));
+  for (const node of live) encoded.set(node, encodeOperator(g, node, shapeOperand));
   // Encoding adds the nodes that compute shapes at run time, after the nodes that use them: they go first.
   const shapeOperands = [...encoded.values()].flatMap(({ extraInputs }) => extraInputs);
   const shapeNodes = reachableNodes(g.nodes, shapeOperands, given).filter((node) => !encoded.has(node));
   const ordered = [...shapeNodes, ...encoded.keys()];
   const used = new Set<Value>();
-  const nodes = ordered.map((node) => {
-    const { attributes, extraInputs } = encoded.get(node) ?? encodeOperator(g, node);
+  const nodes = ordered.flatMap((node): readonly EncodedNode[] => {
+    const { attributes, extraInputs } = encoded.get(node) ?? encodeOperator(g, node, shapeOperand);
+    const lowered = target === 'webgpu' ? encodeLowered(g, node, nameOf, used) : undefined;
+    if (lowered !== undefined) return lowered;
     const operands = [...node.inputs, ...extraInputs];
     for (const operand of operands) if (operand !== undefined) used.add(operand);
-    return {
-      name: node.name,
-      op_type: node.op,
-      input: operands.map((operand) => (operand === undefined ? '' : nameOf(operand))),
-      output: node.outputs.map(nameOf),
-      attribute: attributes,
-    };
+    return [
+      {
+        name: node.name,
+        op_type: node.op,
+        input: operands.map((operand) => (operand === undefined ? '' : nameOf(operand))),
+        output: node.outputs.map(nameOf),
+        attribute: attributes,
+      },
+    ];
   });
   const message = {
     ir_version: IR_VERSION,
     producer_name: 'stillhouse',
     opset_import: [
-      { domain: '', version: OPSET_VERSION },
+      { domain: '', version: target === 'webgpu' ? chooseWebGpuOpset(live) : OPSET_VERSION },
       { domain: 'com.microsoft', version: 1 },
     ],
     graph: {
@@ -154,10 +190,39 @@ export function encodeModel(g: GraphBuilder): Uint8Array {
       input: [
         ...g.inputs.filter((input) => used.has(input)).map((input) => encodeType(input, input.name)),
         ...[...g.cuts].map(([name, value]) => encodeType(value, name)),
+        ...[...shapeInputs.values()].map((value) => encodeType(value, value.name)),
       ],
       output: [...g.outputs].map(([name, value]) => encodeType(value, name)),
     },
   };
   const type = loadModelType();
   return type.encode(type.fromObject(message)).finish();
+}
+
+/** The operators that stand for one that the WebGPU provider lacks. */
+function encodeLowered(
+  g: GraphBuilder,
+  node: Node,
+  nameOf: (value: Value) => string,
+  used: Set<Value>,
+): readonly EncodedNode[] | undefined {
+  if (node.op !== 'LogSoftmax' && node.op !== 'ReduceLogSumExp') return undefined;
+  const x = node.inputs[0]!;
+  const a = node.attributes as Readonly<Record<string, AttributeValue>>;
+  const axes = g.integers((a.axes as readonly number[] | undefined) ?? [Number(a.axis ?? 0)]);
+  const lowered = lowerForWebGpu(node.op, {
+    name: node.name,
+    x: nameOf(x),
+    output: nameOf(node.outputs[0]!),
+    axes: axes.name,
+    keepDims: a.keepDims === true,
+  });
+  used.add(x).add(axes);
+  return lowered.map(({ op, inputs, output, keepDims }) => ({
+    name: `${output}/${op}`,
+    op_type: op,
+    input: inputs,
+    output: [output],
+    attribute: keepDims === undefined ? [] : [int('keepdims', keepDims ? 1 : 0)],
+  }));
 }

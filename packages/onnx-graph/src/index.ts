@@ -2,7 +2,7 @@
 export { GraphBuilder } from './builder.ts';
 export { type DifferentiateOptions, differentiate } from './differentiate.ts';
 export { elementCount, formatShape, multiplyDims, resolveDim, shapesEqual, symbolsOf } from './dims.ts';
-export { encodeModel } from './encode.ts';
+export { type EncodingTarget, encodeModel } from './encode.ts';
 export {
   type Contribution,
   GRADIENT_RULES,
@@ -28,3 +28,4 @@ export type {
   Value,
 } from './types.ts';
 export { findGraphProblems, verifyGraph } from './verify.ts';
+export { WEBGPU_OPERATORS } from './webgpu.ts';

@@ -2,7 +2,8 @@ import { StillhouseError } from '@stillhouse/errors';
 import type { GraphBuilder } from './builder.ts';
 import { formatShape, shapesEqual } from './dims.ts';
 import { inferTypes } from './operators.ts';
-import type { Value } from './types.ts';
+import type { Node, Value } from './types.ts';
+import { findWebGpuProblems } from './webgpu.ts';
 
 /**
  * Checks a finished graph from scratch: every operand is defined before its use and belongs to this graph, names
@@ -65,5 +66,17 @@ export function verifyGraph(g: GraphBuilder): void {
     where: `graph ${g.name}`,
     problem: problems.join('; '),
     remedy: 'This is a defect of the code that built the graph',
+  });
+}
+
+/** @throws StillhouseError GRAPH_UNSUPPORTED_BY_DEVICE with every operator that ONNX Runtime's WebGPU provider has no kernel for */
+export function verifyWebGpuGraph(name: string, nodes: readonly Node[]): void {
+  const problems = findWebGpuProblems(nodes);
+  if (problems.length === 0) return;
+  throw new StillhouseError({
+    code: 'GRAPH_UNSUPPORTED_BY_DEVICE',
+    where: `graph ${name} on the device webgpu`,
+    problem: `some operators have no kernel there: ${problems.join('; ')}`,
+    remedy: 'Choose the device cpu, or settings that need no such operator',
   });
 }
