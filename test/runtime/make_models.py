@@ -63,3 +63,14 @@ save("cast-bfloat16", [node("Cast", ["x"], ["y"], to=TensorProto.BFLOAT16)],
      [("x", F32, ["N"])], [("y", TensorProto.BFLOAT16, ["N"])])
 save("cast-int16", [node("Cast", ["x"], ["y"], to=TensorProto.INT16)],
      [("x", F32, ["N"])], [("y", TensorProto.INT16, ["N"])])
+
+# What a device without pointers needs to move data: everything as 32-bit words in one row.
+save("words-copy", [node("Identity", ["x"], ["y"])], [("x", I32, ["N"])], [("y", I32, ["N"])])
+save("words-fill", [node("Expand", ["word", "count"], ["y"])], [("word", I32, [1]), ("count", I64, [1])],
+     [("y", I32, ["N"])])
+save("words-gather", [node("Gather", ["x", "rows"], ["y"])], [("x", I32, ["R", "W"]), ("rows", I64, ["K"])],
+     [("y", I32, ["K", "W"])])
+save("words-join-2", [node("Concat", ["a", "b"], ["y"], axis=0)],
+     [("a", I32, ["A"]), ("b", I32, ["B"])], [("y", I32, ["N"])])
+save("words-join-3", [node("Concat", ["a", "b", "c"], ["y"], axis=0)],
+     [("a", I32, ["A"]), ("b", I32, ["B"]), ("c", I32, ["C"])], [("y", I32, ["N"])])

@@ -1,5 +1,5 @@
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
-import { checkBindings, checkPorts, type Program } from './program.ts';
+import { checkBindings, checkPorts, isShapeInput, type Program } from './program.ts';
 import type { WorkerCall } from './protocol.ts';
 import {
   checkTensorData,
@@ -174,13 +174,14 @@ export function createEngine(link: WorkerLink, device: Engine['device'], deviceR
         problem: 'it was released or belongs to another engine',
       });
     }
-    checkBindings(program, inputs, outputs);
+    const shapes = checkBindings(program, inputs, outputs);
     const where = `program ${program.name} (${position})`;
     return {
       kind: 'run',
       program: number,
       inputs: program.inputNames.map((name) => useTensor(`${where}, input ${name}`, inputs[name]!)),
       outputs: program.outputNames.map((name) => useTensor(`${where}, output ${name}`, outputs[name]!)),
+      shapes,
     };
   }
 
@@ -195,11 +196,14 @@ export function createEngine(link: WorkerLink, device: Engine['device'], deviceR
         { kind: 'compile', program: number, name, model: copy, enableMemoryArena, threads },
         [copy.buffer],
       );
+      const inputs = ports.inputs.filter((port) => !isShapeInput(port.name));
       const program: Program = {
         name,
-        inputNames: ports.inputs.map((port) => port.name),
+        inputNames: inputs.map((port) => port.name),
         outputNames: ports.outputs.map((port) => port.name),
-        ...ports,
+        inputs,
+        outputs: ports.outputs,
+        shapeInputs: ports.inputs.filter((port) => isShapeInput(port.name)).map((port) => port.name),
         release() {
           if (closing !== undefined || !programNumbers.delete(program)) return;
           link.send({ kind: 'release', program: number });

@@ -10,6 +10,8 @@ export interface Program {
   /** Name, dtype and shape of every input; a dimension is a number, a symbol's name, or '' where unknown. */
   readonly inputs: readonly Port[];
   readonly outputs: readonly Port[];
+  /** Inputs that hold a shape, by name: see {@link isShapeInput}. The engine fills them in itself. */
+  readonly shapeInputs: readonly string[];
   /** Frees the session after everything that was asked before. Further runs fail with PROGRAM_RELEASED. */
   release(): void;
 }
@@ -38,6 +40,7 @@ export function describeUnsupportedDtype(where: string, what: string) {
  * Checks the tensors of one run against the program's metadata: names, dtypes, numeric dimensions, and that a symbol
  * stands for one size throughout. A symbol such as `B*T` is checked as a product where all its factors are known.
  *
+ * @returns the values of the shape inputs
  * @throws PROGRAM_INPUT_MISSING, PROGRAM_INPUT_UNKNOWN, PROGRAM_OUTPUT_MISSING, PROGRAM_OUTPUT_UNKNOWN,
  *   PROGRAM_DTYPE_MISMATCH, PROGRAM_SHAPE_MISMATCH
  */
@@ -45,12 +48,36 @@ export function checkBindings(
   program: Program,
   inputs: Readonly<Record<string, DeviceTensor>>,
   outputs: Readonly<Record<string, DeviceTensor>>,
-): void {
+): readonly (readonly number[])[] {
   const symbols = new Map<string, Binding>();
   checkNames(program, 'INPUT', program.inputNames, inputs);
   checkNames(program, 'OUTPUT', program.outputNames, outputs);
   for (const port of program.inputs) checkPort(program, 'input', port, inputs[port.name]!, symbols);
   for (const port of program.outputs) checkPort(program, 'output', port, outputs[port.name]!, symbols);
+  return program.shapeInputs.map((name) => resolveShape(program, name, symbols));
+}
+
+const SHAPE_INPUT = /^shape\((.*)\)$/;
+
+/**
+ * Whether an int64 input stands for a shape that depends on the run: it is called `shape(B*T,4,D)` after its sizes, which are
+ * read off the dimensions of the other inputs and outputs.
+ */
+export const isShapeInput = (name: string) => SHAPE_INPUT.test(name);
+
+function resolveShape(program: Program, name: string, symbols: ReadonlyMap<string, Binding>): readonly number[] {
+  return SHAPE_INPUT.exec(name)![1]!
+    .split(',')
+    .map((dim) => {
+      const size = /^\d+$/.test(dim) ? Number(dim) : (symbols.get(dim) ?? resolveProduct(dim, symbols))?.size;
+      if (size !== undefined) return size;
+      throw new StillhouseError({
+        code: 'PROGRAM_SHAPE_UNKNOWN',
+        where: `program ${program.name}, input ${name}`,
+        problem: `no other input or output says how large ${dim} is`,
+        remedy: 'Give the program an input with that dimension',
+      });
+    });
 }
 
 interface Binding {

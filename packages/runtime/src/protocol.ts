@@ -22,6 +22,8 @@ export type WorkerCall =
       readonly program: number;
       readonly inputs: readonly number[];
       readonly outputs: readonly number[];
+      /** Values of the program's shape inputs, in their order. */
+      readonly shapes: readonly (readonly number[])[];
     }
   | { readonly kind: 'fill'; readonly tensor: number; readonly value: number }
   | { readonly kind: 'copy'; readonly from: number; readonly to: number };

@@ -6,6 +6,12 @@ import type { WorkerOptions } from './protocol.ts';
 const FIXED_CONFIGURATION = { 'optimization.disable_specified_optimizers': 'QuickGeluFusion' };
 
 /**
+ * With validation a dispatch that WebGPU forbids is an error. Without, which is ONNX Runtime's default, Dawn runs it
+ * all the same, and a product that writes over its own operand comes out wrong.
+ */
+const WEBGPU = { name: 'webgpu', validationMode: 'basic' } as const;
+
+/**
  * How every session is set up. Measured on 2 shared cores, ONNX Runtime 1.30:
  * - Threads that spin while they wait cost a factor of 1.3 (large products) to 3 (small ones) when anything else wants
  *   the cores, such as the threads of the next program.
@@ -19,7 +25,7 @@ export function createSessionOptions(
   configuration: Readonly<Record<string, string>> = {},
 ): InferenceSession.SessionOptions {
   return {
-    executionProviders: [options.device],
+    executionProviders: [options.device === 'webgpu' ? WEBGPU : options.device],
     graphOptimizationLevel: 'all',
     executionMode: 'sequential',
     intraOpNumThreads: options.threads,
@@ -32,6 +38,16 @@ export function createSessionOptions(
       : { enableProfiling: true, profileFilePrefix: join(options.profileFolder, 'program') }),
     extra: nest({ 'session.intra_op.allow_spinning': '0', ...FIXED_CONFIGURATION, ...configuration }),
   };
+}
+
+/**
+ * How a session of a program is set up: on WebGPU outputs stay on the device, and what has no kernel there is refused,
+ * or else ONNX Runtime would compute it on the CPU in silence, with copies to and fro.
+ */
+export function createProgramOptions(options: WorkerOptions): InferenceSession.SessionOptions {
+  if (options.device !== 'webgpu') return createSessionOptions(options);
+  const strict = createSessionOptions(options, { 'session.disable_cpu_ep_fallback': '1' });
+  return { ...strict, preferredOutputLocation: 'gpu-buffer' };
 }
 
 /** The binding wants `a.b.c` as `{a: {b: {c}}}`. */

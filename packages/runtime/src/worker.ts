@@ -1,15 +1,15 @@
 /**
  * The thread that owns the ONNX Runtime sessions and all tensor memory. It executes messages strictly in order.
  *
- * Memory lives here as ordinary ArrayBuffers: the binding refuses SharedArrayBuffers, and `session.run` blocks its
- * thread, so the main thread keeps only handles.
+ * `session.run` blocks its thread, so the main thread keeps only handles, and `TensorMemory` the tensors.
  */
-import { setFlagsFromString } from 'node:v8';
-import { runInNewContext } from 'node:vm';
 import { parentPort, workerData } from 'node:worker_threads';
 import { env, InferenceSession, Tensor } from 'onnxruntime-node';
-import { PROBE_MODEL } from './probe-model.ts';
-import { describeUnsupportedDtype } from './program.ts';
+import { Failure } from './failure.ts';
+import { createGpuMemory } from './gpu-memory.ts';
+import { createHostMemory } from './host-memory.ts';
+import { readOwnModel } from './own-models.ts';
+import { describeUnsupportedDtype, isShapeInput } from './program.ts';
 import type {
   FromWorker,
   Port,
@@ -22,43 +22,26 @@ import type {
   WorkerRequest,
 } from './protocol.ts';
 import { SHARED_STATE } from './protocol.ts';
-import { createSessionOptions } from './session-options.ts';
-import { countElements, TENSOR_ARRAYS, type TensorData, type TensorDtype } from './tensor.ts';
+import { createProgramOptions, createSessionOptions } from './session-options.ts';
+import type { TensorData } from './tensor.ts';
+import type { TensorMemory } from './tensor-memory.ts';
 
 if (parentPort === null) throw new Error('worker.ts runs in a worker thread only');
 const port = parentPort;
 const state = workerData as Int32Array;
 
-interface HeldTensor {
-  readonly dtype: TensorDtype;
-  readonly data: TensorData;
-  readonly tensor: Tensor;
-}
-
 interface LoadedProgram {
   readonly name: string;
   readonly session: InferenceSession;
+  /** The inputs that are tensors, and those that are shapes. */
+  readonly inputNames: readonly string[];
+  readonly shapeNames: readonly string[];
 }
 
-/** A failure that already knows how to tell itself. */
-class Failure extends Error {
-  readonly failure: WorkerFailure;
-  constructor(failure: WorkerFailure) {
-    super(failure.problem);
-    this.failure = failure;
-  }
-}
-
-const tensors = new Map<number, HeldTensor>();
 const programs = new Map<number, LoadedProgram>();
 let options: WorkerOptions | undefined;
+let memory: TensorMemory = createHostMemory(enterNative);
 let commandFailure: WorkerFailure | undefined;
-
-/** V8 does not hurry to collect a few large arrays, so memory is taken back once this much has been freed. */
-const COLLECT_AFTER_BYTES = 256 * 2 ** 20;
-let freedBytes = 0;
-setFlagsFromString('--expose-gc');
-const collectGarbage = runInNewContext('gc') as (options?: { type: 'minor' }) => void;
 
 /** Every stay inside ONNX Runtime: a thread that is ended there takes the whole process with it (SIGABRT). */
 async function enterNative<Result>(work: () => Promise<Result>): Promise<Result> {
@@ -74,75 +57,22 @@ async function enterNative<Result>(work: () => Promise<Result>): Promise<Result>
   }
 }
 
-function holdTensor(handle: number, dtype: TensorDtype, shape: readonly number[], data: TensorData): void {
-  const tensor = new Tensor(dtype, data as Float32Array, [...shape]) as Tensor;
-  tensors.set(handle, { dtype, data, tensor });
-}
-
-function getTensor(handle: number): HeldTensor {
-  const held = tensors.get(handle);
-  if (held === undefined) throw new Error(`no tensor has the handle ${handle}`);
-  return held;
-}
-
-function fillTensor(handle: number, value: number): void {
-  const { dtype, data } = getTensor(handle);
-  if (dtype === 'int64') (data as BigInt64Array).fill(BigInt(value));
-  else (data as Float32Array).fill(value);
-}
-
-function copyTensor(from: number, to: number): void {
-  (getTensor(to).data as Float32Array).set(getTensor(from).data as Float32Array);
-}
-
-function releaseMemory(handles: readonly number[], sizeBytes: number): void {
-  for (const handle of handles) tensors.delete(handle);
-  countFreed(sizeBytes);
-}
-
-function countFreed(sizeBytes: number): void {
-  freedBytes += sizeBytes;
-  if (freedBytes >= COLLECT_AFTER_BYTES) takeMemoryBack();
-}
-
-function takeMemoryBack(): void {
-  if (freedBytes === 0) return;
-  collectGarbage();
-  // V8 frees array memory in the background after a collection; the next collection waits for that.
-  collectGarbage({ type: 'minor' });
-  freedBytes = 0;
-}
-
-function allocateArray(dtype: TensorDtype, shape: readonly number[]): TensorData {
-  const create = () => new TENSOR_ARRAYS[dtype](countElements(shape));
-  try {
-    return create();
-  } catch {
-    takeMemoryBack();
-    return create();
-  }
-}
-
 async function executeCommand(command: WorkerCommand): Promise<void> {
   switch (command.kind) {
     case 'upload':
-      return holdTensor(command.handle, command.dtype, command.shape, command.data);
+      return memory.upload(command.handle, command.dtype, command.shape, command.data);
     case 'allocate':
-      return holdTensor(command.handle, command.dtype, command.shape, allocateArray(command.dtype, command.shape));
-    case 'view': {
-      const { dtype, data } = getTensor(command.of);
-      const part = data.subarray(command.offset, command.offset + countElements(command.shape));
-      return holdTensor(command.handle, dtype, command.shape, part);
-    }
+      return memory.allocate(command.handle, command.dtype, command.shape);
+    case 'view':
+      return memory.view(command.handle, command.of, command.offset, command.shape);
     case 'write':
-      (getTensor(command.tensor).data as Float32Array).set(command.data as Float32Array);
-      return countFreed(command.data.byteLength);
+      return memory.write(command.tensor, command.data);
     case 'fill':
-      return fillTensor(command.tensor, command.value);
+      return memory.fill(command.tensor, command.value);
     case 'copy':
-      return copyTensor(command.from, command.to);
+      return memory.copy(command.from, command.to);
     case 'free':
-      return releaseMemory(command.handles, command.sizeBytes);
+      return memory.free(command.handles, command.sizeBytes);
     case 'release': {
       const program = programs.get(command.program);
       programs.delete(command.program);
@@ -154,17 +84,20 @@ async function executeCommand(command: WorkerCommand): Promise<void> {
 }
 
 async function executeCall(call: WorkerCall, position: string): Promise<void> {
-  if (call.kind === 'fill') return fillTensor(call.tensor, call.value);
-  if (call.kind === 'copy') return copyTensor(call.from, call.to);
+  if (call.kind === 'fill') return memory.fill(call.tensor, call.value);
+  if (call.kind === 'copy') return memory.copy(call.from, call.to);
   const program = programs.get(call.program);
   if (program === undefined) throw new Error(`no program has the number ${call.program}`);
-  const { name, session } = program;
-  const bind = (names: readonly string[], handles: readonly number[]) =>
-    Object.fromEntries(names.map((port, index) => [port, getTensor(handles[index]!).tensor]));
+  const { name, session, inputNames, shapeNames } = program;
+  const bind = <Bound>(names: readonly string[], bound: readonly Bound[]) =>
+    names.map((port, index) => [port, bound[index]!] as const);
   try {
-    const inputs = bind(session.inputNames, call.inputs);
-    const outputs = bind(session.outputNames, call.outputs);
-    await enterNative(() => session.run(inputs, outputs));
+    await memory.run({
+      session,
+      inputs: bind(inputNames, call.inputs),
+      outputs: bind(session.outputNames, call.outputs),
+      shapes: bind(shapeNames, call.shapes),
+    });
   } catch (error) {
     if (error instanceof Failure) throw error;
     throw new Failure({
@@ -180,10 +113,13 @@ async function openDevice(wanted: WorkerOptions): Promise<null> {
   env.logLevel = 'fatal'; // Everything that fails is thrown; ONNX Runtime need not print it as well.
   if (wanted.device !== 'cpu') {
     // Without this the session would be made, and run, on the CPU.
-    const strict = createSessionOptions(wanted, { 'session.disable_cpu_ep_fallback': '1' });
+    const strict = createSessionOptions(
+      { ...wanted, profileFolder: undefined },
+      { 'session.disable_cpu_ep_fallback': '1' },
+    );
     try {
       await enterNative(async () => {
-        const session = await InferenceSession.create(PROBE_MODEL, strict);
+        const session = await InferenceSession.create(readOwnModel('matmul'), strict);
         const three = () => new Tensor('float32', new Float32Array([3]), [1, 1]);
         const { c } = await session.run({ a: three(), b: three() });
         if (c?.data[0] !== 9) throw new Error(`3 times 3 came out as ${c?.data[0]}`);
@@ -196,6 +132,7 @@ async function openDevice(wanted: WorkerOptions): Promise<null> {
         problem: `ONNX Runtime cannot use it here: ${describe(error)}`,
       });
     }
+    if (wanted.device === 'webgpu') memory = createGpuMemory({ enterNative, sessionOptions: strict });
   }
   return null;
 }
@@ -205,7 +142,7 @@ async function compileProgram(request: Extract<WorkerRequest, { kind: 'compile' 
   if (options === undefined) throw new Error('compile before open');
   let session: InferenceSession;
   try {
-    const settings = createSessionOptions({
+    const settings = createProgramOptions({
       ...options,
       enableMemoryArena: request.enableMemoryArena ?? options.enableMemoryArena,
       threads: request.threads ?? options.threads,
@@ -213,6 +150,14 @@ async function compileProgram(request: Extract<WorkerRequest, { kind: 'compile' 
     session = await enterNative(() => InferenceSession.create(model, settings));
   } catch (error) {
     if (error instanceof Failure) throw error;
+    if (/fallback to CPU EP has been explicitly disabled/.test(describe(error))) {
+      throw new Failure({
+        code: 'PROGRAM_UNSUPPORTED_BY_DEVICE',
+        where: `program ${name}`,
+        problem: `ONNX Runtime would compute some of its operators on the CPU, as ${options.device} has no kernels for them`,
+        remedy: 'Choose the device cpu',
+      });
+    }
     if (/^Unsupported data type/.test(describe(error))) {
       // The binding's words for an input or output of, say, bfloat16.
       throw new Failure(describeUnsupportedDtype(`program ${name}`, describe(error)));
@@ -223,7 +168,9 @@ async function compileProgram(request: Extract<WorkerRequest, { kind: 'compile' 
       problem: `ONNX Runtime does not accept the model: ${describe(error)}`,
     });
   }
-  programs.set(request.program, { name, session });
+  const shapeNames = session.inputNames.filter(isShapeInput);
+  const inputNames = session.inputNames.filter((port) => !isShapeInput(port));
+  programs.set(request.program, { name, session, inputNames, shapeNames });
   return {
     inputs: session.inputMetadata.map(describePort),
     outputs: session.outputMetadata.map(describePort),
@@ -248,9 +195,9 @@ async function answerRequest(request: WorkerRequest): Promise<WorkerAnswers[keyo
       return null;
     }
     case 'download':
-      return request.tensors.map((handle) => getTensor(handle).data.slice());
+      return downloadMany(request.tensors);
     case 'memory':
-      takeMemoryBack();
+      memory.collect();
       return { residentBytes: process.memoryUsage.rss(), peakRssBytes: process.resourceUsage().maxRSS * 1024 };
     case 'close':
       for (const { session } of programs.values()) {
@@ -258,12 +205,17 @@ async function answerRequest(request: WorkerRequest): Promise<WorkerAnswers[keyo
         await session.release();
       }
       programs.clear();
-      tensors.clear();
-      collectGarbage();
+      await memory.close();
       return null;
     default:
       throw new Error(`unknown request ${JSON.stringify(request satisfies never)}`);
   }
+}
+
+async function downloadMany(handles: readonly number[]): Promise<readonly TensorData[]> {
+  const downloaded: TensorData[] = [];
+  for (const handle of handles) downloaded.push(await memory.download(handle));
+  return downloaded;
 }
 
 function describe(error: unknown): string {
