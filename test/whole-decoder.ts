@@ -1,9 +1,15 @@
 import { describeParameters, type ModelConfig, type TensorSource } from '@stillhouse/checkpoint';
-import { emitBlock, emitRotaryTables, emitSegmentBias, type TokenBatch } from '@stillhouse/decoder';
+import {
+  emitBlock,
+  emitSegmentBias,
+  inverseFrequencies,
+  type RotaryTables,
+  type TokenBatch,
+} from '@stillhouse/decoder';
 import type { FloatDtype, GraphBuilder, Value } from '@stillhouse/onnx-graph';
 import type { Engine } from '@stillhouse/runtime';
 
-/** What a whole decoder reads of a batch: ids, positions and segments int64 [B, T], columns int64 [T]. */
+/** What a whole decoder reads of a batch: ids int64, positions and segments int32 [B, T], columns int32 [T]. */
 export interface BatchInputs {
   readonly ids: Value;
   readonly positions: Value;
@@ -12,13 +18,22 @@ export interface BatchInputs {
 }
 
 export function batchInputs(g: GraphBuilder): BatchInputs {
-  const matrix = (name: string) => g.input(name, 'int64', ['B', 'T']);
+  const matrix = (name: string) => g.input(name, 'int32', ['B', 'T']);
   return {
-    ids: matrix('ids'),
+    ids: g.input('ids', 'int64', ['B', 'T']),
     positions: matrix('positions'),
     segments: matrix('segments'),
-    columns: g.input('columns', 'int64', ['T']),
+    columns: g.input('columns', 'int32', ['T']),
   };
+}
+
+/** cos and sin of position x inverse frequency for int32 positions [B, T], computed in the graph. */
+function emitRotary(g: GraphBuilder, config: ModelConfig, positions: Value): RotaryTables {
+  const frequencies = inverseFrequencies(config);
+  const constant = g.float === 'float64' ? frequencies : Float32Array.from(frequencies);
+  const column = g.reshape(g.cast(positions, g.float), ['B', 'T', 1, 1]);
+  const angles = g.mul(column, g.constant(constant, g.float, [config.headDim / 2]));
+  return { cos: g.cos(angles), sin: g.sin(angles) };
 }
 
 /**
@@ -30,7 +45,7 @@ export function emitDecoder(g: GraphBuilder, config: ModelConfig, prefix: string
     describeParameters(config).map(({ name, shape }) => [name, g.floatInput(`${prefix}${name}`, shape)]),
   );
   const get = (name: string) => parameters.get(name)!;
-  const rotary = emitRotaryTables(g, config, batch.positions);
+  const rotary = emitRotary(g, config, batch.positions);
   const bias = emitSegmentBias(g, batch.segments, batch.columns);
   let x = g.reshape(g.gather(get('model.embed_tokens.weight'), batch.ids), ['B*T', config.hiddenSize]);
   for (let layer = 0; layer < config.layerCount; layer++) {
@@ -48,11 +63,11 @@ export function uploadBatchInputs(engine: Engine, batch: TokenBatch) {
   const shape = [batch.rows, batch.length];
   return {
     ids: engine.upload(batch.ids, 'int64', shape),
-    positions: engine.upload(batch.positions, 'int64', shape),
-    segments: engine.upload(batch.segments, 'int64', shape),
+    positions: engine.upload(batch.positions, 'int32', shape),
+    segments: engine.upload(batch.segments, 'int32', shape),
     columns: engine.upload(
-      BigInt64Array.from({ length: batch.length }, (_, t) => BigInt(t)),
-      'int64',
+      Int32Array.from({ length: batch.length }, (_, t) => t),
+      'int32',
       [batch.length],
     ),
   };

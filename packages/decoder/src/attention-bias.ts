@@ -9,8 +9,8 @@ const FORBIDDEN_SCORE = -1e30;
 /**
  * Causal attention inside segments: column t sees column s when s <= t and both carry the same segment id. Rows
  * packed side by side have different ids and never see each other; padding is a segment of its own.
- * @param segmentIds int64 [B, T]
- * @param columns int64 [T]: 0, 1, ..., T - 1
+ * @param segmentIds int32 [B, T]
+ * @param columns int32 [T]: 0, 1, ..., T - 1
  * @returns [B, 1, 1, T, T], to be added to scores
  */
 export function emitSegmentBias(g: GraphBuilder, segmentIds: Value, columns: Value): Value {
@@ -25,8 +25,8 @@ export function emitSegmentBias(g: GraphBuilder, segmentIds: Value, columns: Val
 
 /**
  * Attention over a KV cache: a query at position p sees slots 0 to p.
- * @param positionIds int64 [B, T]
- * @param slots int64 [S]: 0, 1, ..., S - 1
+ * @param positionIds int32 [B, T]
+ * @param slots int32 [S]: 0, 1, ..., S - 1
  * @returns [B, 1, 1, T, S]
  */
 export function emitCacheBias(g: GraphBuilder, positionIds: Value, slots: Value): Value {

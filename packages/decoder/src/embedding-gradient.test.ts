@@ -17,7 +17,7 @@ test('every one of many tokens with the same id counts in the embedding gradient
   const ids = engine.upload(
     BigInt64Array.from({ length: tokens }, (_, n) => BigInt(n % 8)),
     'int64',
-    [tokens],
+    [tokens, 1],
   );
   const dx = engine.allocate('float32', [tokens, hiddenSize]);
   engine.fill(dx, 1);

@@ -2,22 +2,25 @@ import type { ModelConfig } from '@stillhouse/checkpoint';
 import { encodeModel, type FloatDtype, type GraphBuilder, racesOnThreads } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import type { LowRankAdapter } from './low-rank-adapter.ts';
-import { batchTablesGraph, blockGraph, embeddingGraph, finalNormGraph, gatherRowsGraph } from './model-graphs.ts';
+import { blockGraph, embeddingGraph, finalNormGraph, gatherRowsGraph, segmentBiasGraph } from './model-graphs.ts';
+import { computeRotaryTables } from './rotary.ts';
 import type { TokenBatch } from './token-batch.ts';
 
 /**
- * Compiles a graph under its own name; with one thread where more would race, which only graphs that do little have.
+ * Compiles a graph under its own name, in the form that the engine's device wants; with one thread where more would
+ * race, which only graphs that do little have.
  */
 export function compileGraph(engine: Engine, graph: GraphBuilder): Promise<Program> {
-  const name = graph.name;
-  return engine.compile(encodeModel(graph), racesOnThreads(graph) ? { name, threads: 1 } : { name });
+  const { name } = graph;
+  const model = encodeModel(graph, engine.device === 'webgpu' ? 'webgpu' : 'any');
+  return engine.compile(model, racesOnThreads(graph) ? { name, threads: 1 } : { name });
 }
 
 /** The programs of a forward pass: each compiled once, whatever the depth, and run with the weights of one layer. */
 export interface ForwardPrograms {
   readonly config: ModelConfig;
   readonly float: FloatDtype;
-  readonly tables: Program;
+  readonly bias: Program;
   readonly embedding: Program;
   readonly block: Program;
   /** A layer with adapters; only where the model has any. */
@@ -32,9 +35,9 @@ export async function compileForwardPrograms(
   float: FloatDtype,
   adapter?: LowRankAdapter,
 ): Promise<ForwardPrograms> {
-  const [tables, embedding, block, finalNorm, gatherRows] = await Promise.all(
+  const [bias, embedding, block, finalNorm, gatherRows] = await Promise.all(
     [
-      batchTablesGraph(config, float),
+      segmentBiasGraph(float),
       embeddingGraph(config, float),
       blockGraph(config, float),
       finalNormGraph(config, float),
@@ -44,7 +47,7 @@ export async function compileForwardPrograms(
   return {
     config,
     float,
-    tables: tables!,
+    bias: bias!,
     embedding: embedding!,
     block: block!,
     adaptedBlock:
@@ -55,8 +58,8 @@ export async function compileForwardPrograms(
 }
 
 export function releaseForwardPrograms(programs: ForwardPrograms): void {
-  const { tables, embedding, block, adaptedBlock, finalNorm, gatherRows } = programs;
-  for (const program of [tables, embedding, block, adaptedBlock, finalNorm, gatherRows]) program?.release();
+  const { bias, embedding, block, adaptedBlock, finalNorm, gatherRows } = programs;
+  for (const program of [bias, embedding, block, adaptedBlock, finalNorm, gatherRows]) program?.release();
 }
 
 /** The weights of one layer and of its adapters on the device, by name below `model.layers.N.`. */
@@ -67,7 +70,6 @@ export interface BatchTensors {
   /** B·T. */
   readonly tokens: number;
   readonly ids: DeviceTensor;
-  readonly positions: DeviceTensor;
   readonly segments: DeviceTensor;
   readonly columns: DeviceTensor;
   readonly cos: DeviceTensor;
@@ -75,40 +77,35 @@ export interface BatchTensors {
   readonly bias: DeviceTensor;
 }
 
-/** Uploads a batch and allocates its tables; `tablesCall` fills them. */
+/** Uploads a batch and its rotary tables, and allocates the attention bias; `biasCall` fills it. */
 export function uploadBatch(engine: Engine, programs: ForwardPrograms, batch: TokenBatch): BatchTensors {
   const { rows, length } = batch;
   const { float, config } = programs;
   const table = [rows, length, 1, config.headDim / 2];
+  const { cos, sin } = computeRotaryTables(config, batch.positions, float);
   return {
     tokens: rows * length,
     ids: engine.upload(batch.ids, 'int64', [rows * length]),
-    positions: engine.upload(batch.positions, 'int64', [rows, length]),
-    segments: engine.upload(batch.segments, 'int64', [rows, length]),
+    segments: engine.upload(batch.segments, 'int32', [rows, length]),
     columns: engine.upload(
-      BigInt64Array.from({ length }, (_, t) => BigInt(t)),
-      'int64',
+      Int32Array.from({ length }, (_, t) => t),
+      'int32',
       [length],
     ),
-    cos: engine.allocate(float, table),
-    sin: engine.allocate(float, table),
+    cos: engine.upload(cos, float, table, { transfer: true }),
+    sin: engine.upload(sin, float, table, { transfer: true }),
     bias: engine.allocate(float, [rows, 1, 1, length, length]),
   };
 }
 
 export function freeBatch(engine: Engine, batch: BatchTensors): void {
-  const { ids, positions, segments, columns, cos, sin, bias } = batch;
-  for (const tensor of [ids, positions, segments, columns, cos, sin, bias]) engine.free(tensor);
+  const { ids, segments, columns, cos, sin, bias } = batch;
+  for (const tensor of [ids, segments, columns, cos, sin, bias]) engine.free(tensor);
 }
 
-export function tablesCall(programs: ForwardPrograms, batch: BatchTensors): Call {
-  const { positions, segments, columns, cos, sin, bias } = batch;
-  return {
-    kind: 'run',
-    program: programs.tables,
-    inputs: { positions, segments, columns },
-    outputs: { cos, sin, bias },
-  };
+export function biasCall(programs: ForwardPrograms, batch: BatchTensors): Call {
+  const { segments, columns, bias } = batch;
+  return { kind: 'run', program: programs.bias, inputs: { segments, columns }, outputs: { bias } };
 }
 
 /** x [B·T, H] = rows of the embedding table. */

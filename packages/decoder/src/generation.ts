@@ -4,8 +4,9 @@ import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine } from '@stillhouse/runtime';
 import { compileGraph } from './forward-pass.ts';
 import { allocateStore, freeStore, type KeyValueStore, rearrangeStore, slotRows } from './key-value-store.ts';
-import { cachedBlockGraph, cacheTablesGraph, embeddingGraph, gatherRowsGraph } from './model-graphs.ts';
+import { cacheBiasGraph, cachedBlockGraph, embeddingGraph, gatherRowsGraph } from './model-graphs.ts';
 import type { DecoderOnDevice } from './model-on-device.ts';
+import { computeRotaryTables } from './rotary.ts';
 
 export interface GeneratorOptions {
   /** Sequences computed together. Default 8. */
@@ -93,7 +94,7 @@ export async function createGenerator(
   const { maxSequences = 8, slotStep = 128, prefillTokens = 2048 } = options;
   const { config, float } = model;
   const graphs = {
-    tables: cacheTablesGraph(config, float),
+    bias: cacheBiasGraph(float),
     embedding: embeddingGraph(config, float),
     block: cachedBlockGraph(config, float),
     gatherStates: gatherRowsGraph(config.hiddenSize, float),
@@ -115,11 +116,11 @@ export async function createGenerator(
       length,
       slots,
       ids: engine.allocate('int64', [rows * length]),
-      positions: engine.allocate('int64', [rows, length]),
+      positions: engine.allocate('int32', [rows, length]),
       slotRows: engine.allocate('int64', [rows * config.kvHeadCount * length, 1]),
       slotNumbers: engine.upload(
-        BigInt64Array.from({ length: slots }, (_, slot) => BigInt(slot)),
-        'int64',
+        Int32Array.from({ length: slots }, (_, slot) => slot),
+        'int32',
         [slots],
       ),
       cos: engine.allocate(float, table),
@@ -138,18 +139,21 @@ export async function createGenerator(
   function layerCalls(
     space: Workspace,
     store: KeyValueStore,
-    positions: BigInt64Array,
+    positions: Int32Array,
   ): { readonly calls: readonly Call[]; readonly x: DeviceTensor } {
     engine.write(space.positions, positions);
     engine.write(space.slotRows, slotRows(config, store.slots, store.rows, positions));
+    const tables = computeRotaryTables(config, positions, float);
+    engine.write(space.cos, tables.cos);
+    engine.write(space.sin, tables.sin);
     const { cos, sin, bias } = space;
     const at = (layer: number) => (layer % 2 === 0 ? space.x : space.y);
     const calls: Call[] = [
       {
         kind: 'run',
-        program: programs.tables,
+        program: programs.bias,
         inputs: { positions: space.positions, slots: space.slotNumbers },
-        outputs: { cos, sin, bias },
+        outputs: { bias },
       },
       {
         kind: 'run',
@@ -206,7 +210,7 @@ export async function createGenerator(
           const { calls, x } = layerCalls(
             space,
             store,
-            BigInt64Array.from(at, ({ column }) => BigInt(column)),
+            Int32Array.from(at, ({ column }) => column),
           );
           // Sorted by length, the rows that end within these columns are neighbours.
           const endsHere = (row: number) => {
@@ -280,7 +284,7 @@ export async function createGenerator(
           space.ids,
           BigInt64Array.from(active, ({ ids }) => BigInt(ids.at(-1)!)),
         );
-        const positions = BigInt64Array.from(active, ({ prompt, ids }) => BigInt(prompt.length + ids.length - 1));
+        const positions = Int32Array.from(active, ({ prompt, ids }) => prompt.length + ids.length - 1);
         const { calls, x } = layerCalls(space, store, positions);
         found = await runAndRead([...calls, headCall(x, next!)], next!);
       }

@@ -5,6 +5,7 @@ import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import { type DeviceTensor, openEngine, type TensorData } from '@stillhouse/runtime';
 import { expectClose } from '@stillhouse/testing';
 import {
+  biasCall,
   blockCall,
   blockGradientGraph,
   blockGraph,
@@ -16,7 +17,6 @@ import {
   packSequences,
   padSequences,
   type TokenBatch,
-  tablesCall,
   uploadBatch,
 } from './index.ts';
 
@@ -76,7 +76,7 @@ async function forward(model: Model, batch: TokenBatch, float: FloatDtype) {
   const last = config.layerCount - 1;
   const { cos, sin, bias } = tensors;
   await engine.run([
-    tablesCall(programs, tensors),
+    biasCall(programs, tensors),
     embeddingCall(programs, tensors, model.embedding, states[0]!),
     ...model.layers.map((weights, layer) => blockCall(programs, tensors, weights, states[layer]!, states[layer + 1]!)),
     {
@@ -197,7 +197,7 @@ test('a layer backwards equals the gradient of the whole graph, and accumulates'
     inputs: { x, dy, cos, sin, bias, ...weights, ...accumulators },
     outputs: { dx, ...outputs },
   } as const;
-  await engine.run([tablesCall(programs, tensors), call]);
+  await engine.run([biasCall(programs, tensors), call]);
   const once = await engine.downloadMany(names.map((name) => accumulators[gradientName(name)]!));
   await engine.run([{ ...call, outputs: { dx: dx2, ...outputs } }]);
   const twice = await engine.downloadMany(names.map((name) => accumulators[gradientName(name)]!));

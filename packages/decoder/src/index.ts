@@ -3,6 +3,7 @@ export { emitCacheBias, emitSegmentBias } from './attention-bias.ts';
 export { type BlockInputs, type BlockOutputs, type BlockWeights, emitBlock, type KeyValueCache } from './block.ts';
 export {
   type BatchTensors,
+  biasCall,
   blockCall,
   compileForwardPrograms,
   compileGraph,
@@ -11,7 +12,6 @@ export {
   freeBatch,
   type LayerTensors,
   releaseForwardPrograms,
-  tablesCall,
   uploadBatch,
 } from './forward-pass.ts';
 export {
@@ -34,12 +34,11 @@ export {
 export {
   type BlockGradientOptions,
   type BlockParameter,
-  batchTablesGraph,
   blockGradientGraph,
   blockGraph,
   blockParameters,
+  cacheBiasGraph,
   cachedBlockGraph,
-  cacheTablesGraph,
   embeddingGradientGraph,
   embeddingGraph,
   finalNormGraph,
@@ -50,7 +49,8 @@ export {
   type SavingBlockGraphs,
   savingBlockGraphs,
   scatterRowsGraph,
+  segmentBiasGraph,
 } from './model-graphs.ts';
 export { type DecoderOnDevice, type DecoderSource, loadDecoder, residualStreamCalls } from './model-on-device.ts';
-export { emitRotary, emitRotaryTables, inverseFrequencies, type RotaryTables } from './rotary.ts';
+export { computeRotaryTables, emitRotary, inverseFrequencies, type RotaryTables } from './rotary.ts';
 export { flatIndex, type Placement, packSequences, padSequences, type TokenBatch } from './token-batch.ts';

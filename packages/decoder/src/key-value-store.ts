@@ -32,14 +32,14 @@ export function freeStore(engine: Engine, store: KeyValueStore): void {
 }
 
 /** int64 [rows·kvHeads·T, 1]: where the new keys of `positions` [rows · T] go, in order (row, KV head, column). */
-export function slotRows(config: ModelConfig, slots: number, rows: number, positions: BigInt64Array): BigInt64Array {
+export function slotRows(config: ModelConfig, slots: number, rows: number, positions: Int32Array): BigInt64Array {
   const { kvHeadCount } = config;
   const length = positions.length / rows;
   const target = new BigInt64Array(rows * kvHeadCount * length);
   for (let row = 0, n = 0; row < rows; row++) {
     for (let head = 0; head < kvHeadCount; head++) {
-      const start = BigInt((row * kvHeadCount + head) * slots);
-      for (let t = 0; t < length; t++) target[n++] = start + positions[row * length + t]!;
+      const start = (row * kvHeadCount + head) * slots;
+      for (let t = 0; t < length; t++) target[n++] = BigInt(start + positions[row * length + t]!);
     }
   }
   return target;

@@ -11,7 +11,6 @@ import {
 import { emitCacheBias, emitSegmentBias } from './attention-bias.ts';
 import { type BlockWeights, emitBlock } from './block.ts';
 import { type AdapterValues, adapterParameters, emitMerged, type LowRankAdapter } from './low-rank-adapter.ts';
-import { emitRotaryTables } from './rotary.ts';
 
 /** A parameter of one layer: name below `model.layers.N.` and shape in checkpoint layout. */
 export interface BlockParameter {
@@ -51,27 +50,20 @@ export function mergeAdapterGraph(adapter: LowRankAdapter, float: FloatDtype): G
   return g;
 }
 
-/** Tables that every layer of one batch shares. Inputs: positions, segments [B, T], columns [T] (int64). Outputs: cos, sin, bias. */
-export function batchTablesGraph(config: ModelConfig, float: FloatDtype): GraphBuilder {
-  const g = new GraphBuilder('batch_tables', float);
-  const positions = g.input('positions', 'int64', ['B', 'T']);
-  const segments = g.input('segments', 'int64', ['B', 'T']);
-  const columns = g.input('columns', 'int64', ['T']);
-  const { cos, sin } = emitRotaryTables(g, config, positions);
-  g.output('cos', cos);
-  g.output('sin', sin);
+/** Attention bias of a batch, for every layer. Inputs: segments [B, T], columns [T] (int32). Output: bias. */
+export function segmentBiasGraph(float: FloatDtype): GraphBuilder {
+  const g = new GraphBuilder('segment_bias', float);
+  const segments = g.input('segments', 'int32', ['B', 'T']);
+  const columns = g.input('columns', 'int32', ['T']);
   g.output('bias', emitSegmentBias(g, segments, columns));
   return g;
 }
 
-/** As `batchTablesGraph`, for attention over a KV cache. Inputs: positions [B, T], slots [S] (int64). */
-export function cacheTablesGraph(config: ModelConfig, float: FloatDtype): GraphBuilder {
-  const g = new GraphBuilder('cache_tables', float);
-  const positions = g.input('positions', 'int64', ['B', 'T']);
-  const slots = g.input('slots', 'int64', ['S']);
-  const { cos, sin } = emitRotaryTables(g, config, positions);
-  g.output('cos', cos);
-  g.output('sin', sin);
+/** As `segmentBiasGraph`, for attention over a KV cache. Inputs: positions [B, T], slots [S] (int32). */
+export function cacheBiasGraph(float: FloatDtype): GraphBuilder {
+  const g = new GraphBuilder('cache_bias', float);
+  const positions = g.input('positions', 'int32', ['B', 'T']);
+  const slots = g.input('slots', 'int32', ['S']);
   g.output('bias', emitCacheBias(g, positions, slots));
   return g;
 }
@@ -85,13 +77,13 @@ export function embeddingGraph(config: ModelConfig, float: FloatDtype): GraphBui
   return g;
 }
 
-/** Gradient of the embeddings, added to `gradient.table` in place. Inputs: ids [N], dx [N, H], gradient.table [V, H]. */
+/** Gradient of the embeddings, added to `gradient.table` in place. Inputs: ids int64 [N, 1], dx [N, H], gradient.table [V, H]. */
 export function embeddingGradientGraph(config: ModelConfig, float: FloatDtype): GraphBuilder {
   const g = new GraphBuilder('embedding_gradient', float);
-  const ids = g.input('ids', 'int64', ['N']);
+  const ids = g.input('ids', 'int64', ['N', 1]);
   const dx = g.floatInput('dx', ['N', config.hiddenSize]);
   const into = g.floatInput(gradientName('table'), [config.vocabSize, config.hiddenSize]);
-  g.output(`${gradientName('table')}.sum`, g.scatterAddRows(into, g.reshape(ids, ['N', 1]), dx));
+  g.output(`${gradientName('table')}.sum`, g.scatterAddRows(into, ids, dx));
   return g;
 }
 
@@ -264,12 +256,12 @@ export function gatherRowsGraph(hiddenSize: number, float: FloatDtype): GraphBui
   return g;
 }
 
-/** The reverse of `gatherRowsGraph`: adds rows [M, H] to x [N, H] at `indices` int64 [M]. Output: x.sum, meant to alias x. */
+/** The reverse of `gatherRowsGraph`: adds rows [M, H] to x [N, H] at `indices` int64 [M, 1]. Output: x.sum, meant to alias x. */
 export function scatterRowsGraph(hiddenSize: number, float: FloatDtype): GraphBuilder {
   const g = new GraphBuilder('scatter_rows', float);
   const x = g.floatInput('x', ['N', hiddenSize]);
-  const indices = g.input('indices', 'int64', ['M']);
+  const indices = g.input('indices', 'int64', ['M', 1]);
   const rows = g.floatInput('rows', ['M', hiddenSize]);
-  g.output('x.sum', g.scatterAddRows(x, g.reshape(indices, ['M', 1]), rows));
+  g.output('x.sum', g.scatterAddRows(x, indices, rows));
   return g;
 }

@@ -10,11 +10,11 @@ import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine } from '@stillhouse/runtime';
 import {
   type BatchTensors,
+  biasCall,
   blockCall,
   embeddingCall,
   type ForwardPrograms,
   type LayerTensors,
-  tablesCall,
 } from './forward-pass.ts';
 import type { LowRankAdapter } from './low-rank-adapter.ts';
 
@@ -105,7 +105,7 @@ export function residualStreamCalls(
 ): { readonly calls: readonly Call[]; readonly x: DeviceTensor } {
   const at = (layer: number) => buffers[layer % 2 === 0 ? 0 : 1];
   const calls = [
-    tablesCall(programs, batch),
+    biasCall(programs, batch),
     embeddingCall(programs, batch, model.embedding, at(0)),
     ...model.layers.map((weights, layer) => blockCall(programs, batch, weights, at(layer), at(layer + 1))),
   ];

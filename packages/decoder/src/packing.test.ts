@@ -6,6 +6,7 @@ import { openEngine } from '@stillhouse/testing';
 import fc from 'fast-check';
 import { emitSegmentBias } from './attention-bias.ts';
 import {
+  biasCall,
   blockCall,
   compileForwardPrograms,
   compileGraph,
@@ -14,7 +15,6 @@ import {
   freeBatch,
   packSequences,
   type TokenBatch,
-  tablesCall,
   uploadBatch,
 } from './index.ts';
 
@@ -29,7 +29,7 @@ const columnCosts = fc.constantFrom(0, 0.02, 0.2, 5);
 
 test('a position sees itself and what is before it in its own sequence, and nothing else', async () => {
   const g = new GraphBuilder('bias', 'float32');
-  const bias = emitSegmentBias(g, g.input('segments', 'int64', ['B', 'T']), g.input('columns', 'int64', ['T']));
+  const bias = emitSegmentBias(g, g.input('segments', 'int32', ['B', 'T']), g.input('columns', 'int32', ['T']));
   g.output('bias', bias);
   const program = await compileGraph(engine, g);
   await fc.assert(
@@ -37,10 +37,10 @@ test('a position sees itself and what is before it in its own sequence, and noth
       const batch = packSequences(given, columnCost);
       const { rows, length } = batch;
       const inputs = {
-        segments: engine.upload(batch.segments, 'int64', [rows, length]),
+        segments: engine.upload(batch.segments, 'int32', [rows, length]),
         columns: engine.upload(
-          BigInt64Array.from({ length }, (_, t) => BigInt(t)),
-          'int64',
+          Int32Array.from({ length }, (_, t) => t),
+          'int32',
           [length],
         ),
       };
@@ -86,7 +86,7 @@ test('other sequences of a row may be any: the states of a sequence do not chang
     const tensors = uploadBatch(engine, programs, batch);
     const [a, b] = [0, 1].map(() => engine.allocate('float32', [tensors.tokens, config.hiddenSize])) as [never, never];
     await engine.run([
-      tablesCall(programs, tensors),
+      biasCall(programs, tensors),
       embeddingCall(programs, tensors, embedding, a),
       blockCall(programs, tensors, layers[0]!, a, b),
       blockCall(programs, tensors, layers[1]!, b, a),

@@ -1,5 +1,5 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
-import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
+import type { FloatDtype, GraphBuilder, Value } from '@stillhouse/onnx-graph';
 
 /**
  * Inverse frequencies of rotary position embedding, one for each pair of head dimensions: theta^(-2i/headDim)
@@ -23,21 +23,42 @@ export function inverseFrequencies(config: ModelConfig): Float64Array {
   });
 }
 
-export interface RotaryTables {
-  /** [B, T, 1, headDim / 2] each. */
-  readonly cos: Value;
-  readonly sin: Value;
+/** cos and sin of angles, [B, T, 1, headDim / 2] each. */
+export interface RotaryTables<Table = Value> {
+  readonly cos: Table;
+  readonly sin: Table;
 }
 
-/** cos and sin of position x inverse frequency for `positionIds` int64 [B, T]. */
-export function emitRotaryTables(g: GraphBuilder, config: ModelConfig, positionIds: Value): RotaryTables {
+/**
+ * cos and sin of position x inverse frequency, headDim / 2 numbers for each of `positions`. Angles are rounded to `float`
+ * as transformers rounds them; their cosines are computed here, in double precision, because on a GPU sine and cosine
+ * of an angle of some dozens are right to three digits (WGSL promises 2^-11, and nothing beyond π).
+ */
+export function computeRotaryTables(
+  config: ModelConfig,
+  positions: Int32Array,
+  float: FloatDtype,
+): RotaryTables<Float32Array<ArrayBuffer> | Float64Array<ArrayBuffer>> {
   const half = config.headDim / 2;
-  const frequencies = inverseFrequencies(config);
-  const constant = g.float === 'float64' ? frequencies : Float32Array.from(frequencies);
-  const [batch, length] = positionIds.shape;
-  const positions = g.reshape(g.cast(positionIds, g.float), [batch!, length!, 1, 1]);
-  const angles = g.mul(positions, g.constant(constant, g.float, [half]));
-  return { cos: g.cos(angles), sin: g.sin(angles) };
+  const TableArray = float === 'float64' ? Float64Array : Float32Array;
+  const frequencies = TableArray.from(inverseFrequencies(config));
+  const [cos, sin] = [new TableArray(positions.length * half), new TableArray(positions.length * half)];
+  const angle = new TableArray(1);
+  const firstAt = new Map<number, number>();
+  positions.forEach((position, at) => {
+    const known = firstAt.get(position);
+    if (known !== undefined) {
+      for (const table of [cos, sin]) table.copyWithin(at * half, known * half, (known + 1) * half);
+      return;
+    }
+    firstAt.set(position, at);
+    for (let i = 0; i < half; i++) {
+      angle[0] = position * frequencies[i]!;
+      cos[at * half + i] = Math.cos(angle[0]);
+      sin[at * half + i] = Math.sin(angle[0]);
+    }
+  });
+  return { cos, sin };
 }
 
 /** Rotates the two halves of each head of `x` [B, T, heads, headDim] against each other (the half-split form). */

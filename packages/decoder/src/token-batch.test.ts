@@ -18,14 +18,14 @@ test('every token of every sequence stands where its placement says, and nothing
         input[placement.sequence]!.forEach((id, t) => {
           const at = flatIndex(batch, placement, t);
           assert.equal(batch.ids[at], BigInt(id));
-          assert.equal(batch.positions[at], BigInt(t));
-          assert.equal(batch.segments[at], BigInt(placement.sequence + 1));
+          assert.equal(batch.positions[at], t);
+          assert.equal(batch.segments[at], placement.sequence + 1);
           assert.ok(placement.column + t < batch.length);
           assert.ok(!seen.has(at));
           seen.add(at);
         });
       }
-      for (let at = 0; at < batch.ids.length; at++) if (!seen.has(at)) assert.equal(batch.segments[at], 0n);
+      for (let at = 0; at < batch.ids.length; at++) if (!seen.has(at)) assert.equal(batch.segments[at], 0);
       assert.ok(batch.rows <= input.length);
     }),
   );

@@ -15,9 +15,9 @@ export interface TokenBatch {
   /** [rows · length], 0 at padding. */
   readonly ids: BigInt64Array;
   /** [rows · length]: position of each token inside its own sequence, 0 at padding. */
-  readonly positions: BigInt64Array;
+  readonly positions: Int32Array;
   /** [rows · length]: 1 + index of the sequence a token belongs to, 0 at padding; attention stays inside a segment. */
-  readonly segments: BigInt64Array;
+  readonly segments: Int32Array;
   readonly placements: readonly Placement[];
 }
 
@@ -101,14 +101,14 @@ function balanceRows(lengths: readonly number[], order: readonly number[], rows:
 function layOut(sequences: readonly Int32Array[], length: number, placements: readonly Placement[]): TokenBatch {
   const rows = 1 + Math.max(0, ...placements.map(({ row }) => row));
   const ids = new BigInt64Array(rows * length);
-  const positions = new BigInt64Array(rows * length);
-  const segments = new BigInt64Array(rows * length);
+  const positions = new Int32Array(rows * length);
+  const segments = new Int32Array(rows * length);
   for (const { sequence, row, column } of placements) {
     sequences[sequence]!.forEach((id, t) => {
       const at = row * length + column + t;
       ids[at] = BigInt(id);
-      positions[at] = BigInt(t);
-      segments[at] = BigInt(sequence + 1);
+      positions[at] = t;
+      segments[at] = sequence + 1;
     });
   }
   return { rows, length, ids, positions, segments, placements };

@@ -1,6 +1,7 @@
 import { assertFinite, describeParameters, type ModelConfig, type TensorSource } from '@stillhouse/checkpoint';
 import {
   type BatchTensors,
+  biasCall,
   blockCall,
   blockParameters,
   compileForwardPrograms,
@@ -10,7 +11,6 @@ import {
   freeBatch,
   packSequences,
   type TokenBatch,
-  tablesCall,
   uploadBatch,
 } from '@stillhouse/decoder';
 import type { FloatArray } from '@stillhouse/objectives';
@@ -72,7 +72,7 @@ export async function computeFinalStates(
     const table = await uploadWeight(engine, model, 'model.embed_tokens.weight', float);
     await run(
       batches.flatMap(({ tensors, states }) => [
-        tablesCall(programs, tensors),
+        biasCall(programs, tensors),
         embeddingCall(programs, tensors, table, states[0]),
       ]),
       [table],
@@ -126,8 +126,8 @@ export async function computeFinalStates(
       freeBatch(engine, tensors);
       for (const state of states) engine.free(state);
     }
-    const { tables, embedding, block, finalNorm, gatherRows } = programs;
-    for (const program of [tables, embedding, block, finalNorm, gatherRows]) await program.release();
+    const { bias, embedding, block, finalNorm, gatherRows } = programs;
+    for (const program of [bias, embedding, block, finalNorm, gatherRows]) await program.release();
   }
 }
 

@@ -68,7 +68,7 @@ export interface LossGradients {
  * weigh the same.
  *
  * Inputs: x [N, H] the residual stream after the last layer at the label positions; norm [H]; head [V, H]; labels
- * int64 [N]; weights [N]; temperature, alpha scalars; teacher.* as the labels need; accumulators gradient.norm,
+ * int64 [N, 1]; weights [N]; temperature, alpha scalars; teacher.* as the labels need; accumulators gradient.norm,
  * gradient.head.
  * Outputs: dx [N, H]; gradient.*.sum (meant to alias the accumulators), as far as `wanted`; sums float[3]: Σ weights ·
  * (L's own value, D without T², CE).
@@ -85,7 +85,7 @@ export function lossGraph(
   const norm = g.floatInput('norm', [hiddenSize]);
   const head = g.floatInput('head', [vocabSize, hiddenSize]);
   const weights = g.floatInput('weights', ['N']);
-  const labels = g.input('labels', 'int64', ['N']);
+  const labels = g.input('labels', 'int64', ['N', 1]);
   const hidden = g.scope('final_norm', () => g.rmsNormalization(x, norm, readout.rmsNormEpsilon));
   const logits = g.scope('lm_head', () => g.gemm(hidden, head, { transB: true }));
 

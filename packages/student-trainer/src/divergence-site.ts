@@ -1,4 +1,5 @@
 import {
+  biasCall,
   blockCall,
   compileForwardPrograms,
   type DecoderOnDevice,
@@ -7,7 +8,6 @@ import {
   freeBatch,
   packSequences,
   releaseForwardPrograms,
-  tablesCall,
   uploadBatch,
 } from '@stillhouse/decoder';
 import type { Engine } from '@stillhouse/runtime';
@@ -73,7 +73,7 @@ async function locateForward(
         return isBad ? [row] : [];
       });
     };
-    await engine.run([tablesCall(programs, tensors), embeddingCall(programs, tensors, model.embedding, buffers[0]!)]);
+    await engine.run([biasCall(programs, tensors), embeddingCall(programs, tensors, model.embedding, buffers[0]!)]);
     // No further than the layer that is known already.
     for (let layer = 0; layer <= Math.min(layers.length, found?.layer ?? layers.length); layer++) {
       if (layer > 0) {

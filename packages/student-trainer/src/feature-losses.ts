@@ -54,6 +54,8 @@ export interface LabelChunk {
   readonly to: number;
   /** int64 [to - from]: where they are in the micro-batch. */
   readonly indices: DeviceTensor;
+  /** The same as a column, [to - from, 1]: what adding rows wants, and not every device can reshape integers. */
+  readonly indexColumn: DeviceTensor;
 }
 
 /** A student's state, and the buffer that its gradient is added to, where it takes one; both [B·T, H]. */
@@ -108,7 +110,7 @@ export function openFeatureLosses(engine: Engine, context: FeatureContext, batch
 
   function chunkCalls(feature: number, chunk: number, { x, dx }: FeatureState): readonly Call[] {
     const { match, program, hasInputGradient } = features[feature]!;
-    const { from, to, indices } = chunks[chunk]!;
+    const { from, to, indices, indexColumn } = chunks[chunk]!;
     const projection = match.hasProjection ? store.get(projectionName(match)) : undefined;
     const target = sliceLabel(labels.features!.get(match.teacher)!, from, to);
     const [rows, dRows] = [0, 1].map(() => hold(engine.allocate(float, [to - from, hiddenSize])));
@@ -141,7 +143,7 @@ export function openFeatureLosses(engine: Engine, context: FeatureContext, batch
       },
     ];
     if (!hasInputGradient) return calls;
-    const inputs = { x: dx!, indices, rows: dRows! };
+    const inputs = { x: dx!, indices: indexColumn, rows: dRows! };
     return [...calls, { kind: 'run', program: scatterRows, inputs, outputs: { 'x.sum': dx! } }];
   }
 

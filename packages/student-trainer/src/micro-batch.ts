@@ -1,11 +1,11 @@
 import {
   type BatchTensors,
+  biasCall,
   embeddingCall,
   flatIndex,
   freeBatch,
   packSequences,
   type TokenBatch,
-  tablesCall,
   uploadBatch,
 } from '@stillhouse/decoder';
 import { countSelected, type LabelArrays, type Objective, sliceLabel } from '@stillhouse/objectives';
@@ -148,6 +148,9 @@ export function createMicroBatchRunner(
   const viewPart = (tensor: DeviceTensor, from: number, to: number) =>
     engine.view(tensor, { offset: from, shape: [to - from] });
 
+  /** Integers [N] as [N, 1]: a view, as no graph needs to reshape them then, which not every device can. */
+  const asColumn = (tensor: DeviceTensor) => engine.view(tensor, { offset: 0, shape: [tensor.shape[0]!, 1] });
+
   /** With their residual stream after the last layer. */
   interface Chunk extends LabelChunk {
     readonly rows: DeviceTensor;
@@ -199,7 +202,14 @@ export function createMicroBatchRunner(
     for (let from = 0; from < labels.count; from += setting.chunkPositions) {
       const to = Math.min(labels.count, from + setting.chunkPositions);
       const indices = hold(engine.upload(flat.slice(from, to), 'int64', [to - from]));
-      chunks.push({ from, to, indices, rows: hold(engine.allocate(float, [to - from, config.hiddenSize])) });
+      const indexColumn = asColumn(indices);
+      chunks.push({
+        from,
+        to,
+        indices,
+        indexColumn,
+        rows: hold(engine.allocate(float, [to - from, config.hiddenSize])),
+      });
     }
     const given = labels.weights ?? new Float64Array(labels.count).fill(1);
     const weights = uploadFloats(given.map((weight) => weight / denominator));
@@ -218,7 +228,7 @@ export function createMicroBatchRunner(
     sums: DeviceTensor,
   ): readonly Call[] {
     const calls: Call[] = [];
-    for (const [chunk, { from, to, indices, rows }] of chunks.entries()) {
+    for (const [chunk, { from, to, indexColumn, rows }] of chunks.entries()) {
       const size = to - from;
       const dRows = dx === undefined ? undefined : hold(engine.allocate(float, [size, config.hiddenSize]));
       const teacher = [...labels.teacher].map(([name, array]) => {
@@ -230,7 +240,7 @@ export function createMicroBatchRunner(
         program: programs.loss,
         inputs: {
           x: rows,
-          labels: hold(engine.upload(labels.labels.slice(from, to), 'int64', [size])),
+          labels: hold(engine.upload(labels.labels.slice(from, to), 'int64', [size, 1])),
           weights: viewPart(weights, from, to),
           ...fixedInputs,
           ...Object.fromEntries(teacher),
@@ -242,7 +252,7 @@ export function createMicroBatchRunner(
         },
       });
       if (dx === undefined || dRows === undefined) continue;
-      const inputs = { x: dx, indices, rows: dRows };
+      const inputs = { x: dx, indices: indexColumn, rows: dRows };
       calls.push({ kind: 'run', program: programs.scatterRows, inputs, outputs: { 'x.sum': dx } });
     }
     return calls;
@@ -291,7 +301,7 @@ export function createMicroBatchRunner(
     calls.push({
       kind: 'run',
       program: programs.embeddingGradient,
-      inputs: { ids, dx: upstream!, 'gradient.table': table },
+      inputs: { ids: asColumn(ids), dx: upstream!, 'gradient.table': table },
       outputs: { 'gradient.table.sum': table },
     });
     return calls;
@@ -319,7 +329,7 @@ export function createMicroBatchRunner(
             ? undefined
             : openFeatureLosses(engine, featureContext, { ...positions, hold });
         await engine.run([
-          tablesCall(forward, tensors),
+          biasCall(forward, tensors),
           embeddingCall(forward, tensors, store.embedding.weight, states[0]!),
           ...store.layerWeights.map((weights, layer): Call => {
             const { cos, sin, bias } = tensors;

@@ -1,13 +1,13 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import {
   type BatchTensors,
+  biasCall,
   blockCall,
   type ForwardPrograms,
   flatIndex,
   freeBatch,
   type LayerTensors,
   type TokenBatch,
-  tablesCall,
   uploadBatch,
 } from '@stillhouse/decoder';
 import type { Call, DeviceTensor, Engine } from '@stillhouse/runtime';
@@ -97,7 +97,7 @@ export async function openScoringPass(
     const places = engine.upload(BigInt64Array.from(indices), 'int64', [indices.length]);
     const realTokens = members.reduce((sum, row) => sum + rows[row]!.inputIds.length, 0);
     batches.push({ tensors, x, indices: places, firstLabel, realTokens });
-    await engine.run([tablesCall(programs, tensors)]);
+    await engine.run([biasCall(programs, tensors)]);
   }
 
   function closeStreams(): void {
