@@ -64,7 +64,8 @@ export async function openEngine(options: EngineOptions = {}): Promise<Engine> {
 function explainDevice(wanted: DeviceName): string {
   if (wanted === 'cpu') return 'cpu, as asked';
   if (wanted === 'auto') return 'cpu: this version keeps tensors in main memory, so `auto` uses no other device';
-  return `${wanted}, as asked: tensors stay in main memory, so each run copies its inputs and outputs`;
+  if (wanted === 'webgpu') return 'webgpu, as asked: tensors stay in its buffers';
+  return 'cuda, as asked: tensors stay in main memory, so each run copies its inputs and outputs';
 }
 
 function refuseOption(option: string, expected: string, got: string): never {

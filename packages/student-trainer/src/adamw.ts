@@ -15,13 +15,16 @@ export interface AdamWSettings {
 /** torch's clip_grad_norm_ divides by norm + this. */
 const CLIP_EPSILON = 1e-6;
 
-/** Elements updated by one run: small enough that a run's temporaries stay in cache, large enough to hide its overhead. */
+/**
+ * Elements updated by one run on a CPU: small enough that a run's temporaries stay in cache, large enough to hide its
+ * overhead. WebGPU has no such cache and copies parts of tensors: there a run updates a whole parameter.
+ */
 const CHUNK_ELEMENTS = 1 << 18;
 
-/** Σ x² of a chunk. Input: x [n]. Output: sum [1]. */
+/** Σ x² of a chunk, row by row: a GPU has a group of threads for each row. Input: x [rows, n]. Output: sum [1]. */
 function sumOfSquaresGraph(float: FloatDtype): GraphBuilder {
   const g = new GraphBuilder('sum_of_squares', float);
-  g.output('sum', g.reduceSumSquare(g.floatInput('x', ['n']), [0], true));
+  g.output('sum', g.reduceSum(g.reduceSumSquare(g.floatInput('x', ['rows', 'n']), [1]), [0], true));
   return g;
 }
 
@@ -64,6 +67,8 @@ interface Chunk {
   readonly parameter: Parameter;
   readonly w: DeviceTensor;
   readonly gradient: DeviceTensor;
+  /** The same gradient as a matrix. */
+  readonly gradientRows: DeviceTensor;
   readonly m: DeviceTensor;
   readonly v: DeviceTensor;
 }
@@ -97,10 +102,10 @@ export async function createAdamW(
   const chunks = moments.flatMap((one) => cutIntoChunks(engine, one));
   const sums = engine.allocate(float, [chunks.length]);
   const sumCalls = chunks.map(
-    ({ gradient }, i): Call => ({
+    ({ gradientRows }, i): Call => ({
       kind: 'run',
       program: sumOfSquares,
-      inputs: { x: gradient },
+      inputs: { x: gradientRows },
       outputs: { sum: engine.view(sums, { offset: i, shape: [1] }) },
     }),
   );
@@ -149,13 +154,17 @@ export async function createAdamW(
 function cutIntoChunks(engine: Engine, { parameter, first, second }: WithMoments): readonly Chunk[] {
   const count = parameter.shape.reduce((product, dim) => product * dim, 1);
   const chunks: Chunk[] = [];
-  for (let offset = 0; offset < count; offset += CHUNK_ELEMENTS) {
-    const shape = [Math.min(CHUNK_ELEMENTS, count - offset)];
+  const chunkElements = engine.device === 'webgpu' ? count : CHUNK_ELEMENTS;
+  for (let offset = 0; offset < count; offset += chunkElements) {
+    const size = Math.min(chunkElements, count - offset);
+    const shape = [size];
+    const rows = size === count && parameter.shape.length > 1 ? parameter.shape[0]! : 1;
     const part = (tensor: DeviceTensor) => engine.view(tensor, { offset, shape });
     chunks.push({
       parameter,
       w: part(parameter.weight),
       gradient: part(parameter.gradient),
+      gradientRows: engine.view(parameter.gradient, { offset, shape: [rows, size / rows] }),
       m: part(first),
       v: part(second),
     });

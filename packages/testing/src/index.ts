@@ -15,4 +15,5 @@ export {
 export { type GradientCase, gradientError } from './gradcheck.ts';
 export { type NodeOptions, type NodeProcess, type NodeResult, runNode, startNode } from './node-process.ts';
 export { randomNormals, randomUniforms } from './random.ts';
+export { chooseSoftwareAdapter } from './software-adapter.ts';
 export { makeTemporaryFolder } from './temporary-folder.ts';
