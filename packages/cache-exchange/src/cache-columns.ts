@@ -1,5 +1,6 @@
 import {
   dequantiseHidden,
+  describeHiddenLayer,
   type HiddenLayer,
   type HiddenScale,
   type LabelledRow,
@@ -105,7 +106,7 @@ function nestedColumns(
     ...layers.map((layer) =>
       nestedColumn<CacheRow>(
         `hidden_${layer}`,
-        `the teacher's hidden state, ${describeLayer(layer)}; ${POSITIONS}`,
+        `the teacher's hidden state, ${describeHiddenLayer(layer)}; ${POSITIONS}`,
         float32,
         (row) => {
           const values = states(row, layer);
@@ -146,19 +147,12 @@ function packedColumns(
     ...layers.map((layer) =>
       binaryColumn<CacheRow>(
         `hidden_${layer}`,
-        `float32[P, hidden size]: the teacher's hidden state, ${describeLayer(layer)}`,
+        `float32[P, hidden size]: the teacher's hidden state, ${describeHiddenLayer(layer)}`,
         (row) => states(row, layer),
       ),
     ),
   ];
 }
-
-const describeLayer = (layer: HiddenLayer) =>
-  layer === 'final'
-    ? 'after the final norm'
-    : layer === 0
-      ? 'the embeddings'
-      : `the residual stream after layer ${layer}`;
 
 /**
  * A row of a cache as what columns read.

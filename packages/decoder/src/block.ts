@@ -26,6 +26,8 @@ export interface BlockInputs {
   /** Low-rank adapters of linear layers. */
   readonly adapter?: AdapterValues;
   readonly cache?: KeyValueCache;
+  /** Whether what attention adds to the residual stream is wanted by itself. Default false. */
+  readonly exposesAttention?: boolean;
 }
 
 export interface BlockOutputs {
@@ -33,6 +35,8 @@ export interface BlockOutputs {
   readonly x: Value;
   /** [B, kvHeads, heads / kvHeads, T, keys]: softmax of the scores. */
   readonly attention: Value;
+  /** [B·T, hidden]: the output of `o_proj`, before it is added to the residual stream; only where it was asked for. */
+  readonly attentionOutput?: Value;
   /** The cache with the new keys and values written; only when one was given. */
   readonly cache?: { readonly keys: Value; readonly values: Value };
 }
@@ -107,7 +111,15 @@ function emitAttention(g: GraphBuilder, config: ModelConfig, inputs: BlockInputs
   const perHead = g.reshape(mixed, [batch, kvHeadCount, group, length, headDim]);
   const joined = g.reshape(g.transpose(perHead, [0, 3, 1, 2, 4]), [multiplyDims(batch, length), headCount * headDim]);
   const x = emitLinear(g, inputs, 'self_attn.o_proj', joined, inputs.x);
-  return written === undefined ? { x, attention } : { x, attention, cache: written };
+  // The product once more: the residual stream stays what it is to the last bit whether the output is wanted or not.
+  const attentionOutput = inputs.exposesAttention
+    ? g.scope('output', () => emitLinear(g, inputs, 'self_attn.o_proj', joined))
+    : undefined;
+  return {
+    ...{ x, attention },
+    ...(attentionOutput === undefined ? {} : { attentionOutput }),
+    ...(written === undefined ? {} : { cache: written }),
+  };
 }
 
 interface Keys {

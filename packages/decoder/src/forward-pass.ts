@@ -118,6 +118,16 @@ export function embeddingCall(
   return { kind: 'run', program: programs.embedding, inputs: { ids: batch.ids, table }, outputs: { x } };
 }
 
+/** Compiles a layer that also gives what attention adds to the residual stream. */
+export function compileExposingBlock(
+  engine: Engine,
+  { config, float }: ForwardPrograms,
+  adapter?: LowRankAdapter,
+): Promise<Program> {
+  const adapted = adapter === undefined ? {} : { adapter };
+  return compileGraph(engine, blockGraph(config, float, { exposesAttention: true, ...adapted }));
+}
+
 /** y [B·T, H] = layer(x). */
 export function blockCall(
   programs: ForwardPrograms,

@@ -5,6 +5,7 @@ export {
   type BatchTensors,
   biasCall,
   blockCall,
+  compileExposingBlock,
   compileForwardPrograms,
   compileGraph,
   embeddingCall,
@@ -32,6 +33,8 @@ export {
   type LowRankAdapter,
 } from './low-rank-adapter.ts';
 export {
+  ATTENTION_OUTPUT,
+  ATTENTION_SEED,
   type BlockGradientOptions,
   type BlockParameter,
   blockGradientGraph,

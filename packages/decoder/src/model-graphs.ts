@@ -100,27 +100,41 @@ function blockInputs(g: GraphBuilder, config: ModelConfig): BlockGraphInputs {
   };
 }
 
-/** One layer. Inputs: x [B·T, H], cos, sin, bias, the layer's weights and those of its adapters. Outputs: y [B·T, H] and, by choice, attention. */
+/** Output of a graph of a layer: what attention adds to the residual stream, [B·T, H]. */
+export const ATTENTION_OUTPUT = 'attention.output';
+/** Input of a gradient of a layer: the gradient of the attention output, [B·T, H]. */
+export const ATTENTION_SEED = 'dAttention';
+
+/**
+ * One layer. Inputs: x [B·T, H], cos, sin, bias, the layer's weights and those of its adapters. Outputs: y [B·T, H] and,
+ * by choice, the weights of attention (`attention`) and what it adds to the residual stream (`attention.output`).
+ */
 export function blockGraph(
   config: ModelConfig,
   float: FloatDtype,
-  options: { readonly attention?: boolean; readonly adapter?: LowRankAdapter } = {},
+  options: {
+    readonly attention?: boolean;
+    readonly adapter?: LowRankAdapter;
+    readonly exposesAttention?: boolean;
+  } = {},
 ): GraphBuilder {
+  const { exposesAttention = false } = options;
   const g = new GraphBuilder('block', float);
   const inputs = blockInputs(g, config);
   const bias = g.floatInput('bias', ['B', 1, 1, 'T', 'T']);
   const weights = weightInputs(g, config);
   const adapter = adapterInputs(g, config, options.adapter);
-  const { x, attention } = emitBlock(g, config, { ...inputs, bias, weights, ...adapter });
-  g.output('y', x);
-  if (options.attention) g.output('attention', g.reshape(attention, ['B', config.headCount, 'T', 'T']));
+  const block = emitBlock(g, config, { ...inputs, bias, exposesAttention, weights, ...adapter });
+  g.output('y', block.x);
+  if (options.attention) g.output('attention', g.reshape(block.attention, ['B', config.headCount, 'T', 'T']));
+  if (block.attentionOutput !== undefined) g.output(ATTENTION_OUTPUT, block.attentionOutput);
   return g;
 }
 
 interface BlockGradient {
   readonly g: GraphBuilder;
-  /** Output of the layer. */
-  readonly y: Value;
+  /** Outputs of the layer by name. */
+  readonly outputs: ReadonlyMap<string, Value>;
   /** Everything the forward pass computed. */
   readonly forward: ReadonlySet<Value>;
 }
@@ -133,33 +147,42 @@ export interface BlockGradientOptions {
   readonly trained?: (name: string) => boolean;
   /** Whether it goes on to the residual stream before the layer, as something below learns too. Default true. */
   readonly hasInputGradient?: boolean;
+  /** Whether a gradient comes to the attention output too, which the forward pass then gives. Default false. */
+  readonly hasAttentionSeed?: boolean;
 }
 
 function emitBlockGradient(config: ModelConfig, float: FloatDtype, options: BlockGradientOptions): BlockGradient {
-  const { trained = () => true, hasInputGradient = true } = options;
+  const { trained = () => true, hasInputGradient = true, hasAttentionSeed = false } = options;
   const g = new GraphBuilder('block_gradient', float);
   const inputs = blockInputs(g, config);
   const bias = g.floatInput('bias', ['B', 1, 1, 'T', 'T']);
   const weights = weightInputs(g, config);
   const adapter = adapterInputs(g, config, options.adapter);
-  const { x: y } = emitBlock(g, config, { ...inputs, bias, weights, ...adapter });
+  const block = emitBlock(g, config, { ...inputs, bias, weights, ...adapter, exposesAttention: hasAttentionSeed });
   const forward = new Set(g.nodes.flatMap(({ outputs }) => outputs));
-  const dy = g.floatInput('dy', ['B*T', config.hiddenSize]);
+  const { x: y, attentionOutput } = block;
+  const outputs = new Map([['y', y]]);
+  const seeds: [Value, Value][] = [[y, g.floatInput('dy', ['B*T', config.hiddenSize])]];
+  if (attentionOutput !== undefined) {
+    outputs.set(ATTENTION_OUTPUT, attentionOutput);
+    seeds.push([attentionOutput, g.floatInput(ATTENTION_SEED, ['B*T', config.hiddenSize])]);
+  }
   const wanted = [...weights, ...(adapter.adapter?.weights ?? [])].filter(([name]) => trained(name));
   const accumulateInto = new Map(wanted.map(([name, value]) => [value, g.floatInput(gradientName(name), value.shape)]));
   const gradients = differentiate(g, {
-    seeds: [[y, dy]],
+    seeds,
     withRespectTo: [...(hasInputGradient ? [inputs.x] : []), ...wanted.map(([, value]) => value)],
     accumulateInto,
   });
   if (hasInputGradient) g.output('dx', gradients.get(inputs.x)!);
   for (const [name, value] of wanted) g.output(`${gradientName(name)}.sum`, gradients.get(value)!);
-  return { g, y, forward };
+  return { g, outputs, forward };
 }
 
 /**
- * One layer backwards, its forward pass recomputed. Inputs: those of `blockGraph`, dy [B·T, H] and for each trained
- * weight W an accumulator `gradient.W`. Outputs: dx, where it is wanted, and `gradient.W.sum`, meant to alias the accumulator.
+ * One layer backwards, its forward pass recomputed. Inputs: those of `blockGraph`, dy [B·T, H], by choice dAttention
+ * [B·T, H], and for each trained weight W an accumulator `gradient.W`. Outputs: dx, where it is wanted, and
+ * `gradient.W.sum`, meant to alias the accumulator.
  */
 export function blockGradientGraph(
   config: ModelConfig,
@@ -205,10 +228,10 @@ export function savingBlockGraphs(
     gradient.cut(saved[i]!.name, value);
   });
   // The same emission in a graph of its own gives the same names.
-  const { g: forward, y } = emitBlockGradient(config, float, options);
+  const { g: forward, outputs } = emitBlockGradient(config, float, options);
   forward.outputs.clear();
   const byName = new Map(forward.nodes.flatMap(({ outputs }) => outputs.map((value) => [value.name, value])));
-  forward.output('y', y);
+  for (const [name, value] of outputs) forward.output(name, value);
   cut.forEach((value, i) => {
     forward.output(saved[i]!.name, byName.get(value.name)!);
   });

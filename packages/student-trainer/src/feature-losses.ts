@@ -3,7 +3,7 @@ import { compileGraph } from '@stillhouse/decoder';
 import { type FeatureMatch, featureLossGraph, type LabelArrays, sliceLabel } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
-import type { HiddenLayer } from '@stillhouse/teacher-cache';
+import { attentionLayer, type HiddenLayer } from '@stillhouse/teacher-cache';
 import { type BackwardPlan, takesGradient } from './backward-plan.ts';
 import type { FloatData, ParameterStore } from './parameters.ts';
 import { projectionName } from './projections.ts';
@@ -36,7 +36,10 @@ export async function compileFeaturePrograms(
   for (const match of features) {
     const { student, teacher: _, ...form } = match;
     const isFinal = student === 'final';
-    const hasInputGradient = takesGradient(plan, isFinal ? config.layerCount : student);
+    const hasInputGradient = takesGradient(
+      plan,
+      isFinal ? config.layerCount : (attentionLayer(student) ?? Number(student)),
+    );
     const key = JSON.stringify({ ...form, isFinal, hasInputGradient });
     const wanted = { x: hasInputGradient, norm };
     const program =

@@ -1,8 +1,9 @@
 import type { Data } from 'apache-arrow';
 import type { ArrowBatch } from './arrow-file-reader.ts';
 import { METADATA_COLUMNS } from './arrow-schemas.ts';
-import { type CacheDescription, GROUP_CHANNELS, type HiddenDtype, type HiddenLayer } from './description.ts';
+import { type CacheDescription, GROUP_CHANNELS, type HiddenDtype } from './description.ts';
 import { type HiddenCodebook, openHiddenCoder } from './hidden-codebook.ts';
+import type { HiddenLayer } from './hidden-layer.ts';
 import type { HiddenScale } from './hidden-scale.ts';
 import { largestTopKCount } from './label-policy.ts';
 import type { CachedRow, HiddenLabels, SampledLabels, TopKLabels } from './labelled-row.ts';

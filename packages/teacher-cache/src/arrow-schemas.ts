@@ -12,13 +12,8 @@ import {
   Uint16,
   Utf8,
 } from 'apache-arrow';
-import {
-  type CacheDescription,
-  GROUP_CHANNELS,
-  type HiddenDtype,
-  type HiddenLayer,
-  type ShardContent,
-} from './description.ts';
+import { type CacheDescription, GROUP_CHANNELS, type HiddenDtype, type ShardContent } from './description.ts';
+import type { HiddenLayer } from './hidden-layer.ts';
 import type { SampledPolicy, TopKPolicy } from './label-policy.ts';
 import type { MatrixDtype } from './manifest.ts';
 

@@ -11,11 +11,11 @@ import { canonicalJson, type JsonValue } from './canonical-json.ts';
 import {
   type CacheDescription,
   diffDescriptions,
-  type HiddenLayer,
   normaliseDescription,
   type ShardGroup,
   shardGroups,
 } from './description.ts';
+import type { HiddenLayer } from './hidden-layer.ts';
 import type { CachedRow } from './labelled-row.ts';
 import {
   type CacheManifest,

@@ -9,14 +9,8 @@ import {
 } from './arrow-decoding.ts';
 import type { ArrowBatch } from './arrow-file-reader.ts';
 import { type CacheFiles, openFolderFiles } from './cache-files.ts';
-import {
-  type CacheDescription,
-  type CacheGroup,
-  contentGroup,
-  type HiddenLayer,
-  hiddenGroup,
-  type ShardContent,
-} from './description.ts';
+import { type CacheDescription, type CacheGroup, contentGroup, hiddenGroup, type ShardContent } from './description.ts';
+import type { HiddenLayer } from './hidden-layer.ts';
 import type { HiddenScale } from './hidden-scale.ts';
 import { type HiddenLabels, type LabelledRow, labelPositions } from './labelled-row.ts';
 import { type CacheManifest, type ListedFile, type ListedMatrix, listFiles } from './manifest.ts';

@@ -1,5 +1,6 @@
 import type { CacheSize } from './cache-size.ts';
-import type { CacheDescription, HiddenLayer } from './description.ts';
+import type { CacheDescription } from './description.ts';
+import type { HiddenLayer } from './hidden-layer.ts';
 import type { HiddenScale } from './hidden-scale.ts';
 import type { LabelledRow } from './labelled-row.ts';
 import type { OutputMatrixSource } from './output-matrix.ts';

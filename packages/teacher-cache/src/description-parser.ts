@@ -1,10 +1,11 @@
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
-import { type CacheDescription, type HiddenLayer, normaliseDescription } from './description.ts';
+import { type CacheDescription, normaliseDescription } from './description.ts';
+import { type HiddenLayer, isHiddenLayer } from './hidden-layer.ts';
 import { readSampledPolicy, readTopKPolicy } from './label-policy-parser.ts';
 import type { Reader } from './manifest-json.ts';
 
 export const readLayer = (reader: Reader, value: unknown, key: string): HiddenLayer =>
-  value === 'final' ? 'final' : reader.count(value, key);
+  typeof value === 'string' && isHiddenLayer(value) ? value : reader.count(value, key);
 
 export const readData = (reader: Reader, data: Record<string, unknown>, key: string) => ({
   sha256: reader.text(data.sha256, `${key}.sha256`),

@@ -1,9 +1,8 @@
 import { canonicalJson, type JsonValue } from './canonical-json.ts';
 import { refuseDescription as refuse, requireWholeNumber as requireCount } from './description-error.ts';
+import { compareLayers, type HiddenLayer, hasLayer, isHiddenLayer, nameLayers } from './hidden-layer.ts';
 import { normaliseSampled, normaliseTopK, type SampledPolicy, type TopKPolicy } from './label-policy.ts';
 
-/** `final` is the state that enters the output matrix (after the final norm); n is the residual stream after layer n, 0 the embeddings. */
-export type HiddenLayer = 'final' | number;
 /**
  * - `int8`: one RMS a channel times one scale a position;
  * - `int8-groups`: one float16 scale for each 64 channels of a position;
@@ -89,10 +88,8 @@ export function shardGroups(description: CacheDescription): readonly ShardGroup[
   return [...contents, ...(hidden?.layers ?? [])].map(contentGroup);
 }
 
-const byLayer = (a: HiddenLayer, b: HiddenLayer) => (a === 'final' ? -1 : a) - (b === 'final' ? -1 : b);
-
 /**
- * A copy with every key in its fixed order, layers sorted (`final` first), nothing else.
+ * A copy with every key in its fixed order, layers sorted (`final` first, attention outputs last), nothing else.
  * @throws StillhouseError CACHE_DESCRIPTION_INVALID, TOP_K_LARGER_THAN_VOCABULARY
  */
 export function normaliseDescription(description: CacheDescription): CacheDescription {
@@ -150,7 +147,7 @@ export function normaliseDescription(description: CacheDescription): CacheDescri
       topk: topk && normaliseTopK(topk, teacher!.vocabSize),
       ...(sampled === null ? {} : { sampled: normaliseSampled(sampled) }),
       hidden: hidden && {
-        layers: [...hidden.layers].sort(byLayer),
+        layers: [...hidden.layers].sort(compareLayers),
         dtype: hidden.dtype,
         ...(hidden.codedBytes === undefined ? {} : { codedBytes: hidden.codedBytes }),
       },
@@ -168,8 +165,8 @@ function requireHidden(
 ): void {
   if (hidden.layers.length === 0) refuse('labels.hidden.layers is empty', 'final or layer numbers');
   for (const layer of hidden.layers) {
-    if (layer !== 'final' && !(Number.isSafeInteger(layer) && layer >= 0 && layer <= layerCount)) {
-      refuse('the teacher has no such layer', `final or 0 to ${layerCount}`, String(layer));
+    if (!isHiddenLayer(layer) || !hasLayer(layerCount, layer)) {
+      refuse('the teacher has no such layer', nameLayers(layerCount), String(layer));
     }
   }
   if (new Set(hidden.layers).size !== hidden.layers.length) refuse('a layer is named twice');

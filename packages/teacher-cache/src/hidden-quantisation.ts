@@ -1,6 +1,7 @@
 import { narrowToFloat16, widenFloat16 } from '@stillhouse/float-formats';
-import { GROUP_CHANNELS, type HiddenLayer } from './description.ts';
+import { GROUP_CHANNELS } from './description.ts';
 import { decodeStates } from './hidden-codebook.ts';
+import type { HiddenLayer } from './hidden-layer.ts';
 import { type HiddenScale, isCodebook } from './hidden-scale.ts';
 import type { HiddenLabels } from './labelled-row.ts';
 

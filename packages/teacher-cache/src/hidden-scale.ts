@@ -1,5 +1,6 @@
-import { type CacheDescription, type HiddenDtype, type HiddenLayer, hiddenGroup } from './description.ts';
+import { type CacheDescription, type HiddenDtype, hiddenGroup } from './description.ts';
 import type { HiddenCodebook } from './hidden-codebook.ts';
+import type { HiddenLayer } from './hidden-layer.ts';
 
 /** What all states of a layer are decoded with: the RMS of each channel for `int8`, a codebook for `coded`. */
 export type HiddenScale = Float32Array | HiddenCodebook;

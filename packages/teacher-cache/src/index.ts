@@ -24,7 +24,6 @@ export {
   diffDescriptions,
   GROUP_CHANNELS,
   type HiddenDtype,
-  type HiddenLayer,
   type LabelPositions,
   normaliseDescription,
   type TeacherIdentity,
@@ -39,6 +38,16 @@ export {
   LARGEST_CODE,
   measureCodedBytes,
 } from './hidden-codebook.ts';
+export {
+  type AttentionLayer,
+  attentionLayer,
+  compareLayers,
+  describeHiddenLayer,
+  type HiddenLayer,
+  hasLayer,
+  isHiddenLayer,
+  nameLayers,
+} from './hidden-layer.ts';
 export { dequantiseHidden, measureChannelRms, quantiseHidden, quantiseHiddenGroups } from './hidden-quantisation.ts';
 export { type HiddenScale, isCodebook } from './hidden-scale.ts';
 export {

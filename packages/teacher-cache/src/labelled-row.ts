@@ -1,4 +1,5 @@
-import type { HiddenDtype, HiddenLayer, LabelPositions } from './description.ts';
+import type { HiddenDtype, LabelPositions } from './description.ts';
+import type { HiddenLayer } from './hidden-layer.ts';
 
 /** One sequence of L tokens, without labels. */
 export interface CachedRow {

@@ -143,7 +143,11 @@ test('a description that cannot be is refused before a folder is made', () =>
       ['TOP_K_LARGER_THAN_VOCABULARY', /at most 9, got 10/, withLabels({ topk: { k: 10, temperatures: [1] } })],
       ['CACHE_DESCRIPTION_INVALID', /0\.01 to 1000, got 0/, withLabels({ topk: { k: 1, temperatures: [0] } })],
       ['CACHE_DESCRIPTION_INVALID', /named twice/, withLabels({ topk: { k: 1, temperatures: [1, 1] } })],
-      ['CACHE_DESCRIPTION_INVALID', /final or 0 to 4, got 5/, withLabels({ hidden: { layers: [5], dtype: 'int8' } })],
+      [
+        'CACHE_DESCRIPTION_INVALID',
+        /final, 0 to 4 or attention.1 to attention.4, got 5/,
+        withLabels({ hidden: { layers: [5], dtype: 'int8' } }),
+      ],
       [
         'CACHE_DESCRIPTION_INVALID',
         /int8, int8-groups, coded, float16 or float32/,

@@ -1,19 +1,18 @@
 import { createHash } from 'node:crypto';
 import { canonicalJson, type JsonValue } from './canonical-json.ts';
-import {
-  type CacheDescription,
-  type CacheGroup,
-  type HiddenLayer,
-  hiddenGroup,
-  type ShardGroup,
-  shardGroups,
-} from './description.ts';
+import { type CacheDescription, type CacheGroup, hiddenGroup, type ShardGroup, shardGroups } from './description.ts';
+import { attentionLayer, type HiddenLayer } from './hidden-layer.ts';
 import { type GroupProvenance, joinProvenance } from './provenance.ts';
 
 export const MANIFEST_NAME = 'manifest.json';
 export const FORMAT_NAME = 'stillhouse-teacher-cache';
 /** Readers of version n read 1 to n; a change that an old reader would misread raises it. */
-export const FORMAT_VERSION = 2;
+export const FORMAT_VERSION = 3;
+
+/** The lowest version that can say what a cache holds: 3 where there are attention outputs. What older readers can read stays as it was. */
+function requiredVersion({ labels }: CacheDescription): number {
+  return labels.hidden?.layers.some((layer) => attentionLayer(layer) !== undefined) === true ? 3 : 2;
+}
 
 export interface ListedFile {
   /** Relative to the cache, with `/`. */
@@ -104,7 +103,7 @@ export function sealBody(format: string, more: Readonly<Record<string, JsonValue
       })),
     provenance: joinProvenance(provenance, description),
   };
-  const head = { format, version: FORMAT_VERSION };
+  const head = { format, version: requiredVersion(description) };
   return `${JSON.stringify({ ...head, digest: digestManifest({ ...head, ...rest }), ...rest }, null, 1)}\n`;
 }
 

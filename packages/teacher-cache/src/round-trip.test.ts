@@ -48,7 +48,7 @@ const shapes: fc.Arbitrary<RandomCacheShape> = fc
     vocabSize: fc.integer({ min: 1, max: 40 }),
     hiddenSize: fc.integer({ min: 1, max: 9 }),
     dtype: fc.constantFrom('int8', 'int8-groups', 'coded', 'float16', 'float32'),
-    layers: fc.constantFrom(['final'], [4, 'final', 0], [1]),
+    layers: fc.constantFrom(['final'], [4, 'final', 0], [1], ['attention.4', 2, 'attention.1']),
     positions: fc.constantFrom('response', 'all'),
     temperatures: fc.constantFrom([1], [1, 2, 4], [0.5, 1.5], [0.01, 1, 1000]),
     isWhole: fc.boolean(),

@@ -6,8 +6,9 @@ import { encodeShard } from './arrow-encoding.ts';
 import { writeArrowFile } from './arrow-file-writer.ts';
 import { describeSize } from './cache-size.ts';
 import type { CacheWriter } from './cache-writer.ts';
-import { type CacheDescription, type HiddenLayer, hiddenGroup, type ShardGroup } from './description.ts';
+import { type CacheDescription, hiddenGroup, type ShardGroup } from './description.ts';
 import { publishFirst } from './first-file.ts';
+import type { HiddenLayer } from './hidden-layer.ts';
 import { type HiddenScale, scaledLayers, scalePath } from './hidden-scale.ts';
 import {
   type ListedFile,

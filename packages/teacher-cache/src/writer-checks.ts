@@ -1,11 +1,6 @@
 import { StillhouseError } from '@stillhouse/errors';
-import {
-  type CacheDescription,
-  diffDescriptions,
-  type HiddenDtype,
-  type HiddenLayer,
-  hiddenGroup,
-} from './description.ts';
+import { type CacheDescription, diffDescriptions, type HiddenDtype, hiddenGroup } from './description.ts';
+import type { HiddenLayer } from './hidden-layer.ts';
 import { type HiddenScale, isCodebook, scaledLayers } from './hidden-scale.ts';
 import type { LabelledRow } from './labelled-row.ts';
 import type { CacheManifest, ListedFile } from './manifest.ts';

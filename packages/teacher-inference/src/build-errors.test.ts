@@ -185,7 +185,7 @@ const REFUSALS: readonly Refusal[] = [
   {
     what: 'a layer that is not there',
     code: 'HIDDEN_LAYER_OUT_OF_RANGE',
-    message: /--hidden-layers.*final or 0 to 2, got 3/,
+    message: /--hidden-layers.*final, 0 to 2 or attention.1 to attention.2, got 3/,
     settings: async () => ({ hiddenLayers: ['final', 3] }),
   },
   {
@@ -259,7 +259,10 @@ test('words and numbers that no setting takes', () => {
     /--labels.*topk, sampled, hidden or none/,
   );
   assert.throws(() => buildSettings({ temperatures: [1, 0] }), /--temperatures.*above 0, from 0\.01 to 1000/);
-  assert.throws(() => buildSettings({ hiddenLayers: ['last'] as never }), /--hidden-layers.*final or layer numbers/);
+  assert.throws(
+    () => buildSettings({ hiddenLayers: ['last'] as never }),
+    /--hidden-layers.*final, layer numbers or attention.n/,
+  );
   assert.throws(() => buildSettings({ hiddenLayers: [-1] }), /--hidden-layers/);
   assert.throws(() => buildSettings({ topK: 0 }), /--top-k.*at least 1/);
   assert.throws(() => buildSettings({ topP: 1 }), /--top-p.*above 0/);
@@ -295,7 +298,7 @@ test('outputs that overflow are refused with the row', async (t) => {
   await overwrite(teacher, 'model.embed_tokens.weight', first * config.hiddenSize, 0x4780); // 65536
   await assert.rejects(
     score('float16', 0, false),
-    refusedWith('HIDDEN_STATE_OUT_OF_RANGE', /row row-\d, label position \d+: .*layer 0 .*f32/),
+    refusedWith('HIDDEN_STATE_OUT_OF_RANGE', /row row-\d, label position \d+: .*the embeddings.*f32/),
   );
   await score('int8', 0, false);
   for (let channel = 0; channel < config.hiddenSize; channel++) {

@@ -11,7 +11,7 @@ import { hashFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { requireSetting } from '@stillhouse/settings';
 import type { CacheDescription, TeacherIdentity, TokenizerIdentity } from '@stillhouse/teacher-cache';
-import { normaliseDescription } from '@stillhouse/teacher-cache';
+import { hasLayer, nameLayers, normaliseDescription } from '@stillhouse/teacher-cache';
 import { hasTokenizer, openTokenizer, type Tokenizer } from '@stillhouse/tokenizer';
 import type { BuildSettings } from './build-settings.ts';
 import { readDataRows } from './data-rows.ts';
@@ -107,13 +107,13 @@ export async function openTeacher(folder: string, { topk, hidden }: CacheDescrip
       got: String(topk.k),
     });
   }
-  const outside = hidden?.layers.find((layer) => layer !== 'final' && layer > config.layerCount);
+  const outside = hidden?.layers.find((layer) => !hasLayer(config.layerCount, layer));
   if (outside !== undefined) {
     throw new StillhouseError({
       code: 'HIDDEN_LAYER_OUT_OF_RANGE',
       where: '--hidden-layers',
       problem: `${folder} has no such layer`,
-      expected: `final or 0 to ${config.layerCount}`,
+      expected: nameLayers(config.layerCount),
       got: String(outside),
     });
   }

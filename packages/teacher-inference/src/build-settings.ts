@@ -1,5 +1,5 @@
 import { boolean, choice, integer, list, number, type SettingsOf, text } from '@stillhouse/settings';
-import { MOST_DRAWS } from '@stillhouse/teacher-cache';
+import { type HiddenLayer, isHiddenLayer, MOST_DRAWS } from '@stillhouse/teacher-cache';
 
 export type LabelWord = 'topk' | 'sampled' | 'hidden' | 'none';
 
@@ -54,10 +54,10 @@ export const BUILD_SETTINGS = {
     'response',
   ),
   hiddenLayers: list(
-    'hidden states: final is what enters the output matrix, n the residual stream after layer n, 0 the embeddings',
-    (value): value is 'final' | number => value === 'final' || (Number.isSafeInteger(value) && (value as number) >= 0),
-    'final or layer numbers',
-    ['final'],
+    'states: final is what enters the output matrix, n the residual stream after layer n, 0 the embeddings, attention.n the attention output of layer n from 1',
+    isHiddenLayer,
+    'final, layer numbers or attention.n',
+    ['final'] as readonly HiddenLayer[],
   ),
   hiddenDtype: choice(
     'how hidden states are stored: coded takes --hidden-bytes a position, int8 one a channel',

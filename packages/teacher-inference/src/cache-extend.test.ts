@@ -60,6 +60,16 @@ test('labels that are added are those of a cache that had them from the start', 
   await extend('hidden', { out: at('layers'), hiddenLayers: [1] });
   assert.deepEqual(readTree(at('layers')), readTree(at('full')));
 
+  await build('attention', { labels: ['hidden'], hiddenLayers: ['final', 1, 'attention.1', 'attention.2'] });
+  await build('states', { labels: ['hidden'], hiddenLayers: ['final', 1] });
+  await extend('states', { out: at('extended'), hiddenLayers: ['attention.2', 'attention.1'] });
+  assert.deepEqual(readTree(at('extended')), readTree(at('attention')));
+  const versions = await Promise.all(
+    ['states', 'extended'].map(async (name) => (await readManifest(at(name))).version),
+  );
+  assert.deepEqual(versions, [2, 3], 'only what older readers cannot read is new to them');
+  await requireSound(at('extended'));
+
   await extend('layers', { out: at('larger'), topK: 9, temperatures: [8] });
   assert.deepEqual(readTree(at('larger')), readTree(at('wide')));
 });

@@ -4,6 +4,7 @@ import { StillhouseError } from '@stillhouse/errors';
 import type { DeviceTensor, Engine, Program, TensorData, TensorDtype } from '@stillhouse/runtime';
 import {
   type CacheDescription,
+  describeHiddenLayer,
   GROUP_CHANNELS,
   type HiddenCodebook,
   type HiddenDtype,
@@ -60,7 +61,7 @@ export async function createLabelReadout(
         chunk: LONGEST_CHUNK,
       });
       for (const tensor of Object.values(fixed)) engine.free(tensor);
-      requireFinite(values.check as Float32Array, 1, `hidden states of ${describeLayer(layer)}`, ranges);
+      requireFinite(values.check as Float32Array, 1, `hidden states (${describeHiddenLayer(layer)})`, ranges);
       if (dtype === 'float16') requireFloat16(values.values as Uint16Array, hiddenSize, layer, ranges);
       if (dtype === 'int8-groups')
         requireFloat16(values.groupScale as Uint16Array, hiddenSize / GROUP_CHANNELS, layer, ranges);
@@ -166,8 +167,6 @@ async function runInChunks(
   }
 }
 
-const describeLayer = (layer: HiddenLayer) => (layer === 'final' ? 'the final norm' : `layer ${layer}`);
-
 function requireFloat16(bits: Uint16Array, width: number, layer: HiddenLayer, ranges: readonly LabelRange[]): void {
   const bad = bits.findIndex((value) => (value & 0x7c00) === 0x7c00);
   if (bad < 0) return;
@@ -176,7 +175,7 @@ function requireFloat16(bits: Uint16Array, width: number, layer: HiddenLayer, ra
   throw new StillhouseError({
     code: 'HIDDEN_STATE_OUT_OF_RANGE',
     where: `row ${rowId}, label position ${position - start}`,
-    problem: `a hidden state of ${describeLayer(layer)} does not fit in float16`,
+    problem: `a hidden state (${describeHiddenLayer(layer)}) does not fit in float16`,
     expected: 'at most 65504 in size',
     remedy: 'Choose --hidden-dtype int8 or f32',
   });

@@ -1,7 +1,14 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
-import { compileForwardPrograms, type ForwardPrograms, packSequences, type TokenBatch } from '@stillhouse/decoder';
-import type { DeviceTensor, Engine } from '@stillhouse/runtime';
 import {
+  compileExposingBlock,
+  compileForwardPrograms,
+  type ForwardPrograms,
+  packSequences,
+  type TokenBatch,
+} from '@stillhouse/decoder';
+import type { DeviceTensor, Engine, Program } from '@stillhouse/runtime';
+import {
+  attentionLayer,
   type CacheDescription,
   type CachedRow,
   type CacheWriter,
@@ -57,6 +64,8 @@ interface Scoring {
   readonly weights: TeacherWeights;
   readonly options: ScoringOptions;
   readonly programs: ForwardPrograms;
+  /** A layer with its attention output, where that of some layer is wanted. */
+  readonly exposingBlock: Program | undefined;
   readonly readout: LabelReadout;
 }
 
@@ -69,7 +78,9 @@ export async function createRowScorer(
 ): Promise<RowScorer> {
   const programs = await compileForwardPrograms(engine, config, 'float32');
   const readout = await createLabelReadout(engine, config, options.labels);
-  const scoring: Scoring = { engine, config, weights, options, programs, readout };
+  const hasAttention = options.labels.hidden?.layers.some((layer) => attentionLayer(layer) !== undefined) === true;
+  const exposingBlock = hasAttention ? await compileExposingBlock(engine, programs) : undefined;
+  const scoring: Scoring = { engine, config, weights, options, programs, exposingBlock, readout };
   return { score: (rows, scales, onStep = () => {}) => scoreRows(scoring, rows, scales, onStep) };
 }
 
@@ -85,11 +96,16 @@ async function scoreRows(
   scales: LayerScales,
   onStep: (step: ScoringStep) => void,
 ): Promise<readonly LabelledRow[]> {
-  const { engine, programs, weights, options } = scoring;
+  const { engine, programs, exposingBlock, weights, options } = scoring;
   const { batchTokens, layOut = packSequences } = options;
   const positions = rows.map(({ lossMask }) => labelPositions(lossMask, options.positions));
   const passRows = rows.map(({ id, inputIds }, i) => ({ id, inputIds, positions: positions[i]! }));
-  const pass = await openScoringPass(engine, programs, passRows, { batchTokens, layOut, embed: weights.embed });
+  const pass = await openScoringPass(engine, programs, passRows, {
+    batchTokens,
+    layOut,
+    exposingBlock,
+    embed: weights.embed,
+  });
   let labels: PassLabels;
   try {
     labels = await runPass(scoring, pass, scales, onStep);
@@ -117,7 +133,9 @@ async function runPass(
   const { readDistributions } = readout;
   const wanted = new Set<HiddenLayer>(hidden?.layers ?? []);
   const needsEnd = readDistributions !== undefined || wanted.has('final');
-  const depth = needsEnd ? config.layerCount : Math.max(0, ...[...wanted].map(Number));
+  const depth = needsEnd
+    ? config.layerCount
+    : Math.max(0, ...[...wanted].map((layer) => attentionLayer(layer) ?? Number(layer)));
   const work = measureWork(config);
   const states = new Map<HiddenLayer, readonly HiddenLabels[]>();
   const readHidden = async (layer: HiddenLayer, labelStates: DeviceTensor) => {
@@ -130,13 +148,18 @@ async function runPass(
   // Without label positions there is nothing to compute, but scales and empty labels are wanted all the same.
   const isEmpty = pass.labelCount === 0;
   for (let layer = 1; layer <= depth; layer++) {
+    const attention: HiddenLayer = `attention.${layer}`;
+    let attentionStates: DeviceTensor | undefined;
     if (!isEmpty) {
       const tensors = await weights.takeLayer(layer - 1);
       if (layer < depth) weights.prefetchLayer(layer);
       else if (readDistributions !== undefined) weights.prefetchOutputMatrix();
-      await pass.runLayer(tensors, (tokens) => onStep({ stage: layer, work: tokens * work.layer }));
+      const onBatch = (tokens: number) => onStep({ stage: layer, work: tokens * work.layer });
+      attentionStates = await pass.runLayer(tensors, onBatch, wanted.has(attention));
       weights.dropLayer(layer - 1);
     }
+    if (wanted.has(attention)) await readHidden(attention, attentionStates ?? (await pass.gatherLabelStates()));
+    if (attentionStates !== undefined) engine.free(attentionStates);
     if (wanted.has(layer)) await readHidden(layer, await pass.gatherLabelStates());
   }
   if (!needsEnd) return { distributions: undefined, hidden: states };

@@ -1,5 +1,6 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import {
+  ATTENTION_OUTPUT,
   type BatchTensors,
   biasCall,
   blockCall,
@@ -10,7 +11,7 @@ import {
   type TokenBatch,
   uploadBatch,
 } from '@stillhouse/decoder';
-import type { Call, DeviceTensor, Engine } from '@stillhouse/runtime';
+import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import { targetsOf } from '@stillhouse/teacher-cache';
 import { planBatches } from './batch-plan.ts';
 import type { LabelRange } from './label-range.ts';
@@ -28,6 +29,8 @@ export interface PassOptions {
   readonly layOut: (sequences: readonly Int32Array[]) => TokenBatch;
   /** Embeddings of the tokens of each batch, [ids, hiddenSize]. */
   readonly embed: TeacherWeights['embed'];
+  /** A layer with its attention output; needed where that is wanted. */
+  readonly exposingBlock?: Program | undefined;
 }
 
 /** The residual streams of some rows on the device, taken through the layers together. */
@@ -35,8 +38,15 @@ export interface ScoringPass {
   readonly labelCount: number;
   /** Where each row's label positions are in `labelStates`, in the order of the rows. */
   readonly ranges: readonly LabelRange[];
-  /** Takes every batch through one layer; `onBatch` hears of the tokens done. */
-  runLayer(weights: LayerTensors, onBatch: (tokens: number) => void): Promise<void>;
+  /**
+   * Takes every batch through one layer; `onBatch` hears of the tokens done.
+   * @returns where the attention output is wanted, that at the label positions, [labelCount, hiddenSize], to be freed
+   */
+  runLayer(
+    weights: LayerTensors,
+    onBatch: (tokens: number) => void,
+    wantsAttention?: boolean,
+  ): Promise<DeviceTensor | undefined>;
   /** The residual stream at the label positions, [labelCount, hiddenSize]; the same tensor at each call. */
   gatherLabelStates(): Promise<DeviceTensor>;
   /** Frees everything but the label states. */
@@ -116,24 +126,35 @@ export async function openScoringPass(
     closeStreams();
     throw error;
   }
+  /** The rows of `x` at the label positions of a batch, into their place among those of the pass. */
+  const gatherCall = ({ indices, firstLabel }: PassBatch, x: DeviceTensor, into: DeviceTensor): Call => {
+    const shape = [indices.shape[0]!, hiddenSize];
+    const rows = engine.view(into, { offset: firstLabel * hiddenSize, shape });
+    return { kind: 'run', program: programs.gatherRows, inputs: { x, indices }, outputs: { rows } };
+  };
   const labelStates = engine.allocate('float32', [labelCount, hiddenSize]);
   return {
     labelCount,
     ranges,
-    runLayer: async (weights, onBatch) => {
-      for (const { tensors, x, realTokens } of batches) {
+    runLayer: async (weights, onBatch, wantsAttention = false) => {
+      const outputs = wantsAttention ? engine.allocate('float32', [labelCount, hiddenSize]) : undefined;
+      for (const batch of batches) {
+        const { tensors, x, realTokens } = batch;
         // In place: all that reads x comes before the product that writes the result.
-        await engine.run([blockCall(programs, tensors, weights, x, x)]);
+        const call = blockCall(programs, tensors, weights, x, x);
+        if (outputs === undefined) await engine.run([call]);
+        else {
+          const output = engine.allocate('float32', [tensors.tokens, hiddenSize]);
+          const exposing = { ...call, program: options.exposingBlock!, outputs: { y: x, [ATTENTION_OUTPUT]: output } };
+          await engine.run([exposing, gatherCall(batch, output, outputs)]);
+          engine.free(output);
+        }
         onBatch(realTokens);
       }
+      return outputs;
     },
     gatherLabelStates: async () => {
-      const calls = batches.map(({ x, indices, firstLabel }): Call => {
-        const shape = [indices.shape[0]!, hiddenSize];
-        const rows = engine.view(labelStates, { offset: firstLabel * hiddenSize, shape });
-        return { kind: 'run', program: programs.gatherRows, inputs: { x, indices }, outputs: { rows } };
-      });
-      await engine.run(calls);
+      await engine.run(batches.map((batch) => gatherCall(batch, batch.x, labelStates)));
       return labelStates;
     },
     closeStreams,
