@@ -22,6 +22,28 @@ function emitKl(g: GraphBuilder, logA: Value, logB: Value): Value {
 }
 
 /**
+ * KL(P‖Q) at each position, [N], of a teacher's log-probabilities over the whole vocabulary and a student's logits, [N, V]
+ * each, Q at temperature T. The same as {@link emitDivergence} of both distributions, with the gradient in closed form,
+ * (Σp · q - p) / T, which passes over [N, V] half as often as those of the operators do.
+ */
+export function emitForwardKl(g: GraphBuilder, teacher: Value, studentLogits: Value, temperature: Value): Value {
+  const [kl] = g.withGradient([studentLogits], () => {
+    const inverse = g.reciprocal(temperature);
+    const student = g.logSoftmax(g.mul(studentLogits, inverse), 1);
+    const p = g.exp(teacher);
+    return {
+      outputs: [g.reduceSum(g.mul(p, g.sub(teacher, student)), [1])],
+      gradient: ([dy]) => {
+        const each = g.mul(g.reshape(dy!, [dy!.shape[0]!, 1]), inverse);
+        const mass = g.reduceSum(p, [1], true);
+        return [g.sub(g.mul(g.exp(student), g.mul(each, mass)), g.mul(p, each))];
+      },
+    };
+  });
+  return kl!;
+}
+
+/**
  * log(β a + (1-β) b) from logarithms, without leaving log space: the greater side plus the logarithm of one and
  * the ratio, so that nothing overflows and no third axis is needed.
  */

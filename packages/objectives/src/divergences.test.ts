@@ -1,11 +1,12 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { encodeModel, GraphBuilder } from '@stillhouse/onnx-graph';
-import { expectClose, gradientError, openEngine, randomNormals } from '@stillhouse/testing';
+import { encodeModel, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
+import { expectClose, type GradientCase, gradientError, openEngine, randomNormals } from '@stillhouse/testing';
 import {
   ABSENT_LOGPROB,
   type Divergence,
   emitDivergence,
+  emitForwardKl,
   emitTopKDistributions,
   explainUnsoundDivergence,
   LOST_TAIL_LOGPROB,
@@ -284,4 +285,25 @@ test('the reverse KL on a renormalised teacher is below zero for a student elsew
   const student = engine.upload(Float32Array.of(0, 0, 0), 'float32', [1, 3]);
   await engine.run([{ kind: 'run', program, inputs: { student }, outputs: { loss } }]);
   assert.ok(Number((await engine.download(loss))[0]) < -0.3);
+});
+
+test('the forward KL with its gradient in closed form is the one of both distributions, even where the teacher lacks mass', async () => {
+  const temperature = 2;
+  for (const missing of [0, 0.1]) {
+    const build = (g: GraphBuilder, student: Value, closed: boolean) => {
+      const t = g.scalar(temperature);
+      const whole = g.logSoftmax(g.scale(g.constant(TEACHER.slice(0, 2 * V), 'float64', [2, V]), 1 / temperature), 1);
+      const teacher = g.add(whole, g.scalar(Math.log1p(-missing)));
+      if (closed) return emitForwardKl(g, teacher, student, t);
+      return emitDivergence(g, KL, { teacher, student: g.logSoftmax(g.mul(student, g.reciprocal(t)), 1) });
+    };
+    const inputs = [{ shape: [2, V] }];
+    const error = await gradientError(engine, { inputs, build: (g, [student]) => [build(g, student!, true)] });
+    assert.ok(error < 1e-8, `relative error ${error}`);
+    const both: GradientCase = {
+      inputs,
+      build: (g, [student]) => [g.sub(build(g, student!, true), build(g, student!, false))],
+    };
+    assert.ok((await gradientError(engine, both)) < 1e-8, 'the values differ');
+  }
 });

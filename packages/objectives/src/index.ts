@@ -1,7 +1,7 @@
 /** Distillation losses as graph fragments, and the arrays of labels that they read. */
 export { describeOpenLabels, type RefineMode, resolveRefinement } from './cache-labels.ts';
 export { checkModelTokenizer, requireRowFits, sharedVocabulary } from './compatibility.ts';
-export { type Divergence, emitDivergence, type LogDistributions } from './divergence.ts';
+export { type Divergence, emitDivergence, emitForwardKl, type LogDistributions } from './divergence.ts';
 export { explainUnsoundDivergence } from './divergence-soundness.ts';
 export {
   emitHiddenLoss,

@@ -1,8 +1,7 @@
 import { differentiate, type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
-import { type Divergence, emitDivergence, type LogDistributions } from './divergence.ts';
+import { type Divergence, emitDivergence, emitForwardKl, type LogDistributions } from './divergence.ts';
 import type { FeatureMatch } from './feature-match.ts';
 import {
-  emitFullDistributions,
   emitIsPresent,
   emitSampledDistributions,
   emitTopKDistributions,
@@ -133,6 +132,9 @@ export function emitSoftLoss(
   vocabSize: number,
   temperature: Value,
 ): Value {
+  if (labels.kind === 'full' && divergence.kind === 'forward-kl') {
+    return emitForwardKl(g, emitFullTeacher(g, labels, vocabSize, temperature, false), logits, temperature);
+  }
   // What the forward KL reads as nothing at all would be infinitely unlikely to the reverse one.
   const distributions = emitSoftDistributions(g, labels, logits, vocabSize, temperature, {
     floorsTail: divergence.kind === 'reverse-kl',
@@ -159,31 +161,18 @@ export function emitSoftDistributions(
   temperature: Value,
   { floorsTail = false }: { readonly floorsTail?: boolean } = {},
 ): LogDistributions {
-  const tailInput = () => {
-    const tail = g.floatInput('teacher.tail_logprob', ['N']);
-    return floorsTail ? g.where(emitIsPresent(g, tail), tail, g.scalar(LOST_TAIL_LOGPROB)) : tail;
-  };
   switch (labels.kind) {
     case 'none':
       throw new Error('an objective without soft labels has no divergence');
-    case 'full': {
-      const teacherFinal = g.floatInput('teacher.hidden', ['N', labels.teacherHidden]);
-      const teacherHead = g.floatInput('teacher.head', [vocabSize, labels.teacherHidden]);
-      const teacherLogits = g.scope('teacher_head', () => g.gemm(teacherFinal, teacherHead, { transB: true }));
-      if (labels.refinement === undefined) return emitFullDistributions(g, logits, teacherLogits, temperature);
-      const { k, normaliser } = labels.refinement;
-      // A computed normaliser finds a lost tail again in the teacher's logits.
-      const tailLogprob = normaliser === 'stored' ? tailInput() : g.floatInput('teacher.tail_logprob', ['N']);
-      const topk = { ...topKInputs(g, k), tailLogprob };
+    case 'full':
       return {
-        teacher: g.scope('refined', () => emitRefinedTeacher(g, teacherLogits, topk, normaliser, temperature)),
+        teacher: emitFullTeacher(g, labels, vocabSize, temperature, floorsTail),
         student: g.logSoftmax(g.mul(logits, g.reciprocal(temperature)), 1),
       };
-    }
     case 'topk': {
       const topk = {
         ...topKInputs(g, labels.k),
-        tailLogprob: labels.isWhole || labels.tail.startsWith('renormalise') ? undefined : tailInput(),
+        tailLogprob: labels.isWhole || labels.tail.startsWith('renormalise') ? undefined : emitTailInput(g, floorsTail),
       };
       return emitTopKDistributions(g, logits, topk, labels.tail, temperature);
     }
@@ -195,6 +184,31 @@ export function emitSoftDistributions(
       return emitSampledDistributions(g, logits, samples, temperature);
     }
   }
+}
+
+/** The teacher's log-probabilities over the whole vocabulary at temperature T, [N, V]. */
+function emitFullTeacher(
+  g: GraphBuilder,
+  { teacherHidden, refinement }: Extract<SoftLabels, { kind: 'full' }>,
+  vocabSize: number,
+  temperature: Value,
+  floorsTail: boolean,
+): Value {
+  const final = g.floatInput('teacher.hidden', ['N', teacherHidden]);
+  const head = g.floatInput('teacher.head', [vocabSize, teacherHidden]);
+  const emitLogits = (states: Value) => g.scope('teacher_head', () => g.gemm(states, head, { transB: true }));
+  // Tempered states give tempered logits, and are fewer.
+  if (refinement === undefined) return g.logSoftmax(emitLogits(g.mul(final, g.reciprocal(temperature))), 1);
+  const { k, normaliser } = refinement;
+  // A computed normaliser finds a lost tail again in the teacher's logits.
+  const tailLogprob = emitTailInput(g, floorsTail && normaliser === 'stored');
+  const topk = { ...topKInputs(g, k), tailLogprob };
+  return g.scope('refined', () => emitRefinedTeacher(g, emitLogits(final), topk, normaliser, temperature));
+}
+
+function emitTailInput(g: GraphBuilder, floorsTail: boolean): Value {
+  const tail = g.floatInput('teacher.tail_logprob', ['N']);
+  return floorsTail ? g.where(emitIsPresent(g, tail), tail, g.scalar(LOST_TAIL_LOGPROB)) : tail;
 }
 
 const topKInputs = (g: GraphBuilder, k: number) => ({

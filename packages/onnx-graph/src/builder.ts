@@ -3,6 +3,7 @@ import { broadcastShapes, elementCount, formatShape, multiplyDims, scaleOf, shap
 import { inferTypes } from './operators.ts';
 import type {
   ConstantData,
+  Contribution,
   Dim,
   Dtype,
   FloatDtype,
@@ -15,6 +16,23 @@ import type {
 } from './types.ts';
 
 const NONE: NoAttributes = {};
+
+/**
+ * A part of a graph whose gradient is emitted by a rule of its own instead of by those of its operators, because a closed
+ * form needs fewer passes over the data. Nothing outside of the part may use what it computes but its outputs.
+ */
+export interface GradientPart {
+  readonly nodes: ReadonlySet<Node>;
+  readonly inputs: readonly Value[];
+  readonly outputs: readonly Value[];
+  readonly rule: PartGradient;
+}
+
+/**
+ * @param dOutputs gradients of the outputs, `undefined` where nothing depends on one; at least one is there
+ * @returns one contribution an input, `undefined` where there is none
+ */
+export type PartGradient = (dOutputs: readonly (Value | undefined)[]) => readonly (Contribution | undefined)[];
 
 /**
  * Builds one graph, node by node. Shape and dtype of every value are inferred at the call, so that a mistake is
@@ -30,6 +48,8 @@ export class GraphBuilder {
   readonly constants: Value[] = [];
   /** Computed values that the encoded graph takes as inputs of these names instead of computing them. */
   readonly cuts = new Map<string, Value>();
+  /** See {@link withGradient}. */
+  readonly gradientParts: GradientPart[] = [];
   #scope: string[] = [];
   #names = new Map<string, number>();
   #constantCache = new Map<string, Value>();
@@ -48,6 +68,24 @@ export class GraphBuilder {
     } finally {
       this.#scope.pop();
     }
+  }
+
+  /**
+   * Emits a part with a gradient of its own. `differentiate` then asks `emit`'s rule, which may use every value of the
+   * part. A part inside of a part takes the outer one's gradient.
+   * @param inputs the values that the gradient is given for
+   */
+  withGradient(
+    inputs: readonly Value[],
+    emit: () => { readonly outputs: readonly Value[]; readonly gradient: PartGradient },
+  ): readonly Value[] {
+    const first = this.nodes.length;
+    const { outputs, gradient } = emit();
+    const nodes = new Set(this.nodes.slice(first));
+    const inside = this.gradientParts.filter((part) => [...part.nodes].some((node) => nodes.has(node)));
+    for (const part of inside) this.gradientParts.splice(this.gradientParts.indexOf(part), 1);
+    this.gradientParts.push({ nodes, inputs, outputs, rule: gradient });
+    return outputs;
   }
 
   #unique(stem: string): string {

@@ -1,14 +1,8 @@
 import { StillhouseError } from '@stillhouse/errors';
-import type { GraphBuilder } from './builder.ts';
+import type { GradientPart, GraphBuilder } from './builder.ts';
 import { formatShape, shapesEqual } from './dims.ts';
-import {
-  type Contribution,
-  GRADIENT_RULES,
-  type GradientContext,
-  type GradientRule,
-  type GradientRules,
-} from './gradients.ts';
-import { isFloat, type Node, type OperatorName, type Value } from './types.ts';
+import { GRADIENT_RULES, type GradientContext, type GradientRule, type GradientRules } from './gradients.ts';
+import { type Contribution, isFloat, type Node, type OperatorName, type Value } from './types.ts';
 
 export interface DifferentiateOptions {
   /** Where gradients start: an output and the gradient that flows into it. A scalar loss takes the constant 1. */
@@ -18,6 +12,8 @@ export interface DifferentiateOptions {
   readonly accumulateInto?: ReadonlyMap<Value, Value>;
   /** The table of rules; another one than the default serves to show that a check catches a wrong rule. */
   readonly rules?: GradientRules;
+  /** Leaves parts with a gradient of their own to the rules of their operators; serves to check the former by the latter. */
+  readonly ignoresParts?: boolean;
 }
 
 /**
@@ -29,6 +25,11 @@ export interface DifferentiateOptions {
  */
 export function differentiate(g: GraphBuilder, options: DifferentiateOptions): ReadonlyMap<Value, Value> {
   const { seeds, withRespectTo, accumulateInto = new Map<Value, Value>(), rules = GRADIENT_RULES } = options;
+  const partOf = new Map<Node, GradientPart>();
+  if (options.ignoresParts !== true) {
+    for (const part of g.gradientParts) for (const node of part.nodes) partOf.set(node, part);
+  }
+  const done = new Set<GradientPart>();
   const forward = [...g.nodes];
   const carriesGradient = findDependents(forward, withRespectTo);
   const contributions = new Map<Value, Contribution[]>();
@@ -43,19 +44,30 @@ export function differentiate(g: GraphBuilder, options: DifferentiateOptions): R
   }
   const wanted = new Set(withRespectTo);
   for (const node of forward.reverse()) {
-    if (!node.outputs.some((output) => carriesGradient.has(output) && contributions.has(output))) continue;
-    const dOutputs = node.outputs.map((output) =>
+    // A part goes back as a whole, at its last node: whatever uses its outputs comes later and has contributed.
+    const part = partOf.get(node);
+    if (part !== undefined && done.has(part)) {
+      if (node.outputs.some((output) => contributions.has(output)))
+        throw new Error(`${node.name} is inside a part with its own gradient and used outside of it`);
+      continue;
+    }
+    if (part !== undefined) done.add(part);
+    const { inputs, outputs } = part ?? node;
+    if (!outputs.some((output) => carriesGradient.has(output) && contributions.has(output))) continue;
+    const dOutputs = outputs.map((output) =>
       contributions.has(output) ? total(g, contributions.get(output)!, undefined) : undefined,
     );
     // A value that is both asked for and passed through keeps its total for the end.
-    node.outputs.forEach((output, i) => {
+    outputs.forEach((output, i) => {
       if (!wanted.has(output)) contributions.delete(output);
       else if (dOutputs[i] !== undefined) contributions.set(output, [dOutputs[i]]);
     });
-    const needs = (i: number) => node.inputs[i] !== undefined && carriesGradient.has(node.inputs[i]);
-    const results = g.scope(`gradient/${node.name}`, () => applyRule(g, rules, node, dOutputs, needs));
+    const needs = (i: number) => inputs[i] !== undefined && carriesGradient.has(inputs[i]);
+    const results = g.scope(`gradient/${node.name}`, () =>
+      part === undefined ? applyRule(g, rules, node, dOutputs, needs) : part.rule(dOutputs),
+    );
     results.forEach((result, i) => {
-      if (result !== undefined && needs(i)) contribute(node.inputs[i]!, result);
+      if (result !== undefined && needs(i)) contribute(inputs[i]!, result);
     });
   }
   return new Map(

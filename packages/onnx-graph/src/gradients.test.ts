@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { type GradientCase, gradientError, openEngine } from '@stillhouse/testing';
-import { GRADIENT_RULES, type GraphBuilder, type OperatorName, type Value } from './index.ts';
+import { differentiate, GRADIENT_RULES, GraphBuilder, type OperatorName, type Value } from './index.ts';
 
 const engine = await openEngine({ threads: 1 });
 after(() => engine.close());
@@ -134,4 +134,52 @@ test('a planted wrong rule is caught, whichever rule it is', async () => {
     const error = await gradientError(engine, { ...cases[0]!, rules: { ...GRADIENT_RULES, [name]: wrong } });
     assert.ok(error > 1e-5, `a wrong rule for ${name} went unseen: relative error ${error}`);
   }
+});
+
+/** x² as a part whose gradient is `factor` x dy. */
+const square = (g: GraphBuilder, x: Value, factor: number) =>
+  g.withGradient([x], () => {
+    const y = g.mul(x, x);
+    return { outputs: [g.identity(y)], gradient: ([dy]) => [g.mul(g.scale(x, factor), dy!)] };
+  })[0]!;
+
+test('a part with a gradient of its own is differentiated by it, and inside a larger part by that of the larger', async () => {
+  const error = (factor: number) =>
+    gradientError(engine, { inputs: [{ shape: [2, 3] }], build: (g, [x]) => [g.exp(square(g, g.sin(x!), factor))] });
+  assert.ok((await error(2)) < 1e-7);
+  assert.ok((await error(2.01)) > 1e-3);
+  const nested: GradientCase = {
+    inputs: [{ shape: [3] }],
+    build: (g, [x]) =>
+      g.withGradient([x!], () => {
+        const y = square(g, x!, 100);
+        return { outputs: [y], gradient: ([dy]) => [g.mul(g.scale(x!, 2), dy!)] };
+      }),
+  };
+  assert.ok((await gradientError(engine, nested)) < 1e-7);
+});
+
+test('a part can be left to the rules of its operators, which is how its own is checked', () => {
+  const g = new GraphBuilder('g', 'float64');
+  const x = g.floatInput('x', [3]);
+  const y = square(g, x, 100);
+  const seeds = [[y, g.floatInput('dy', [3])]] as const;
+  const before = g.nodes.length;
+  differentiate(g, { seeds, withRespectTo: [x], ignoresParts: true });
+  assert.deepEqual(
+    g.nodes.slice(before).map(({ op }) => op),
+    ['Mul', 'Mul', 'Add'],
+  );
+});
+
+test('what a part computes on the way is no use to others', () => {
+  const g = new GraphBuilder('g', 'float64');
+  const x = g.floatInput('x', [3]);
+  let inner: Value | undefined;
+  const [y] = g.withGradient([x], () => {
+    inner = g.mul(x, x);
+    return { outputs: [g.exp(inner)], gradient: ([dy]) => [dy] };
+  });
+  const z = g.add(y!, inner!);
+  assert.throws(() => differentiate(g, { seeds: [[z, g.floatInput('dy', [3])]], withRespectTo: [x] }), /used outside/);
 });

@@ -1,13 +1,6 @@
 import type { GraphBuilder } from './builder.ts';
 import { shapesEqual } from './dims.ts';
-import { isFloat, type OperatorAttributes, type OperatorName, type Value } from './types.ts';
-
-/**
- * What one node adds to the gradient of one input: either a value, or a function that emits the sum of `into` and
- * the contribution. The second form lets a matrix product accumulate in its C operand and a scatter in its data,
- * so that no separate addition (and no second buffer of the parameter's size) is needed.
- */
-export type Contribution = Value | ((into: Value | undefined) => Value);
+import { type Contribution, isFloat, type OperatorAttributes, type OperatorName, type Value } from './types.ts';
 
 export interface GradientContext<Name extends OperatorName> {
   readonly g: GraphBuilder;

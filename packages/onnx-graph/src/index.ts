@@ -1,10 +1,9 @@
 /** Build, type-check, differentiate, verify, print and encode ONNX graphs. Knows no language model. */
-export { GraphBuilder } from './builder.ts';
+export { type GradientPart, GraphBuilder, type PartGradient } from './builder.ts';
 export { type DifferentiateOptions, differentiate } from './differentiate.ts';
 export { elementCount, formatShape, multiplyDims, resolveDim, shapesEqual, symbolsOf } from './dims.ts';
 export { type EncodingTarget, encodeModel } from './encode.ts';
 export {
-  type Contribution,
   GRADIENT_RULES,
   type GradientContext,
   type GradientRule,
@@ -17,6 +16,7 @@ export { findCut, racesOnThreads } from './reachable.ts';
 export type {
   AttributeValue,
   ConstantData,
+  Contribution,
   Dim,
   Dtype,
   FloatDtype,

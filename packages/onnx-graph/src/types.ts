@@ -118,6 +118,13 @@ export interface OperatorAttributes {
 
 export type OperatorName = keyof OperatorAttributes;
 
+/**
+ * What one node adds to the gradient of one input: either a value, or a function that emits the sum of `into` and
+ * the contribution. The second form lets a matrix product accumulate in its C operand and a scatter in its data,
+ * so that no separate addition (and no second buffer of the parameter's size) is needed.
+ */
+export type Contribution = Value | ((into: Value | undefined) => Value);
+
 export function isFloat(dtype: Dtype): dtype is FloatDtype {
   return dtype === 'float32' || dtype === 'float64';
 }
