@@ -76,10 +76,26 @@ export function emitBlock(g: GraphBuilder, config: ModelConfig, inputs: BlockInp
     );
     const gate = emitLinear(g, inputs, 'mlp.gate_proj', normed);
     const up = emitLinear(g, inputs, 'mlp.up_proj', normed);
-    const activated = g.mul(g.mul(gate, g.sigmoid(gate)), up);
-    return emitLinear(g, inputs, 'mlp.down_proj', activated, attention.x);
+    return emitLinear(g, inputs, 'mlp.down_proj', emitSwiGlu(g, gate, up), attention.x);
   });
   return { ...attention, x };
+}
+
+/**
+ * gate · σ(gate) · up (Shazeer 2020, arXiv 2002.05202, eq. 6). With σ and y = gate · σ · up there are few passes to its
+ * gradient: dgate = dy · (y + σ · (up - y)) and dup = dy · gate · σ.
+ */
+export function emitSwiGlu(g: GraphBuilder, gate: Value, up: Value): Value {
+  const [y] = g.withGradient([gate, up], () => {
+    const sigmoid = g.sigmoid(gate);
+    const swish = g.mul(gate, sigmoid);
+    const y = g.mul(swish, up);
+    return {
+      outputs: [y],
+      gradient: ([dy]) => [g.mul(dy!, g.add(y, g.mul(sigmoid, g.sub(up, y)))), g.mul(dy!, swish)],
+    };
+  });
+  return y!;
 }
 
 function emitAttention(g: GraphBuilder, config: ModelConfig, inputs: BlockInputs, normed: Value): BlockOutputs {
@@ -104,10 +120,10 @@ function emitAttention(g: GraphBuilder, config: ModelConfig, inputs: BlockInputs
   const { keysTransposed, values, written } =
     cache === undefined ? emitFreshKeys(g, newKeys, newValues) : emitCachedKeys(g, cache, newKeys, newValues);
 
-  const keyCount = keysTransposed.shape[3]!;
-  const scores = g.reshape(g.matMul(queries, keysTransposed), [batch, kvHeadCount, group, length, keyCount]);
-  const attention = g.softmax(g.add(scores, inputs.bias), 4);
-  const mixed = g.matMul(g.reshape(attention, [batch, kvHeadCount, multiplyDims(group, length), keyCount]), values);
+  const { attention, mixed } = emitSoftmaxAttention(g, queries, keysTransposed, values, {
+    bias: inputs.bias,
+    group,
+  });
   const perHead = g.reshape(mixed, [batch, kvHeadCount, group, length, headDim]);
   const joined = g.reshape(g.transpose(perHead, [0, 3, 1, 2, 4]), [multiplyDims(batch, length), headCount * headDim]);
   const x = emitLinear(g, inputs, 'self_attn.o_proj', joined, inputs.x);
@@ -120,6 +136,54 @@ function emitAttention(g: GraphBuilder, config: ModelConfig, inputs: BlockInputs
     ...(attentionOutput === undefined ? {} : { attentionOutput }),
     ...(written === undefined ? {} : { cache: written }),
   };
+}
+
+/**
+ * softmax(QKᵀ + bias) V. As in Dao et al. 2022 (arXiv 2205.14135, eq. 4) the gradient of the softmax takes its row sums
+ * Σ P dP from Σ O dO, which passes over headDim numbers a query instead of over all keys.
+ * @param queries [B, kvHeads, group·T, headDim], scaled; the queries of a group below each other
+ * @param keysTransposed [B, kvHeads, headDim, keys]
+ * @param values [B, kvHeads, keys, headDim]
+ * @param bias [B, 1, 1, T, keys]
+ * @returns attention P [B, kvHeads, group, T, keys] and mixed [B, kvHeads, group·T, headDim]
+ */
+export function emitSoftmaxAttention(
+  g: GraphBuilder,
+  queries: Value,
+  keysTransposed: Value,
+  values: Value,
+  { bias, group }: { readonly bias: Value; readonly group: number },
+): { readonly attention: Value; readonly mixed: Value } {
+  const [batch, kvHeadCount] = queries.shape;
+  const [length, keyCount] = bias.shape.slice(3);
+  const apart = [batch!, kvHeadCount!, group, length!, keyCount!];
+  const joined = [batch!, kvHeadCount!, multiplyDims(group, length!), keyCount!];
+  const swap = (x: Value) => g.transpose(x, [0, 1, 3, 2]);
+  const [mixed, attention] = g.withGradient([queries, keysTransposed, values], () => {
+    const scores = g.reshape(g.matMul(queries, keysTransposed), apart);
+    const attention = g.softmax(g.add(scores, bias), 4);
+    const p = g.reshape(attention, joined);
+    const mixed = g.matMul(p, values);
+    return {
+      outputs: [mixed, attention],
+      gradient: ([dMixed, dAttention]) => {
+        const fromMixed = dMixed && g.matMul(dMixed, swap(values));
+        const fromOutside = dAttention && g.reshape(dAttention, joined);
+        const dP = fromMixed && fromOutside ? g.add(fromMixed, fromOutside) : (fromMixed ?? fromOutside)!;
+        const rowSums =
+          fromOutside === undefined
+            ? g.reduceSum(g.mul(dMixed!, mixed), [3], true)
+            : g.reduceSum(g.mul(dP, p), [3], true);
+        const dScores = g.mul(p, g.sub(dP, rowSums));
+        return [
+          g.matMul(dScores, swap(keysTransposed)),
+          g.matMul(swap(queries), dScores),
+          dMixed && g.matMul(swap(p), dMixed),
+        ];
+      },
+    };
+  });
+  return { attention: attention!, mixed: mixed! };
 }
 
 interface Keys {
