@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
-import { readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { chmod, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
@@ -34,9 +34,12 @@ function findObstacle(): string | false {
     : 'no slurmctld, slurmd, munged and sbatch; set STILLHOUSE_INSTALL_SLURM=1 to have them installed';
 }
 
+/** Of the daemons of the next cluster. */
+let port = 20_000 + (process.pid % 10_000);
+
 /** Starts a controller and two nodes; everything stops when the test ends. */
 async function startCluster(t: TestContext, folder: string): Promise<Readonly<Record<string, string>>> {
-  const port = 20_000 + (process.pid % 10_000);
+  port += 10;
   const cluster = spawn('bash', [path('start-cluster.sh'), folder, String(port)], {
     stdio: ['pipe', 'pipe', 'inherit'],
   });
@@ -71,11 +74,42 @@ function readTree(folder: string): Readonly<Record<string, string>> {
   return Object.fromEntries(paths.map((one) => [one.slice(folder.length + 1), readFileSync(one).toString('base64')]));
 }
 
+/** A cluster, and a folder to submit from in which `stillhouse` is a command. */
+async function openWorkplace(t: TestContext, folder: string) {
+  await mkdir(join(folder, 'slurm'));
+  const environment = await startCluster(t, join(folder, 'slurm'));
+  const jobs = join(folder, 'jobs');
+  await mkdir(join(jobs, 'bin'), { recursive: true });
+  await writeFile(join(jobs, 'bin/stillhouse'), `#!/bin/sh\nexec '${process.execPath}' '${bin}' "$@"\n`);
+  await chmod(join(jobs, 'bin/stillhouse'), 0o755);
+  const env = {
+    ...process.env,
+    ...environment,
+    PATH: `${join(jobs, 'bin')}:${process.env.PATH}`,
+    NODE_TEST_CONTEXT: '',
+  };
+  const run = (script: string) => execFileSync('bash', ['-ec', script], { cwd: jobs, env, encoding: 'utf8' }).trim();
+  const logs = () => `${readLogs(jobs)}\n${readLogs(join(folder, 'slurm/log'))}`;
+  return { jobs, run, logs };
+}
+
+/** Waits until nothing is queued; the second task of the array was requeued. */
+async function finishJobs(run: (script: string) => string, job: string): Promise<void> {
+  while (run('squeue -h') !== '') {
+    await sleep(500);
+    // Slurm lets a requeued task wait for two minutes, so that nothing of it is left.
+    if (run(`squeue -h -j ${job} -t PENDING -o %r`) === 'BeginTime') {
+      run(`scontrol update JobId=${job}_1 StartTime=now`);
+    }
+  }
+}
+
 const makeRows = (count: number) =>
   Array.from({ length: count }, (_, row) => {
     const length = 6 + ((row * 7) % 19);
     return JSON.stringify({
       id: `row-${row}`,
+      split: row % 4 === 0 ? 'test' : 'train',
       input_ids: Array.from({ length }, (_, i) => (row * 131 + i * i * 37 + 5) % 512),
       loss_mask: Array.from({ length }, (_, i) => (i * 2 >= length ? 1 : 0)),
     });
@@ -96,23 +130,11 @@ test('an array of four tasks on a real Slurm, one killed and requeued, builds th
   const built = await runNode([bin, 'cache', 'build', ...args, '--out', straight, '--threads', '1']);
   assert.equal(built.code, 0, built.stderr);
 
-  await mkdir(join(folder, 'slurm'));
-  const environment = await startCluster(t, join(folder, 'slurm'));
+  const { jobs, run, logs } = await openWorkplace(t, folder);
   const [array, submit] = (await readScripts()) as [string, string];
   assert.match(array, /#SBATCH --array=0-3\n/);
-  const jobs = join(folder, 'jobs');
-  await mkdir(join(jobs, 'bin'), { recursive: true });
   await writeFile(join(jobs, 'build-cache.sbatch'), array);
-  await writeFile(join(jobs, 'bin/stillhouse'), `#!/bin/sh\nexec '${process.execPath}' '${bin}' "$@"\n`);
-  await chmod(join(jobs, 'bin/stillhouse'), 0o755);
   const cache = join(folder, 'cache');
-  const env = {
-    ...process.env,
-    ...environment,
-    PATH: `${join(jobs, 'bin')}:${process.env.PATH}`,
-    NODE_TEST_CONTEXT: '',
-  };
-  const run = (script: string) => execFileSync('bash', ['-ec', script], { cwd: jobs, env, encoding: 'utf8' }).trim();
   const named = submit.replace(/^export .*$/m, `export TEACHER='${teacher}' DATA='${data}' CACHE='${cache}'`);
   assert.notEqual(named, submit);
   const merge = run(`${named}\necho "$job" > job`).split('\n').at(-1)!;
@@ -126,7 +148,6 @@ test('an array of four tasks on a real Slurm, one killed and requeued, builds th
       return undefined;
     }
   };
-  const logs = () => `${readLogs(jobs)}\n${readLogs(join(folder, 'slurm/log'))}`;
   for (let round = 0; (readPart()?.shards.length ?? 0) === 0; round++) {
     await sleep(10);
     if (round % 100 === 99 && run('squeue -h') === '') assert.fail(`no task wrote a shard\n${logs()}`);
@@ -135,12 +156,7 @@ test('an array of four tasks on a real Slurm, one killed and requeued, builds th
   const left = readPart();
   assert.ok(left !== undefined && !left.complete, 'the task was done before it could be killed');
 
-  while (run('squeue -h') !== '') {
-    await sleep(500);
-    // Slurm lets a requeued task wait for two minutes, so that nothing of it is left.
-    if (run(`squeue -h -j ${job} -t PENDING -o %r`) === 'BeginTime')
-      run(`scontrol update JobId=${job}_1 StartTime=now`);
-  }
+  await finishJobs(run, job);
   assert.match(run(`scontrol show job ${job}_1`), /Restarts=1/);
   assert.match(run(`scontrol show job ${merge}`), /JobState=COMPLETED/, logs());
   assert.deepEqual(Object.keys(readTree(cache)), Object.keys(readTree(straight)));
@@ -148,7 +164,63 @@ test('an array of four tasks on a real Slurm, one killed and requeued, builds th
   assert.match(readFileSync(join(jobs, `merge-${merge}.log`), 'utf8'), /was merged already/);
 });
 
-test('the example for Kubernetes says the number of completions twice, the same', async () => {
+test('a sweep of four students by an array on a real Slurm, one task killed and requeued, ends as on one machine', {
+  skip: obstacle,
+  timeout: 300_000,
+}, async (t) => {
+  const folder = await makeTemporaryFolder(t);
+  await writeFile(join(folder, 'rows.jsonl'), makeRows(24));
+  const stillhouse = async (...args: string[]) => {
+    const { code, stderr } = await runNode([bin, ...args], { cwd: folder });
+    assert.equal(code, 0, stderr);
+  };
+  await stillhouse('cache', 'build', '--teacher', teacher, '--data', 'rows.jsonl', '--out', 'cache', '--threads', '1');
+  const recipe = {
+    ...{ cache: join(folder, 'cache'), student: path('../golden/qwen2-tiny'), split: 'train', evalSplit: 'test' },
+    ...{ steps: 150, checkpointEvery: 5, batchTokens: 60, lr: 1e-3 },
+    sweep: { grid: { temperature: [1, 2], alpha: [0.5, 1] } },
+  };
+  await writeFile(join(folder, 'sweep.json'), JSON.stringify(recipe));
+  await stillhouse('sweep', 'sweep.json', '--out', 'straight', '--threads', '1');
+
+  const { jobs, run, logs } = await openWorkplace(t, folder);
+  const [, , array, submit] = (await readScripts()) as [string, string, string, string];
+  assert.match(array, /stillhouse sweep /);
+  await writeFile(join(jobs, 'sweep.sbatch'), array);
+  const out = join(folder, 'swept');
+  const named = submit.replace(/^export .*$/m, `export RECIPE='${join(folder, 'sweep.json')}' OUT='${out}'`);
+  assert.notEqual(named, submit);
+  const report = run(`${named}\necho "$job" > job`).split('\n').at(-1)!;
+  const job = (await readFile(join(jobs, 'job'), 'utf8')).trim();
+
+  // The second task is killed when its run has a checkpoint, and is not done.
+  const victim = join(out, 'runs', 'alpha=1_temperature=1');
+  const hasCheckpoint = () =>
+    existsSync(join(victim, 'checkpoints')) &&
+    readdirSync(join(victim, 'checkpoints')).some((name) => name.startsWith('step-'));
+  for (let round = 0; !hasCheckpoint(); round++) {
+    await sleep(5);
+    if (round % 200 === 199 && run('squeue -h') === '') assert.fail(`no checkpoint was written\n${logs()}`);
+  }
+  run(`scontrol requeue ${job}_1`);
+  assert.ok(!existsSync(join(victim, 'training.json')), 'the run was done before it could be killed');
+  await finishJobs(run, job);
+  assert.match(run(`scontrol show job ${job}_1`), /Restarts=1/);
+  assert.match(run(`scontrol show job ${report}`), /JobState=COMPLETED/, logs());
+  assert.match(readFileSync(join(jobs, `sweep-${job}_1.log`), 'utf8'), /train: going on after step \d+/);
+  const printed = readFileSync(join(jobs, `report-${report}.log`), 'utf8');
+  assert.equal(printed.match(/ finished /g)?.length, 4, printed);
+  const runs = ['0.5', '1'].flatMap((alpha) => ['1', '2'].map((t) => `alpha=${alpha}_temperature=${t}`));
+  for (const name of runs) {
+    const [one, two] = ['straight', 'swept'].map((where) => join(folder, where, 'runs', name));
+    const [weights, same] = [one, two].map((run) => readFileSync(join(run!, 'model.safetensors')));
+    assert.ok(weights!.equals(same!), name);
+    const [kd, alike] = [one, two].map((run) => JSON.parse(readFileSync(join(run!, 'kd.json'), 'utf8')));
+    assert.deepEqual([kd.kl, kd.ce, kd.top1Agreement], [alike.kl, alike.ce, alike.top1Agreement]);
+  }
+});
+
+test('the examples for Kubernetes say the number of completions twice, the same', async () => {
   const guide = await readFile(path('../../docs/cluster.md'), 'utf8');
   const completions = /^ {2}completions: (\d+)$/m.exec(guide)?.[1];
   assert.equal(/name: JOB_COMPLETIONS\n\s+value: "(\d+)"/.exec(guide)?.[1], completions);
@@ -159,4 +231,11 @@ test('the example for Kubernetes says the number of completions twice, the same'
   });
   assert.deepEqual([code, stdout], [1, '']);
   assert.match(stderr, /\/models\/teacher/);
+  const [, sweep] = [...guide.matchAll(/JOB_COMPLETIONS\n\s+value: "(\d+)"/g)].map(([, count]) => count);
+  assert.equal(sweep, completions);
+  const words = [...guide.matchAll(/args: \[(.*)\]/g)][1]![1]!.split(', ');
+  const swept = await runNode([bin, 'sweep', ...words, '--dry-run'], {
+    env: { JOB_COMPLETION_INDEX: '1', JOB_COMPLETIONS: sweep },
+  });
+  assert.match(swept.stderr, /\/data\/sweep\.json: the recipe cannot be read/);
 });

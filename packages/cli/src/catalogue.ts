@@ -115,6 +115,20 @@ export const COMMANDS: readonly ListedCommand[] = [
     load: async () => (await import('./commands/train.ts')).train,
   },
   {
+    name: 'sweep',
+    summary: 'train many students from one cache, measure them and compare them in one report',
+    usage: 'RECIPE.json --out DIR [--only NAME,...] [--partition i/n] [options]',
+    hasRecipe: false,
+    load: async () => (await import('./commands/sweep.ts')).sweep,
+  },
+  {
+    name: 'sweep report',
+    summary: 'write the report of a sweep anew, as far as it is',
+    usage: 'DIR [options]',
+    hasRecipe: false,
+    load: async () => (await import('./commands/sweep-report.ts')).sweepReport,
+  },
+  {
     name: 'eval',
     summary: 'measure a model on held-out rows or questions',
     usage: '--model DIR --task kd|exact-match [--cache CACHE] [--data FILE.jsonl] --out FILE.json [options]',

@@ -62,8 +62,9 @@ async function runCommand(command: Command, loaded: LoadedCommand, context: Comm
   };
   const recipe =
     recipePath === undefined ? undefined : { path: recipePath, settings: await readRecipeFile(recipePath) };
-  const settings = resolveWithRecipe(loaded.settings, { ...flags, ...argument }, recipe);
-  const { result, summary, exitCode, recipeFile } = await loaded.run(settings, context);
+  const given = { ...flags, ...argument };
+  const settings = resolveWithRecipe(loaded.settings, given, recipe);
+  const { result, summary, exitCode, recipeFile } = await loaded.run(settings, context, given);
   if (recipeFile !== undefined) await writeRecipeFile(recipeFile, settings);
   console.log(json === true ? JSON.stringify(result, null, 2) : summary);
   return exitCode ?? EXIT_SUCCESS;
@@ -71,9 +72,11 @@ async function runCommand(command: Command, loaded: LoadedCommand, context: Comm
 
 /** The command that the leading words name, also behind `help`. */
 function findCommand(args: readonly string[]): ListedCommand | undefined {
-  const words = args.filter((arg) => !arg.startsWith('-'));
-  const rest = words[0] === 'help' ? words.slice(1) : words;
-  return COMMANDS.find(({ name }) => name.split(' ').every((word, index) => rest[index] === word));
+  const rest = args[0] === 'help' ? args.slice(1) : args;
+  // The longest name: `sweep report` is no sweep.
+  return COMMANDS.filter(({ name }) => name.split(' ').every((word, index) => rest[index] === word)).sort(
+    (one, other) => other.name.length - one.name.length,
+  )[0];
 }
 
 function createProgram(): { readonly program: Command; readonly commands: ReadonlyMap<string, Command> } {
@@ -86,7 +89,8 @@ function createProgram(): { readonly program: Command; readonly commands: Readon
     const words = name.split(' ');
     const last = words.pop()!;
     const parent = words.reduce((above, word) => {
-      const group = groups.get(word) ?? prepare(above.command(word)).description(COMMAND_GROUPS[word] ?? '');
+      const group =
+        commands.get(word) ?? groups.get(word) ?? prepare(above.command(word)).description(COMMAND_GROUPS[word] ?? '');
       groups.set(word, group);
       return group;
     }, program);

@@ -33,7 +33,12 @@ export interface LoadedCommand {
   readonly secondArgument?: string;
   /** The list setting that takes all further plain arguments. */
   readonly furtherArguments?: string;
-  run(settings: Readonly<Record<string, unknown>>, context: CommandContext): Promise<Outcome>;
+  /** @param given what was given on the command line, without defaults */
+  run(
+    settings: Readonly<Record<string, unknown>>,
+    context: CommandContext,
+    given: Readonly<Record<string, unknown>>,
+  ): Promise<Outcome>;
 }
 
 /** Ties a table of settings to the function that works with them. */
@@ -42,7 +47,11 @@ export function defineCommand<const Table extends SettingsTable>(definition: {
   readonly argument?: keyof Table & string;
   readonly secondArgument?: keyof Table & string;
   readonly furtherArguments?: keyof Table & string;
-  readonly run: (settings: SettingsOf<Table>, context: CommandContext) => Promise<Outcome>;
+  readonly run: (
+    settings: SettingsOf<Table>,
+    context: CommandContext,
+    given: Readonly<Record<string, unknown>>,
+  ) => Promise<Outcome>;
 }): LoadedCommand {
   // The settings were resolved from this very table.
   return definition as unknown as LoadedCommand;

@@ -21,4 +21,4 @@ export { type Batching, groupByLength, measureColumnCost } from './step-layout.t
 export { createStudent, type StepResult, type Student, type StudentOptions } from './student.ts';
 export { checkTraining, type SharedInputs, type TrainingCheck } from './training-inputs.ts';
 export { type TrainingEvents, type TrainingPlan, type TrainingResult, trainStudent } from './training-run.ts';
-export { TRAINING_SETTINGS, type TrainingSettings } from './training-settings.ts';
+export { SETTINGS_FREE_ON_RESUME, TRAINING_SETTINGS, type TrainingSettings } from './training-settings.ts';

@@ -1,0 +1,154 @@
+import type { TableCell } from '@stillhouse/evaluation';
+import { printBytes, printCount, printDuration, printSignificant, printTable } from '../quantities.ts';
+import { printShare } from '../run-page.ts';
+import type { Estimate, RunFigures, SweepFigures } from './sweep-figures.ts';
+
+/** A column of the sweep's table: a number for files, the same in words for readers. */
+interface Column {
+  readonly title: string;
+  /** Name in a CSV file, with its unit. */
+  readonly key: string;
+  readonly value: (run: RunFigures) => TableCell;
+  readonly print: (run: RunFigures) => string | null;
+}
+
+type Known<Key extends keyof RunFigures> = NonNullable<RunFigures[Key]>;
+
+/** A column of one figure; what is null stays empty. */
+function column<Key extends keyof RunFigures>(
+  title: string,
+  key: string,
+  figure: Key,
+  value: (known: Known<Key>) => TableCell,
+  print: (known: Known<Key>) => string,
+): Column {
+  const or =
+    <Result>(of: (known: Known<Key>) => Result) =>
+    (run: RunFigures): Result | null => {
+      const found = run[figure];
+      return found === null ? null : of(found as Known<Key>);
+    };
+  return { title, key, value: or(value), print: or(print) };
+}
+
+const estimate = (
+  title: string,
+  key: string,
+  figure: 'klAt1' | 'klAtT' | 'ce' | 'top1Agreement',
+): readonly Column[] => [
+  column(title, key, figure, ({ value }) => value, figure === 'top1Agreement' ? printRate : printEstimate),
+  // In words both stand in one cell.
+  {
+    ...column(
+      '',
+      `${key}_standard_error`,
+      figure,
+      ({ standardError }) => standardError,
+      () => '',
+    ),
+    print: () => null,
+  },
+];
+
+const printEstimate = ({ value, standardError }: Estimate): string =>
+  standardError === null
+    ? printSignificant(value)
+    : `${printSignificant(value)} ± ${printSignificant(standardError, 2)}`;
+
+const printRate = ({ value, standardError }: Estimate): string =>
+  standardError === null ? printShare(value) : `${(100 * value).toFixed(1)} ± ${(100 * standardError).toFixed(1)} %`;
+
+const COLUMNS: readonly Column[] = [
+  { title: 'run', key: 'run', value: ({ name }) => name, print: ({ name, isBest }) => (isBest ? `${name} *` : name) },
+  { title: '', key: 'best', value: ({ isBest }) => String(isBest), print: () => null },
+  column('state', 'state', 'state', String, String),
+  ...estimate('KL at T=1', 'kl_at_1_nats', 'klAt1'),
+  column('T', 'temperature', 'temperature', Number, String),
+  ...estimate('KL at T', 'kl_at_temperature_nats', 'klAtT'),
+  ...estimate('CE', 'ce_nats', 'ce'),
+  ...estimate('top-1', 'top_1_agreement', 'top1Agreement'),
+  column(
+    'accuracy',
+    'accuracy',
+    'accuracy',
+    ({ value }) => value,
+    ({ value, low, high }) => `${(100 * value).toFixed(1)} % (${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)})`,
+  ),
+  column('parameters', 'parameters', 'parameters', Number, (count) => printCount(Number(count))),
+  column('weights', 'weight_bytes', 'weightBytes', Number, (bytes) => printBytes(Number(bytes))),
+  column('train tokens/s', 'train_tokens_per_second', 'trainTokensPerSecond', Number, (speed) =>
+    printCount(Number(speed)),
+  ),
+  column('decode tokens/s', 'decode_tokens_per_second', 'decodeTokensPerSecond', Number, (speed) =>
+    printCount(Number(speed)),
+  ),
+  column(
+    'wall time',
+    'wall_seconds',
+    'wallMs',
+    (ms) => ms / 1000,
+    (ms) => printDuration(ms),
+  ),
+  column(
+    'CPU time',
+    'cpu_seconds',
+    'cpuMs',
+    (ms) => ms / 1000,
+    (ms) => printDuration(ms),
+  ),
+  column('price', 'price', 'price', Number, (price) => printSignificant(Number(price), 3)),
+  { ...column('', 'cache_digest', 'cacheDigest', String, String), print: () => null },
+];
+
+/** Columns that have something to say, those of the settings that differ after the name. */
+function chooseColumns({ runs, differing }: SweepFigures, isForReaders: boolean): readonly Column[] {
+  const settings = differing
+    .filter((key) => !(isForReaders && key === 'temperature'))
+    .map((key): Column => {
+      const value = (run: RunFigures): TableCell => {
+        const found = run.settings[key];
+        if (found === null || found === undefined) return null;
+        return typeof found === 'number' ? found : Array.isArray(found) ? found.join(' ') : String(found);
+      };
+      return { title: key, key, value, print: (run) => (value(run) === null ? null : String(value(run))) };
+    });
+  const [name, ...rest] = COLUMNS;
+  const all = [name!, ...settings, ...rest.filter(({ key }) => !differing.includes(key) || isForReaders)];
+  return all.filter(({ value, print }) => runs.some((run) => (isForReaders ? print(run) : value(run)) !== null));
+}
+
+/** The table in words: headings, then one row a run. */
+export function tabulateSweep(figures: SweepFigures): {
+  readonly columns: readonly string[];
+  readonly rows: readonly (readonly (string | null)[])[];
+} {
+  const columns = chooseColumns(figures, true);
+  return {
+    columns: columns.map(({ title }) => title),
+    rows: figures.runs.map((run) => columns.map(({ print }) => print(run))),
+  };
+}
+
+/** For a terminal; a run's name says what it sets. */
+export function printSweep(figures: SweepFigures): string {
+  const { columns, rows } = tabulateSweep({ ...figures, differing: [] });
+  return printTable([columns, ...rows.map((row) => row.map((cell) => cell ?? '–'))]);
+}
+
+export function printMarkdown(figures: SweepFigures): string {
+  const { columns, rows } = tabulateSweep(figures);
+  const line = (cells: readonly string[]) => `| ${cells.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |\n`;
+  const rule = columns.map((_, at) => (at === 0 ? '---' : '---:'));
+  return [columns, rule, ...rows.map((row) => row.map((cell) => cell ?? '–'))].map(line).join('');
+}
+
+/** As RFC 4180 has it; numbers in full, with the units in the headings. */
+export function printCsv(figures: SweepFigures): string {
+  const columns = chooseColumns(figures, false);
+  const quote = (cell: TableCell): string => {
+    const text = cell === null ? '' : String(cell);
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  const lines = [columns.map(({ key }) => key), ...figures.runs.map((run) => columns.map(({ value }) => value(run)))];
+  return lines.map((cells) => `${cells.map(quote).join(',')}\r\n`).join('');
+}

@@ -1,0 +1,334 @@
+import assert from 'node:assert/strict';
+import { existsSync, writeFileSync } from 'node:fs';
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import type { ExactMatchResult } from '@stillhouse/evaluation';
+import { type NodeResult, runNode, startNode } from '@stillhouse/testing';
+import { carryOutSweep } from './carry-out-sweep.ts';
+import { type RunFigures, readSweepFigures, type SweepFigures } from './sweep-figures.ts';
+import { readSweep } from './sweep-plan.ts';
+import { writeSweepReport } from './sweep-report.ts';
+
+const bin = fileURLToPath(new URL('../../bin/stillhouse.js', import.meta.url));
+const golden = (name: string) => fileURLToPath(new URL(`../../../../test/golden/${name}`, import.meta.url));
+const skip = process.platform === 'win32';
+
+const rows = Array.from({ length: 12 }, (_, row) =>
+  JSON.stringify({
+    id: `row-${row}`,
+    split: row < 8 ? 'train' : 'test',
+    input_ids: Array.from({ length: 20 }, (_, i) => (row * 97 + i * i * 13 + 7) % 512),
+    loss_mask: Array.from({ length: 20 }, (_, i) => (i >= 8 ? 1 : 0)),
+  }),
+);
+
+const STEPS = 24;
+const shared = {
+  ...{ cache: 'cache', student: golden('qwen2-tiny'), split: 'train', evalSplit: 'test', threads: 1 },
+  ...{ steps: STEPS, checkpointEvery: 4, batchTokens: 40, lr: 1e-3, labels: 'topk' },
+};
+/** The run of the absurd rate diverges; the others are whole. */
+const SWEEP = { grid: { temperature: [1, 2] }, list: [{ lr: 1e38 }] };
+const [ONE, TWO, DIVERGED] = ['temperature=1', 'temperature=2', 'lr=1e+38'];
+
+let folder = '';
+const sweep = (...args: readonly string[]) => runNode([bin, 'sweep', ...args], { cwd: folder });
+const readText = (...path: readonly string[]) => readFile(join(folder, ...path), 'utf8');
+const writeRecipe = (name: string, recipe: object) => writeFile(join(folder, name), JSON.stringify(recipe));
+
+before(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'stillhouse-'));
+  await writeFile(join(folder, 'rows.jsonl'), `${rows.join('\n')}\n`);
+  const build = ['cache', 'build', '--teacher', golden('qwen2-tiny-untied'), '--data', 'rows.jsonl', '--out', 'cache'];
+  const built = await runNode([bin, ...build, '--top-k', '8'], { cwd: folder });
+  assert.equal(built.code, 0, built.stderr);
+  await writeRecipe('sweep.json', { ...shared, sweep: SWEEP });
+  const whole = await sweep('sweep.json', '--out', 'whole', '--price-per-hour', '2');
+  assert.equal(whole.code, 1, 'one run fails');
+  assert.match(whole.stderr, /sweep: run 3 of 3, lr=1e\+38: failed, the others go on: .*\[TRAINING_DIVERGED\]/);
+  assert.match(whole.stdout, /^failed: lr=1e\+38: .*\[TRAINING_DIVERGED\]$/m);
+});
+after(() => rm(folder, { recursive: true, force: true }));
+
+async function readFigures(out: string): Promise<SweepFigures> {
+  return JSON.parse(await readText(out, 'report.json')) as SweepFigures;
+}
+
+/** What does not depend on how long things take, and where they lie. */
+const lasting = ({ runs, differing }: SweepFigures) => ({
+  differing,
+  runs: runs.map(({ trainTokensPerSecond: _, wallMs: __, cpuMs: ___, price: ____, failure, ...rest }) => ({
+    ...rest,
+    failure: failure?.code ?? null,
+  })),
+});
+
+async function expectSameSweep(out: string): Promise<void> {
+  assert.deepEqual(lasting(await readFigures(out)), lasting(await readFigures('whole')));
+  for (const name of [ONE!, TWO!]) {
+    for (const file of ['model.safetensors', 'config.json']) {
+      const [one, two] = await Promise.all(
+        ['whole', out].map((where) => readFile(join(folder, where, 'runs', name, file))),
+      );
+      assert.ok(one!.equals(two!), `${name}/${file}`);
+    }
+    assert.deepEqual(await readSteps(out, name), await readSteps('whole', name));
+  }
+}
+
+async function readSteps(out: string, name: string): Promise<readonly object[]> {
+  const text = await readText(out, 'runs', name, 'metrics.jsonl').catch(() => '');
+  return text
+    .split('\n')
+    .filter((line) => line.endsWith('}'))
+    .map((line) => {
+      const values = Object.entries(JSON.parse(line) as Record<string, number>);
+      return Object.fromEntries(values.filter(([key]) => !key.endsWith('Ms')));
+    });
+}
+
+test('the report has what eval finds of each student, the best first, and the page shows it', async () => {
+  const figures = await readFigures('whole');
+  assert.deepEqual(figures.differing, ['temperature', 'lr']);
+  assert.deepEqual(figures.runs.map(({ name }) => name).sort(), [DIVERGED, ONE, TWO]);
+  const [best, second, failed] = figures.runs as [RunFigures, RunFigures, RunFigures];
+  assert.ok(best.klAt1!.value < second.klAt1!.value);
+  assert.deepEqual([best.isBest, second.isBest, failed.isBest], [true, false, false]);
+  assert.deepEqual([best.state, second.state, failed.state], ['finished', 'finished', 'failed']);
+  assert.deepEqual(failed.settings, { temperature: 2, lr: 1e38 });
+  for (const { name, temperature, klAt1, klAtT, ce, top1Agreement, ...run } of [best, second]) {
+    if (name === ONE) continue;
+    const model = join('whole/runs', name);
+    const asked = ['eval', '--task', 'kd', '--model', model, '--cache', 'cache', '--split', 'test', '--threads', '1'];
+    const evaluated = await runNode(
+      [bin, ...asked, '--temperatures', [...new Set([1, temperature])].join(','), '--out', 'kd.json', '--json'],
+      { cwd: folder },
+    );
+    assert.equal(evaluated.code, 0, evaluated.stderr);
+    const { standardErrors, ...kd } = JSON.parse(evaluated.stdout);
+    const t = String(temperature);
+    assert.deepEqual(klAt1, { value: kd.kl['1'], standardError: standardErrors.kl['1'] });
+    assert.deepEqual(klAtT, { value: kd.kl[t], standardError: standardErrors.kl[t] });
+    assert.deepEqual(ce, { value: kd.ce, standardError: standardErrors.ce });
+    assert.deepEqual(top1Agreement, { value: kd.top1Agreement, standardError: standardErrors.top1Agreement });
+    assert.deepEqual([run.cacheDigest, run.heldOutDigest], [kd.cacheDigest, kd.cacheDigest]);
+    assert.equal(run.parameters, 119_360);
+    assert.equal(run.weightBytes, (await readFile(join(folder, model, 'model.safetensors'))).length);
+    assert.ok(run.wallMs > 0 && run.cpuMs > 0 && run.trainTokensPerSecond! > 0);
+    assert.equal(run.price, (run.wallMs / 3_600_000) * 2);
+  }
+  const page = await readText('whole/report.html');
+  for (const text of ['2 of 3 runs finished, 1 failed', `${best.name} *`, 'Fidelity by size', 'TRAINING_DIVERGED']) {
+    assert.ok(page.includes(text), text);
+  }
+  const csv = (await readText('whole/report.csv')).split('\r\n');
+  assert.match(csv[0]!, /^run,temperature,lr,best,state,kl_at_1_nats,kl_at_1_nats_standard_error,/);
+  assert.ok(csv[1]!.startsWith(`${best.name},${best.temperature},0.001,true,finished,${best.klAt1!.value},`));
+  const markdown = (await readText('whole/report.md')).split('\n');
+  assert.ok(markdown[2]!.startsWith(`| ${best.name} * |`));
+  assert.equal(new Set(markdown.slice(0, -1).map((line) => line.split('|').length)).size, 1);
+});
+
+test('a sweep that is killed again and again ends as one that was not', { skip }, async () => {
+  const countWork = async () => {
+    const counts = await Promise.all([ONE!, TWO!].map(async (name) => (await readSteps('killed', name)).length));
+    const done = await Promise.all(
+      [ONE!, TWO!].map((name) => readText('killed/runs', name, 'training.json').catch(() => '')),
+    );
+    return counts[0]! + counts[1]! + done.filter((text) => text !== '').length;
+  };
+  // In the first run, when it is trained, in the second.
+  const thresholds = [6, STEPS + 1, STEPS + 10];
+  const results: NodeResult[] = [];
+  for (let at = 0; results.length < 10; at++) {
+    const { child, finished } = startNode([bin, 'sweep', 'sweep.json', '--out', 'killed'], { cwd: folder });
+    const poll = setInterval(async () => {
+      if (at < thresholds.length && (await countWork()) >= thresholds[at]!) child.kill('SIGKILL');
+    }, 5);
+    const result = await finished;
+    clearInterval(poll);
+    results.push(result);
+    if (result.signal === null) break;
+  }
+  assert.ok(results.length > 2, 'it was killed more than once');
+  const last = results.at(-1)!;
+  assert.deepEqual([last.code, last.signal], [1, null], last.stderr);
+  assert.ok(results.some(({ stderr }) => /train: going on after step \d+/.test(stderr)));
+  await expectSameSweep('killed');
+
+  // Nothing of it is done again, and what has failed is still a failure.
+  const trained = await readText('killed/runs', ONE!, 'training.json');
+  const again = await sweep('sweep.json', '--out', 'killed');
+  assert.equal(again.code, 1);
+  assert.deepEqual(again.stderr.match(/: (done before|diverged before)/g), [
+    ': done before',
+    ': done before',
+    ': diverged before',
+  ]);
+  assert.doesNotMatch(again.stderr, /^(train|eval)/m);
+  assert.equal(await readText('killed/runs', ONE!, 'training.json'), trained);
+});
+
+test('SIGINT ends a sweep after the step, saved; called again it goes on there', { skip }, async () => {
+  const { child, finished } = startNode([bin, 'sweep', 'sweep.json', '--out', 'stopped', '--only', TWO!], {
+    cwd: folder,
+  });
+  let isSent = false;
+  const poll = setInterval(async () => {
+    if (isSent || (await readSteps('stopped', TWO!)).length < 5) return;
+    isSent = true;
+    child.kill('SIGINT');
+  }, 5);
+  const stopped = await finished;
+  clearInterval(poll);
+  assert.equal(stopped.code, 130, stopped.stderr);
+  assert.match(stopped.stderr, /sweep: SIGINT, stopping after this step and saving/);
+  const { length } = await readSteps('stopped', TWO!);
+  assert.ok(
+    (await readdir(join(folder, 'stopped/runs', TWO!, 'checkpoints'))).includes(
+      `step-${String(length).padStart(8, '0')}`,
+    ),
+  );
+  assert.equal((await readFigures('stopped')).runs.find(({ name }) => name === TWO)!.state, 'begun');
+
+  const other = await sweep('sweep.json', '--out', 'stopped', '--only', TWO!);
+  assert.equal(other.code, 0, other.stderr);
+  assert.match(other.stderr, new RegExp(`going on after step ${length}$`, 'm'));
+  assert.deepEqual(await readSteps('stopped', TWO!), await readSteps('whole', TWO!));
+});
+
+test('parts of a sweep by separate processes make the whole, with one report', async () => {
+  const parts = await Promise.all(
+    ['1/2', '2/2'].map((part) => sweep('sweep.json', '--out', 'parts', '--partition', part)),
+  );
+  // The run that diverges is in the first part.
+  assert.deepEqual(
+    parts.map(({ code }) => code),
+    [1, 0],
+    parts[1]!.stderr,
+  );
+  assert.match(parts[1]!.stderr, /sweep: 1 of 3 runs are this process's/);
+  await expectSameSweep('parts');
+  const written = await readText('parts/report.csv');
+  const report = await runNode([bin, 'sweep', 'report', 'parts', '--json'], { cwd: folder });
+  assert.equal(report.code, 0, report.stderr);
+  assert.deepEqual(JSON.parse(report.stdout), await readFigures('parts'));
+  assert.equal(await readText('parts/report.csv'), written);
+});
+
+test('two processes never work on one run', { skip }, async () => {
+  await writeRecipe('long.json', { ...shared, steps: 100_000, sweep: { grid: { seed: [1, 2] } } });
+  const { child, finished } = startNode([bin, 'sweep', 'long.json', '--out', 'busy'], { cwd: folder });
+  while ((await readSteps('busy', 'seed=1')).length === 0) await new Promise((resolve) => setTimeout(resolve, 20));
+  const second = await sweep('long.json', '--out', 'busy', '--only', 'seed=1');
+  child.kill('SIGKILL');
+  await finished;
+  assert.equal(second.code, 1);
+  assert.match(second.stderr, /another process is working on this run: process \d+ .*\[RUN_IN_USE\]/);
+});
+
+/** A student that can answer: with a tokenizer cut down to its 512 ids. */
+async function makeAnsweringStudent(): Promise<string> {
+  const student = join(folder, 'answering');
+  await mkdir(student);
+  for (const file of ['model.safetensors', 'config.json'])
+    await cp(join(golden('qwen2-tiny'), file), join(student, file));
+  const bpe = fileURLToPath(new URL('../../../../test/tokenizer/tiny-bpe/tokenizer.json', import.meta.url));
+  const tokenizer = JSON.parse(await readFile(bpe, 'utf8'));
+  const isKept = ([, id]: [string, unknown]) => Number(id) < 512;
+  tokenizer.model.vocab = Object.fromEntries(Object.entries(tokenizer.model.vocab).filter(isKept));
+  tokenizer.model.merges = [];
+  tokenizer.added_tokens = [];
+  await writeFile(join(student, 'tokenizer.json'), JSON.stringify(tokenizer));
+  return student;
+}
+
+test('questions give accuracy and decoding speed; with others they are asked again, and nothing is trained again', async () => {
+  const questions = join(folder, 'questions.jsonl');
+  await writeFile(questions, ['a', 'b', 'c'].map((prompt) => JSON.stringify({ prompt, answer: '1' })).join('\n'));
+  const student = await makeAnsweringStudent();
+  await writeRecipe('asked.json', { ...shared, student, steps: 2, sweep: { grid: { temperature: [1] } } });
+  const asked = { out: 'asked', questions, maxNewTokens: 4 };
+  const [run] = (await inProcess('asked.json', asked)).figures!.runs;
+  const result = JSON.parse(await readText('asked/runs', ONE!, 'exact-match.json')) as ExactMatchResult;
+  assert.equal(result.questions, 3);
+  assert.deepEqual(run!.accuracy, { value: result.accuracy, ...result.interval });
+  assert.equal(run!.decodeTokensPerSecond, result.tokensPerSecond);
+  assert.match(await readText('asked/report.md'), /accuracy/);
+
+  const trained = await readText('asked/runs', ONE!, 'training.json');
+  const [fewer] = (await inProcess('asked.json', { ...asked, questionsLimit: 2 })).figures!.runs;
+  assert.equal(fewer!.state, 'finished');
+  const limited = JSON.parse(await readText('asked/runs', ONE!, 'exact-match.json')) as ExactMatchResult;
+  assert.equal(limited.questions, 2);
+  assert.equal(await readText('asked/runs', ONE!, 'training.json'), trained);
+});
+
+/** The sweep of a recipe, in this process. */
+async function inProcess(recipe: string, flags: Readonly<Record<string, unknown>>) {
+  const given = { cache: join(folder, 'cache'), ...flags, out: join(folder, String(flags.out)) };
+  const { plan, settings } = await readSweep(join(folder, recipe), given);
+  const context = { note: () => {}, onInterrupt: () => {}, openProgress: () => ({ update: () => {}, stop: () => {} }) };
+  return carryOutSweep(plan, settings, context);
+}
+
+test('every run is checked before the first begins, and the others that are refused are named', async () => {
+  const grid = { temperature: [1, 1.5, 2], labels: ['topk', 'full'] };
+  await writeRecipe('impossible.json', { ...shared, labels: undefined, sweep: { grid, list: [{ split: 'test' }] } });
+  await assert.rejects(inProcess('impossible.json', { out: 'impossible' }), {
+    code: 'TEMPERATURE_NOT_IN_GRID',
+    message: /run labels=topk_temperature=1\.5, --temperature 1\.5: .*other temperatures only; refused too: split=test/,
+  });
+  assert.ok(!(await readdir(folder)).includes('impossible'));
+});
+
+test('a dry run checks the runs and writes nothing', async () => {
+  const { figures, chosen, exitCode } = await inProcess('sweep.json', { out: 'dry', dryRun: true, partition: '2/2' });
+  assert.deepEqual([figures, chosen, exitCode], [undefined, [TWO], 0]);
+  assert.ok(!(await readdir(folder)).includes('dry'));
+});
+
+test('a sweep grows by runs, and no run becomes another', async () => {
+  await writeRecipe('more.json', {
+    ...shared,
+    sweep: { grid: { temperature: [1, 2] }, list: [{ steps: 3, seed: 5 }] },
+  });
+  const more = await sweep('more.json', '--out', 'parts');
+  assert.equal(more.code, 0, more.stderr);
+  assert.equal(more.stderr.match(/done before/g)?.length, 2);
+  const names = async () => (await readFigures('parts')).runs.map(({ name }) => name).sort();
+  assert.deepEqual(await names(), ['seed=5_steps=3', ONE, TWO]);
+
+  await writeRecipe('other.json', { ...shared, steps: 4, sweep: SWEEP });
+  await assert.rejects(inProcess('other.json', { out: 'parts' }), {
+    code: 'SWEEP_DIFFERS',
+    message: /run temperature=1: .*\(steps: have 24, asked 4\)/,
+  });
+  assert.deepEqual(await names(), ['seed=5_steps=3', ONE, TWO]);
+});
+
+test('a run whose lock another process has taken is given up, and nothing is written over', async () => {
+  await writeRecipe('seeds.json', { ...shared, steps: 2, sweep: { grid: { seed: [1] } } });
+  const run = join(folder, 'lost/runs/seed=1');
+  const theirs = JSON.stringify({ pid: 1, host: 'elsewhere', started: null, token: 'theirs' });
+  const watch = setInterval(() => {
+    if (existsSync(join(run, 'metrics.jsonl'))) writeFileSync(join(run, '.sweep-lock'), theirs);
+  }, 2);
+  await assert.rejects(inProcess('seeds.json', { out: 'lost' }), { code: 'RUN_LOCK_LOST' });
+  clearInterval(watch);
+  assert.equal(await readText('lost/runs/seed=1/.sweep-lock'), theirs);
+});
+
+test('a folder without a sweep, and one whose record is damaged, are refused', async () => {
+  await assert.rejects(readSweepFigures(join(folder, 'cache')), {
+    code: 'SWEEP_ABSENT',
+    message: /no sweep in this folder/,
+  });
+  await mkdir(join(folder, 'damaged'));
+  await writeFile(join(folder, 'damaged/sweep.json'), '{');
+  await assert.rejects(writeSweepReport(join(folder, 'damaged')), { code: 'SWEEP_FILE_DAMAGED' });
+  assert.deepEqual(await readdir(join(folder, 'damaged')), ['sweep.json']);
+});
