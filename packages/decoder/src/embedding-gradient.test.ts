@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { readModelConfig } from '@stillhouse/checkpoint';
-import { openEngine } from '@stillhouse/runtime';
-import { compileGraph, embeddingGradientGraph } from './index.ts';
+import { type DeviceTensor, openEngine } from '@stillhouse/runtime';
+import { compileGraph, embeddingGradientCalls, embeddingGradientGraph } from './index.ts';
 
 const engine = await openEngine({ threads: 2 });
 after(() => engine.close());
@@ -14,20 +14,21 @@ test('every one of many tokens with the same id counts in the embedding gradient
   const program = await compileGraph(engine, embeddingGradientGraph(config, 'float32'));
   // Enough that ONNX Runtime shares the rows out, and eight ids only, so that threads meet.
   const tokens = 1 << 14;
-  const ids = engine.upload(
-    BigInt64Array.from({ length: tokens }, (_, n) => BigInt(n % 8)),
-    'int64',
-    [tokens, 1],
-  );
+  const ids = BigInt64Array.from({ length: tokens }, (_, n) => BigInt(n % 8));
   const dx = engine.allocate('float32', [tokens, hiddenSize]);
   engine.fill(dx, 1);
   const table = engine.allocate('float32', [vocabSize, hiddenSize]);
   for (let round = 1; round <= 20; round++) {
     engine.fill(table, 0);
-    const inputs = { ids, dx, 'gradient.table': table };
-    await engine.run([{ kind: 'run', program, inputs, outputs: { 'gradient.table.sum': table } }]);
+    const held: DeviceTensor[] = [];
+    const hold = (tensor: DeviceTensor) => {
+      held.push(tensor);
+      return tensor;
+    };
+    await engine.run(embeddingGradientCalls(engine, { program, ids, dx, table, hold }));
     const sums = (await engine.download(table)) as Float32Array;
     const wrong = sums.filter((sum, i) => sum !== (i < 8 * hiddenSize ? tokens / 8 : 0)).length;
     assert.equal(wrong, 0, `round ${round}`);
+    for (const tensor of held) engine.free(tensor);
   }
 });

@@ -1,6 +1,7 @@
 /** The Qwen2 and Llama decoder as graphs. Works on ids; knows no text. */
 export { emitCacheBias, emitSegmentBias } from './attention-bias.ts';
 export { type BlockInputs, type BlockOutputs, type BlockWeights, emitBlock, type KeyValueCache } from './block.ts';
+export { type EmbeddingGradient, embeddingGradientCalls, embeddingGradientGraph } from './embedding-gradient.ts';
 export {
   type BatchTensors,
   biasCall,
@@ -42,7 +43,6 @@ export {
   blockParameters,
   cacheBiasGraph,
   cachedBlockGraph,
-  embeddingGradientGraph,
   embeddingGraph,
   finalNormGraph,
   gatherRowsGraph,

@@ -77,16 +77,6 @@ export function embeddingGraph(config: ModelConfig, float: FloatDtype): GraphBui
   return g;
 }
 
-/** Gradient of the embeddings, added to `gradient.table` in place. Inputs: ids int64 [N, 1], dx [N, H], gradient.table [V, H]. */
-export function embeddingGradientGraph(config: ModelConfig, float: FloatDtype): GraphBuilder {
-  const g = new GraphBuilder('embedding_gradient', float);
-  const ids = g.input('ids', 'int64', ['N', 1]);
-  const dx = g.floatInput('dx', ['N', config.hiddenSize]);
-  const into = g.floatInput(gradientName('table'), [config.vocabSize, config.hiddenSize]);
-  g.output(`${gradientName('table')}.sum`, g.scatterAddRows(into, ids, dx));
-  return g;
-}
-
 interface BlockGraphInputs {
   readonly x: Value;
   readonly rotary: { readonly cos: Value; readonly sin: Value };

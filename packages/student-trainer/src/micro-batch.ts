@@ -2,6 +2,7 @@ import {
   type BatchTensors,
   biasCall,
   embeddingCall,
+  embeddingGradientCalls,
   flatIndex,
   freeBatch,
   packSequences,
@@ -262,13 +263,14 @@ export function createMicroBatchRunner(
 
   /** @param back two buffers for the gradient of the residual stream in turns; the first comes with that of the loss */
   function backwardCalls(
+    batch: TokenBatch,
     tensors: BatchTensors,
     states: readonly DeviceTensor[],
     saved: readonly Readonly<Record<string, DeviceTensor>>[],
     features: FeatureLosses | undefined,
     back: readonly [DeviceTensor, DeviceTensor] | undefined,
   ): readonly Call[] {
-    const { cos, sin, bias, ids } = tensors;
+    const { cos, sin, bias } = tensors;
     const last = config.layerCount;
     let [upstream, downstream] = back ?? [];
     // A layer's states are held to the teacher's where the gradient passes them.
@@ -298,12 +300,8 @@ export function createMicroBatchRunner(
     }
     const table = store.embedding.gradient;
     if (table === undefined) return calls;
-    calls.push({
-      kind: 'run',
-      program: programs.embeddingGradient,
-      inputs: { ids: asColumn(ids), dx: upstream!, 'gradient.table': table },
-      outputs: { 'gradient.table.sum': table },
-    });
+    const program = programs.embeddingGradient;
+    calls.push(...embeddingGradientCalls(engine, { program, ids: batch.ids, dx: upstream!, table, hold }));
     return calls;
   }
 
@@ -339,7 +337,7 @@ export function createMicroBatchRunner(
           }),
           ...positions.calls,
           ...lossCalls(positions, back?.[0], sums),
-          ...backwardCalls(tensors, states, saved, features, back),
+          ...backwardCalls(batch, tensors, states, saved, features, back),
         ]);
         const { loss, ...others } = readSums((await engine.download(sums)) as FloatData);
         const distances = await features?.readSums();

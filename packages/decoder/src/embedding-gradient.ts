@@ -1,0 +1,60 @@
+import type { ModelConfig } from '@stillhouse/checkpoint';
+import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
+import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
+import { gradientName } from './model-graphs.ts';
+
+/** Tokens of one run: it holds a mask of at most this squared. */
+const TOKENS_AT_ONCE = 2048;
+
+/**
+ * Gradient of the embeddings, added to `gradient.table` in place. What tokens of one id have is added up by a product
+ * first, so that every row of the table is written once: where threads add to one row, they come in any order, and a
+ * resumed run would not be the uninterrupted one bit for bit.
+ *
+ * Inputs: tokens int32 [1, N], ids int32 [U, 1] those that occur, rows int64 [U, 1] the same, dx [N, H],
+ * gradient.table [V, H]. Output: gradient.table.sum, meant to alias it.
+ */
+export function embeddingGradientGraph(config: ModelConfig, float: FloatDtype): GraphBuilder {
+  const g = new GraphBuilder('embedding_gradient', float);
+  const isOf = g.equal(g.input('ids', 'int32', ['U', 1]), g.input('tokens', 'int32', [1, 'N']));
+  const sums = g.matMul(g.where(isOf, g.scalar(1), g.scalar(0)), g.floatInput('dx', ['N', config.hiddenSize]));
+  const into = g.floatInput(gradientName('table'), [config.vocabSize, config.hiddenSize]);
+  g.output(`${gradientName('table')}.sum`, g.scatterAddRows(into, g.input('rows', 'int64', ['U', 1]), sums));
+  return g;
+}
+
+export interface EmbeddingGradient {
+  readonly program: Program;
+  /** [N]: the id of each token. */
+  readonly ids: BigInt64Array;
+  /** [N, H] */
+  readonly dx: DeviceTensor;
+  /** [V, H]: what the gradient is added to. */
+  readonly table: DeviceTensor;
+  /** Takes note of a tensor that is to be freed after the calls. */
+  readonly hold: (tensor: DeviceTensor) => DeviceTensor;
+}
+
+export function embeddingGradientCalls(engine: Engine, gradient: EmbeddingGradient): readonly Call[] {
+  const { program, ids, dx, table, hold } = gradient;
+  const width = dx.shape[1]!;
+  const calls: Call[] = [];
+  for (let from = 0; from < ids.length; from += TOKENS_AT_ONCE) {
+    const tokens = ids.subarray(from, from + TOKENS_AT_ONCE);
+    const unique = BigInt64Array.from(new Set(tokens)).sort();
+    const shape = [unique.length, 1];
+    calls.push({
+      kind: 'run',
+      program,
+      inputs: {
+        tokens: hold(engine.upload(Int32Array.from(tokens, Number), 'int32', [1, tokens.length])),
+        ids: hold(engine.upload(Int32Array.from(unique, Number), 'int32', shape)),
+        rows: hold(engine.upload(unique, 'int64', shape)),
+        dx: engine.view(dx, { offset: from * width, shape: [tokens.length, width] }),
+        [gradientName('table')]: table,
+      },
+      outputs: { [`${gradientName('table')}.sum`]: table },
+    });
+  }
+  return calls;
+}
