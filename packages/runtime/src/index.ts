@@ -1,4 +1,4 @@
-export { type DeviceName, type EngineOptions, openEngine } from './device.ts';
+export { type Accelerator, type DeviceName, type EngineOptions, openEngine } from './device.ts';
 export type { Call, Engine, MemoryUse } from './engine.ts';
 export type { Program } from './program.ts';
 export type { Port } from './protocol.ts';

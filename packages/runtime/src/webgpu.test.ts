@@ -22,7 +22,7 @@ describe('tensors in buffers of a WebGPU device', { skip: obstacle }, () => {
 
   test('the engine says what it is', () => {
     assert.equal(engine.device, 'webgpu');
-    assert.match(engine.deviceReason, /^webgpu, as asked: tensors stay in its buffers/);
+    assert.match(engine.deviceReason, /^webgpu, as asked; tensors stay in its buffers/);
   });
 
   test('tensors of every type come back as they went', async () => {

@@ -83,7 +83,12 @@ export async function trainStudent(
     }
     await prepareFolder(inputs.settings);
     const { device, threads } = inputs.settings;
-    const engine = await openEngine({ device, ...(threads === undefined ? {} : { threads }) });
+    // A step is proven on WebGPU and keeps everything there; CUDA copies its tensors at each run.
+    const engine = await openEngine({
+      device,
+      candidates: ['webgpu', 'cuda'],
+      ...(threads === undefined ? {} : { threads }),
+    });
     try {
       return await runSteps(engine, inputs, events);
     } finally {
