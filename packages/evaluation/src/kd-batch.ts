@@ -143,7 +143,7 @@ export async function createKdRunner(
             program,
             inputs: {
               x: states,
-              labels: hold(engine.upload(arrays.labels.slice(from, to), 'int64', [to - from])),
+              labels: hold(engine.upload(arrays.labels.slice(from, to), 'int64', [to - from, 1])),
               ...fixed,
               ...Object.fromEntries(teacher),
             },

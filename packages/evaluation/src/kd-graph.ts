@@ -25,7 +25,7 @@ export const perTemperature = {
  * Final norm, output matrix and every figure for a chunk of N label positions, so that logits [N, V] exist for one
  * chunk at a time and never leave the graph; they are computed once for all temperatures.
  *
- * Inputs: x [N, H] the residual stream after the last layer; norm [H]; head [V, H]; labels int64 [N]; for full labels
+ * Inputs: x [N, H] the residual stream after the last layer; norm [H]; head [V, H]; labels int64 [N, 1]; for full labels
  * teacher.hidden [N, D] and teacher.head [V, D]; for top-k and refined labels teacher.topk_ids int64 [N, K] and, for each
  * temperature i, teacher.topk_logprobs.i [N, K] and teacher.tail_logprob.i [N].
  * Outputs, in nats: nll [N]; kl.i [N], KL(teacher‖model) at temperature i without the factor T²; model_top int64 [N],
@@ -42,7 +42,7 @@ export function kdGraph(
   const x = g.floatInput('x', ['N', readout.hiddenSize]);
   const norm = g.floatInput('norm', [readout.hiddenSize]);
   const head = g.floatInput('head', [vocabSize, readout.hiddenSize]);
-  const targets = g.input('labels', 'int64', ['N']);
+  const targets = g.input('labels', 'int64', ['N', 1]);
   const hidden = g.scope('final_norm', () => g.rmsNormalization(x, norm, readout.rmsNormEpsilon));
   const logits = g.scope('lm_head', () => g.gemm(hidden, head, { transB: true }));
   g.output(
