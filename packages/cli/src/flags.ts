@@ -19,7 +19,12 @@ export function addFlags(command: Command, table: SettingsTable, plain: readonly
       command.addOption(field.default === true ? negated : negated.hideHelp());
     } else {
       const option = new Option(`${flag} <${placeholder(field)}>`, describe(field));
-      command.addOption(option.argParser((value: string) => parseFlag(field, value, flag)));
+      command.addOption(
+        option.argParser((value: string, before: unknown) => {
+          const parsed = parseFlag(field, value, flag);
+          return before === undefined || field.joins === undefined ? parsed : `${before}${field.joins}${parsed}`;
+        }),
+      );
     }
   }
 }

@@ -114,6 +114,12 @@ for (const { name, load, hasRecipe } of COMMANDS) {
 
 const table: SettingsTable = (await COMMANDS.find(({ name }) => name === 'train')!.load()).settings;
 
+test('caches may be named by one flag or by several; of other flags the last one holds', async () => {
+  const { settings: table } = await COMMANDS.find(({ name }) => name === 'train')!.load();
+  const args = ['--cache', 'a', '--cache-weights', '2,1.5', '--steps', '3', '--cache', 's3://b/c#d', '--steps', '4'];
+  assert.deepEqual(parseFlags(table, args), { cache: 'a,s3://b/c#d', cacheWeights: [2, 1.5], steps: 4 });
+});
+
 test('a bad value names the flag or the file it came from', () => {
   const recipe = (settings: Settings) => ({ path: 'r.json', settings });
   assert.throws(() => resolveWithRecipe(table, {}, recipe({ lrr: 1 })), {

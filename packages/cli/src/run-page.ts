@@ -90,7 +90,7 @@ export function describeRun(
   const measured = heldOut.at(-1);
   return {
     title: `Training run ${out}`,
-    subtitle: `${state} at step ${printCount(last.step)} of ${printCount(plan.steps)}; labels ${plan.labels}; ${plan.device}; cache ${plan.cacheDigest.slice(0, 12)}`,
+    subtitle: `${state} at step ${printCount(last.step)} of ${printCount(plan.steps)}; labels ${plan.labels}; ${plan.device}; ${nameCaches(plan)}`,
     sections: [
       {
         blocks: [
@@ -143,6 +143,14 @@ export function describeRun(
       },
     ],
   };
+}
+
+function nameCaches({ caches }: TrainingPlan): string {
+  if (caches.length === 1) return `cache ${caches[0]!.digest.slice(0, 12)}`;
+  const named = caches.map(
+    ({ location, digest, share }) => `${location} ${digest.slice(0, 12)} (${printShare(share)})`,
+  );
+  return `caches ${named.join(', ')}`;
 }
 
 const points = (name: string, heldOut: readonly HeldOutMetrics[], key: 'kl' | 'ce' | 'top1Agreement'): LineSeries => ({

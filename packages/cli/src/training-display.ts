@@ -1,4 +1,4 @@
-import type { HeldOutMetrics, StepMetrics, TrainingEvents } from '@stillhouse/student-trainer';
+import type { CacheUse, HeldOutMetrics, StepMetrics, TrainingEvents } from '@stillhouse/student-trainer';
 import type { CommandContext } from './command.ts';
 import type { Progress } from './progress.ts';
 import { printBytes, printCount, printSignificant } from './quantities.ts';
@@ -25,6 +25,7 @@ export function openTrainingDisplay(out: string, { note, openProgress }: Command
         startedAt = performance.now();
         const rows = `${printCount(plan.rows)} rows (${printCount(plan.tokensPerEpoch)} tokens)`;
         note(`train: ${printCount(plan.steps)} steps over ${rows}, labels ${plan.labels}, on ${plan.device}`);
+        if (plan.caches.length > 1) for (const one of plan.caches) note(`train: ${describeCache(one)}`);
         if (plan.stepsDone > 0) note(`train: going on after step ${printCount(plan.stepsDone)}`);
         page = openRunPage(out, plan, note);
       },
@@ -52,6 +53,10 @@ export function openTrainingDisplay(out: string, { note, openProgress }: Command
     },
   };
 }
+
+/** One of several caches: what there is of it and how much of the training it makes up. */
+const describeCache = ({ location, digest, rows, tokens, share }: CacheUse) =>
+  `${location} (${digest.slice(0, 12)}), ${printCount(rows)} rows, ${printCount(tokens)} tokens: ${printShare(share)} of the tokens trained on`;
 
 /** Loss and its terms, the newest held-out figures, and the memory that the process holds now. */
 function describeStep(metrics: StepMetrics, heldOut: HeldOutMetrics | undefined): string {

@@ -33,6 +33,7 @@ export {
   type TopKInputs,
 } from './label-distributions.ts';
 export type { FloatArray } from './label-gathering.ts';
+export { joinLabels, type LabelPart } from './label-joining.ts';
 export {
   emitSoftDistributions,
   emitSoftLoss,

@@ -10,6 +10,8 @@ export interface Field<Value> {
   readonly schema: v.GenericSchema<unknown, unknown>;
   /** For choices: the words allowed. */
   readonly choices?: readonly string[];
+  /** What stands between the values of a flag that is given more than once; left out: the last one holds. */
+  readonly joins?: string;
 }
 
 export type SettingsTable = Readonly<Record<string, Field<unknown>>>;
@@ -62,8 +64,13 @@ export function integer<Default extends number | undefined>(
   };
 }
 
-export function text<Default extends string | undefined>(help: string, fallback: Default): Field<string | Default> {
-  return { kind: 'text', help, default: fallback, schema: v.pipe(v.string('text'), v.minLength(1, 'text')) };
+export function text<Default extends string | undefined>(
+  help: string,
+  fallback: Default,
+  { joins }: Pick<Field<string>, 'joins'> = {},
+): Field<string | Default> {
+  const schema = v.pipe(v.string('text'), v.minLength(1, 'text'));
+  return { kind: 'text', help, default: fallback, schema, ...(joins === undefined ? {} : { joins }) };
 }
 
 export function boolean(help: string, fallback = false): Field<boolean> {

@@ -1,6 +1,7 @@
 import type { DecoderOnDevice } from '@stillhouse/decoder';
 import { StillhouseError } from '@stillhouse/errors';
 import type { Engine } from '@stillhouse/runtime';
+import { parseCaches } from './cache-mixture.ts';
 import type { TrainingSettings } from './training-settings.ts';
 
 /** The student against the teacher on rows it does not learn from; means over target tokens, in nats. */
@@ -56,16 +57,17 @@ export function resolveHeldOut(
       remedy: 'Give --eval-every N, or leave it out',
     });
   }
-  const where = evalCache ?? cache;
+  const trained = cache === undefined ? [] : parseCaches(cache, undefined).map(({ location }) => location);
+  const where = evalCache ?? (trained.length === 1 ? trained[0] : undefined);
   if (where === undefined || (evalCache === undefined && evalSplit === undefined)) {
     throw new StillhouseError({
       code: 'SETTING_MISSING',
       where: '--eval-every',
       problem: 'there is nothing to evaluate on',
-      remedy: 'Give --eval-split NAME for a split of the training cache, or --eval-cache CACHE',
+      remedy: 'Give --eval-split NAME for a split of the one training cache, or --eval-cache CACHE',
     });
   }
-  if (where === cache && (split === undefined || evalSplit === undefined || split === evalSplit)) {
+  if (trained.includes(where) && (split === undefined || evalSplit === undefined || split === evalSplit)) {
     throw new StillhouseError({
       code: 'HELD_OUT_OVERLAP',
       where: evalSplit === undefined ? `--eval-cache ${where}` : `--eval-split ${evalSplit}`,

@@ -1,7 +1,15 @@
 import { setImmediate } from 'node:timers/promises';
-import { collectLabels, countSelected, countTargets, type LabelOptions, weighRow } from '@stillhouse/objectives';
-import type { HiddenLayer, LabelledRow, TeacherCache } from '@stillhouse/teacher-cache';
-import { type DataPosition, takeStepRows } from './data-order.ts';
+import {
+  collectLabels,
+  countSelected,
+  countTargets,
+  joinLabels,
+  type LabelOptions,
+  type Objective,
+  weighRow,
+} from '@stillhouse/objectives';
+import type { HiddenLayer, LabelledRow, LabelSelection, TeacherCache } from '@stillhouse/teacher-cache';
+import { type DataOrder, type DataPosition, sumLengths } from './data-order.ts';
 import type { MicroBatch } from './micro-batch.ts';
 import { type Batching, groupByLength, layOut } from './step-layout.ts';
 
@@ -11,6 +19,16 @@ export interface TrainingRows {
   readonly indices: readonly number[];
   /** Tokens of each row. */
   readonly lengths: Int32Array;
+}
+
+/** One of the caches that a run learns from. */
+export interface StepSource {
+  readonly cache: Pick<TeacherCache, 'readRow'>;
+  readonly rows: TrainingRows;
+  /** How its labels are gathered; the objective is that of all sources. */
+  readonly labels: LabelOptions;
+  /** Stands behind the ids of its rows, where there are several caches. */
+  readonly name?: string;
 }
 
 /** All that one optimiser step consumes. */
@@ -28,8 +46,6 @@ export interface StepData {
 }
 
 export interface StepDataOptions {
-  readonly labels: LabelOptions;
-  readonly seed: number;
   readonly batchTokens: number;
   readonly accumulate: number;
   readonly batching: Batching;
@@ -41,43 +57,53 @@ export interface StepDataOptions {
 
 /** Reads the rows of the step that begins at `position`, with exactly the labels that the objective needs. */
 export async function loadStepData(
-  cache: TeacherCache,
-  rows: TrainingRows,
+  sources: readonly StepSource[],
+  order: DataOrder,
   position: DataPosition,
-  options: StepDataOptions,
+  { batchTokens, accumulate, batching, columnCost, selectTokens }: StepDataOptions,
 ): Promise<StepData> {
-  const { accumulate, batching, columnCost } = options;
-  const { rows: taken, next } = takeStepRows(rows.lengths, options.seed, position, options.batchTokens);
-  const { objective } = options.labels;
-  const { labels } = objective;
-  const needs = {
+  const { rows: taken, next } = order.take(position, batchTokens);
+  const lengths = taken.map(({ source, row }) => sources[source]!.rows.lengths[row]!);
+  const select = selectLabels(sources[0]!.labels.objective);
+  const microBatches: MicroBatch[] = [];
+  const rowIds: string[] = [];
+  let [targets, denominator, computed] = [0, 0, 0];
+  for (const group of groupByLength([...taken.keys()], lengths, accumulate, columnCost)) {
+    const sequences: Int32Array[] = [];
+    const parts = [];
+    // The labels of each cache are gathered in its own way, and stand together.
+    for (const [index, { cache, rows, labels, name }] of sources.entries()) {
+      const own = group.filter((at) => taken[at]!.source === index).map((at) => rows.indices[taken[at]!.row]!);
+      if (own.length === 0) continue;
+      const labelled = await readRows(own, (row) => cache.readRow(row, select));
+      for (const { row } of labelled) {
+        sequences.push(row.inputIds);
+        rowIds.push(name === undefined ? row.id : `${row.id} of ${name}`);
+        const counted = countSelected(countTargets(row.lossMask), selectTokens);
+        targets += counted;
+        denominator += counted * weighRow(row, labels.taskWeights);
+      }
+      parts.push({ labels: collectLabels(labelled, labels), rows: labelled.length });
+    }
+    const batch = layOut(sequences, batching, columnCost);
+    computed += batch.rows * batch.length;
+    microBatches.push({ sequences, batch, labels: joinLabels(parts) });
+  }
+  const tokens = sumLengths(lengths);
+  return { microBatches, rowIds, tokens, paddingShare: 1 - tokens / computed, targets, denominator, next };
+}
+
+function selectLabels({ labels, features = [] }: Objective): LabelSelection {
+  return {
     topk: labels.kind === 'topk' || (labels.kind === 'full' && labels.refinement !== undefined),
     sampled: labels.kind === 'sampled',
     hidden: [
       ...new Set<HiddenLayer>([
         ...(labels.kind === 'full' ? (['final'] as const) : []),
-        ...(objective.features ?? []).map(({ teacher }) => teacher),
+        ...features.map(({ teacher }) => teacher),
       ]),
     ],
   };
-  const microBatches: MicroBatch[] = [];
-  const rowIds: string[] = [];
-  let [targets, denominator, computed] = [0, 0, 0];
-  for (const group of groupByLength(taken, rows.lengths, accumulate, columnCost)) {
-    const labelled = await readRows(group, (row) => cache.readRow(rows.indices[row]!, needs));
-    for (const { row } of labelled) {
-      rowIds.push(row.id);
-      const counted = countSelected(countTargets(row.lossMask), options.selectTokens);
-      targets += counted;
-      denominator += counted * weighRow(row, options.labels.taskWeights);
-    }
-    const sequences = labelled.map(({ row }) => row.inputIds);
-    const batch = layOut(sequences, batching, columnCost);
-    computed += batch.rows * batch.length;
-    microBatches.push({ sequences, batch, labels: collectLabels(labelled, options.labels) });
-  }
-  const tokens = taken.reduce((sum, row) => sum + rows.lengths[row]!, 0);
-  return { microBatches, rowIds, tokens, paddingShare: 1 - tokens / computed, targets, denominator, next };
 }
 
 /** Reads under way at once: from afar the files of several shards come side by side. */

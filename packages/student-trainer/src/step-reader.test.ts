@@ -9,13 +9,14 @@ import { openStepReader } from './step-reader.ts';
 function openSteps({ steps, prefetchSteps, broken }: { steps: number; prefetchSteps: number; broken?: number }) {
   const begun: number[] = [];
   let [reading, most] = [0, 0];
-  const load = async ({ consumed }: DataPosition): Promise<StepData> => {
+  const load = async (position: DataPosition): Promise<StepData> => {
+    const { consumed } = position[0]!;
     begun.push(consumed);
     most = Math.max(most, ++reading);
     await sleep(2);
     reading -= 1;
     if (consumed === broken) throw new Error(`step ${consumed} is broken`);
-    const next = { epoch: 0, consumed: consumed + 1 };
+    const next = [{ epoch: 0, consumed: consumed + 1 }];
     return {
       microBatches: [],
       rowIds: [String(consumed)],
@@ -26,7 +27,7 @@ function openSteps({ steps, prefetchSteps, broken }: { steps: number; prefetchSt
       next,
     };
   };
-  const reader = openStepReader({ load, position: { epoch: 0, consumed: 0 }, steps, prefetchSteps });
+  const reader = openStepReader({ load, position: [{ epoch: 0, consumed: 0 }], steps, prefetchSteps });
   return { begun, most: () => most, reader };
 }
 

@@ -9,17 +9,24 @@ import {
   type TensorSource,
 } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
-import { checkModelTokenizer, describeOpenLabels, featureName } from '@stillhouse/objectives';
+import { featureName } from '@stillhouse/objectives';
 import { requireSetting } from '@stillhouse/settings';
-import type { HiddenScale, TeacherCache } from '@stillhouse/teacher-cache';
+import type { TeacherCache } from '@stillhouse/teacher-cache';
 import { measureActivations } from './activation-store.ts';
 import { type BackwardPlan, planBackward } from './backward-plan.ts';
+import { countSteps, sumLengths } from './data-order.ts';
 import { type HeldOutPlan, resolveHeldOut } from './held-out.ts';
 import { type Learning, resolveLearning } from './learning.ts';
-import { type ResolvedObjective, resolveObjective } from './objective-from-settings.ts';
-import type { TrainingRows } from './step-data.ts';
-import { selectRows } from './training-rows.ts';
+import type { ResolvedObjective } from './objective-from-settings.ts';
 import type { TrainingSettings } from './training-settings.ts';
+import {
+  joinDigests,
+  openCaches,
+  orderSources,
+  resolveSources,
+  type TrainingSource,
+  type TrainingSources,
+} from './training-sources.ts';
 
 /** Settings with the paths that a run cannot do without. */
 type RunSettings = TrainingSettings & { readonly cache: string; readonly student: string; readonly out: string };
@@ -30,16 +37,11 @@ function requirePaths(settings: TrainingSettings): RunSettings {
 }
 
 /** What a run learns from and starts from, opened and found fit for each other. */
-export interface TrainingInputs {
+export interface TrainingInputs extends TrainingSources {
   readonly settings: ResolvedSettings;
-  readonly cache: TeacherCache;
   readonly config: ModelConfig;
   readonly weights: TensorSource;
   readonly learning: Learning;
-  readonly rows: TrainingRows;
-  readonly resolved: ResolvedObjective;
-  /** Of the final hidden states. */
-  readonly hiddenScale: HiddenScale | undefined;
   readonly heldOut: HeldOutPlan | undefined;
   close(): Promise<void>;
 }
@@ -54,7 +56,7 @@ export interface SharedInputs {
 
 /**
  * Opens what a run needs and checks everything that could be wrong with it, short of its folder.
- * @throws StillhouseError of each part, and SETTING_MISSING, NO_TRAINING_ROWS, ROW_TOO_LONG
+ * @throws StillhouseError of each part, and SETTING_MISSING, SETTING_CONFLICT, NO_TRAINING_ROWS, ROW_TOO_LONG
  */
 export async function openTrainingInputs(
   given: TrainingSettings,
@@ -62,45 +64,38 @@ export async function openTrainingInputs(
 ): Promise<TrainingInputs> {
   const settings = requirePaths(given);
   requireResume(settings);
+  refuseStepsAndEpochs(settings);
   const heldOut = resolveHeldOut(settings);
-  const cache = await openCache(settings.cache);
+  const opened = await openCaches(settings, openCache);
   let weights: TensorSource | undefined;
   const close = async () => {
     await weights?.close();
-    await cache.close();
+    await opened.close();
   };
   try {
     const config = await readModelConfig(settings.student);
     weights = await openModelWeights(settings.student, config);
-    const available = describeOpenLabels(cache);
-    const hasFinal = available.labels.hidden?.layers.includes('final') === true;
-    const hiddenScale = hasFinal ? await cache.hiddenScale('final') : undefined;
-    const resolved = resolveObjective(settings, available, config, settings.cache, hiddenScale);
     const learning = resolveLearning(settings, config);
-    await checkModelTokenizer(cache, settings.student);
+    const { sources, resolved } = await resolveSources(opened, settings, config);
     if (!finiteStudents.has(settings.student)) {
       for (const { name } of describeParameters(config)) {
         assertFinite(name, await weights.readFloat32(name), weights.tensors.get(name)!.file);
       }
       finiteStudents.add(settings.student);
     }
-    const rows = await selectRows(cache, config, settings);
     const resolvedSettings = resolveOpen(
       settings,
-      resolved,
-      rows,
+      { sources, resolved },
       planBackward(config, learning.trained, learning.adapter),
       config,
     );
     return {
       settings: resolvedSettings,
-      cache,
+      sources,
+      resolved,
       config,
       weights,
       learning,
-      rows,
-      resolved,
-      hiddenScale,
       heldOut,
       close,
     };
@@ -124,8 +119,8 @@ export interface TrainingCheck {
 export async function checkTraining(settings: TrainingSettings, shared: SharedInputs = {}): Promise<TrainingCheck> {
   const inputs = await openTrainingInputs(settings, shared);
   try {
-    const { cache, rows } = inputs;
-    return { cacheDigest: cache.digest, rows: rows.indices.length, steps: inputs.settings.steps };
+    const rows = inputs.sources.reduce((sum, source) => sum + source.rows.indices.length, 0);
+    return { cacheDigest: joinDigests(inputs.sources), rows, steps: inputs.settings.steps };
   } finally {
     await inputs.close();
   }
@@ -144,12 +139,11 @@ const ACTIVATIONS_SHARE = 0.25;
 /** Settings that were left open, by what the data and the machine are: the recipe that is written has none. */
 function resolveOpen(
   settings: RunSettings,
-  { objective }: ResolvedObjective,
-  rows: TrainingRows,
+  { sources, resolved: { objective } }: TrainingSources,
   backward: BackwardPlan,
   config: ModelConfig,
 ): ResolvedSettings {
-  const tokens = rows.lengths.reduce((sum, length) => sum + length, 0);
+  const { seed, batchTokens, epochs = 1 } = settings;
   return {
     ...settings,
     labels: objective.labels.kind,
@@ -157,8 +151,10 @@ function resolveOpen(
     jsBeta: objective.divergence.kind === 'jensen-shannon' ? objective.divergence.beta : undefined,
     skew: objective.divergence.kind === 'skew-kl' ? objective.divergence.skew : undefined,
     hiddenLayers: nameLayers(objective),
-    steps: settings.steps ?? Math.max(1, Math.round(tokens / settings.batchTokens)),
-    recompute: settings.recompute === 'auto' ? chooseRecompute(settings, rows, backward, config) : settings.recompute,
+    steps: settings.steps ?? countSteps(orderSources(sources), seed, batchTokens, epochs),
+    epochs: undefined,
+    recompute:
+      settings.recompute === 'auto' ? chooseRecompute(settings, sources, backward, config) : settings.recompute,
   };
 }
 
@@ -173,12 +169,14 @@ const isRefined = ({ labels }: ResolvedObjective['objective']) =>
 
 function chooseRecompute(
   { batchTokens, accumulate, batching }: RunSettings,
-  rows: TrainingRows,
+  sources: readonly TrainingSource[],
   backward: BackwardPlan,
   config: ModelConfig,
 ): 'always' | 'never' {
-  const longest = rows.lengths.reduce((most, length) => Math.max(most, length), 1);
-  const mean = rows.lengths.reduce((sum, length) => sum + length, 0) / rows.lengths.length;
+  const longest = Math.max(
+    ...sources.map(({ rows }) => rows.lengths.reduce((most, length) => Math.max(most, length), 1)),
+  );
+  const mean = Math.min(...sources.map(({ rows }) => sumLengths(rows.lengths) / rows.lengths.length));
   const rowCount = Math.ceil(batchTokens / accumulate / (batching === 'packed' ? longest : mean)) + 1;
   return measureActivations(config, backward, rowCount, longest) > ACTIVATIONS_SHARE * totalmem() ? 'always' : 'never';
 }
@@ -190,5 +188,16 @@ function requireResume({ resume, resumeStep }: TrainingSettings): void {
     where: '--resume',
     problem: '--resume-step needs it',
     remedy: 'Give --resume too, or leave --resume-step out',
+  });
+}
+
+function refuseStepsAndEpochs({ steps, epochs }: TrainingSettings): void {
+  if (steps === undefined || epochs === undefined) return;
+  throw new StillhouseError({
+    code: 'SETTING_CONFLICT',
+    where: '--epochs',
+    problem: 'the number of steps is given too, and only one of both can hold',
+    got: `--steps ${steps} and --epochs ${epochs}`,
+    remedy: 'Leave one of them out',
   });
 }

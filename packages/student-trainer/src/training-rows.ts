@@ -2,17 +2,21 @@ import type { ModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
 import type { TeacherCache } from '@stillhouse/teacher-cache';
 import type { TrainingRows } from './step-data.ts';
-import { checkTaskWeights, parseTaskWeights } from './task-weights.ts';
 import type { TrainingSettings } from './training-settings.ts';
 
-type RowSelection = Pick<TrainingSettings, 'split' | 'taskWeights'> & { readonly cache: string };
+type RowSelection = Pick<TrainingSettings, 'split'> & { readonly cache: string };
+
+export interface SelectedRows extends TrainingRows {
+  /** What the rows are of. */
+  readonly tasks: ReadonlySet<string>;
+}
 
 /** The rows of the cache that the student trains on, checked against its context and vocabulary. */
 export async function selectRows(
   cache: TeacherCache,
   config: ModelConfig,
-  { split, taskWeights, cache: where }: RowSelection,
-): Promise<TrainingRows> {
+  { split, cache: where }: RowSelection,
+): Promise<SelectedRows> {
   const indices: number[] = [];
   const lengths: number[] = [];
   const tasks = new Set<string>();
@@ -53,6 +57,5 @@ export async function selectRows(
       remedy: 'Choose another cache or another --split',
     });
   }
-  if (taskWeights !== undefined) checkTaskWeights(parseTaskWeights(taskWeights), tasks, where);
-  return { indices, lengths: Int32Array.from(lengths) };
+  return { indices, lengths: Int32Array.from(lengths), tasks };
 }

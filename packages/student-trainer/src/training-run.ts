@@ -2,10 +2,10 @@ import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import { type Objective, uploadTeacherHead } from '@stillhouse/objectives';
+import { uploadTeacherHead } from '@stillhouse/objectives';
 import { type Engine, openEngine } from '@stillhouse/runtime';
-import type { HiddenLayer, HiddenScale, TeacherCache } from '@stillhouse/teacher-cache';
 import { initialAdapter, isAdapterName } from './adapters.ts';
+import { openDataOrder } from './data-order.ts';
 import { locateDivergence } from './divergence-site.ts';
 import { HELD_OUT_FILE, type HeldOutEvaluator, type HeldOutMetrics } from './held-out.ts';
 import { learningRateAt } from './learning-rate.ts';
@@ -20,10 +20,17 @@ import { measureColumnCost } from './step-layout.ts';
 import { openStepReader } from './step-reader.ts';
 import { createStudent, type Student } from './student.ts';
 import { viewAsDecoder } from './student-decoder.ts';
-import { parseTaskWeights } from './task-weights.ts';
 import { type RunIdentity, restoreCheckpoint, saveCheckpoint, type TrainingState } from './training-checkpoint.ts';
 import { openTrainingInputs, type SharedInputs, type TrainingInputs } from './training-inputs.ts';
 import type { TrainingSettings } from './training-settings.ts';
+import {
+  type CacheUse,
+  describeCaches,
+  joinDigests,
+  orderSources,
+  readSources,
+  type TrainingSource,
+} from './training-sources.ts';
 
 export interface TrainingPlan {
   readonly steps: number;
@@ -33,7 +40,9 @@ export interface TrainingPlan {
   readonly tokensPerEpoch: number;
   readonly labels: string;
   readonly device: string;
+  /** Of several caches the digests of all, separated by commas. */
   readonly cacheDigest: string;
+  readonly caches: readonly CacheUse[];
 }
 
 export interface TrainingEvents {
@@ -58,6 +67,7 @@ export interface TrainingResult {
   readonly tokensPerSecond: number;
   readonly peakRssBytes: number;
   readonly cacheDigest: string;
+  readonly caches: readonly CacheUse[];
 }
 
 /**
@@ -101,13 +111,18 @@ export async function trainStudent(
 
 async function openStudent(
   engine: Engine,
-  { settings, cache, config, weights, learning, resolved, hiddenScale }: TrainingInputs,
+  { settings, sources, config, weights, learning, resolved }: TrainingInputs,
 ): Promise<Student> {
   const { objective, vocabSize } = resolved;
   const { trained, adapter } = learning;
   const newAdapter = adapter && initialAdapter(config, adapter, settings.seed);
+  const { labels } = objective;
+  // One matrix for all caches; with a codebook in it where they have that in common too.
+  const [{ cache, hiddenScale }] = sources as [TrainingSource];
   const teacherHead =
-    objective.labels.kind === 'full' ? await uploadTeacherHead(engine, cache, hiddenScale, vocabSize) : undefined;
+    labels.kind === 'full'
+      ? await uploadTeacherHead(engine, cache, labels.isCoded === true ? hiddenScale : undefined, vocabSize)
+      : undefined;
   const projections = describeProjections(objective.features);
   return createStudent(engine, {
     config,
@@ -131,25 +146,13 @@ async function openStudent(
   });
 }
 
-async function readFeatureScales(
-  cache: TeacherCache,
-  { features = [] }: Objective,
-): Promise<ReadonlyMap<HiddenLayer, HiddenScale>> {
-  const scales = new Map<HiddenLayer, HiddenScale>();
-  for (const { teacher } of features) {
-    const scale = await cache.hiddenScale(teacher);
-    if (scale !== undefined) scales.set(teacher, scale);
-  }
-  return scales;
-}
-
-function identify({ cache, config }: TrainingInputs, { parameters }: Student): RunIdentity {
+function identify({ sources, config }: TrainingInputs, { parameters }: Student): RunIdentity {
   const configSha256 = createHash('sha256').update(JSON.stringify(config.raw)).digest('hex');
-  return { cacheDigest: cache.digest, configSha256, frozenSha256: parameters.frozenSha256 };
+  return { cacheDigest: joinDigests(sources), configSha256, frozenSha256: parameters.frozenSha256 };
 }
 
 async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEvents): Promise<TrainingResult> {
-  const { settings, cache, rows, resolved, hiddenScale, heldOut } = run;
+  const { settings, sources, resolved, heldOut } = run;
   const { out, steps, resumeStep } = settings;
   const student = await openStudent(engine, run);
   const identity = identify(run, student);
@@ -159,36 +162,21 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
         ...(resumeStep === undefined ? {} : { step: resumeStep }),
       })
     : undefined;
-  let state: TrainingState = restored ?? { step: 0, position: { epoch: 0, consumed: 0 }, tokensSeen: 0, elapsedMs: 0 };
+  const order = openDataOrder(orderSources(sources), settings.seed);
+  let state: TrainingState = restored ?? { step: 0, position: order.start, tokensSeen: 0, elapsedMs: 0 };
+  const caches = describeCaches(sources, order.countEpochs(state.position));
   events.onPlan?.({
     steps,
     stepsDone: state.step,
-    rows: rows.indices.length,
-    tokensPerEpoch: rows.lengths.reduce((sum, length) => sum + length, 0),
+    rows: caches.reduce((sum, { rows }) => sum + rows, 0),
+    tokensPerEpoch: caches.reduce((sum, { tokens }) => sum + tokens, 0),
+    caches,
     labels: settings.refine === 'always' ? `${settings.labels}, the head from top-k` : settings.labels,
     device: `${engine.device} (${engine.deviceReason})`,
-    cacheDigest: cache.digest,
+    cacheDigest: joinDigests(sources),
   });
-  const { labels } = cache.description;
-  const stepDataOptions = {
-    labels: {
-      objective: resolved.objective,
-      temperature: settings.temperature,
-      temperatures: labels.topk?.temperatures ?? [],
-      ...(labels.sampled ? { sampledTemperature: labels.sampled.temperature } : {}),
-      vocabSize: resolved.vocabSize,
-      float: 'float32' as const,
-      ...(hiddenScale === undefined ? {} : { hiddenScale }),
-      featureScales: await readFeatureScales(cache, resolved.objective),
-      ...(settings.taskWeights === undefined ? {} : { taskWeights: parseTaskWeights(settings.taskWeights) }),
-    },
-    selectTokens: settings.selectTokens,
-    seed: settings.seed,
-    batchTokens: settings.batchTokens,
-    accumulate: settings.accumulate,
-    batching: settings.batching,
-    columnCost: measureColumnCost(run.config),
-  };
+  const stepSources = readSources(run, settings);
+  const stepDataOptions = { ...settings, columnCost: measureColumnCost(run.config) };
   const decoder = viewAsDecoder(run.config, 'float32', student.parameters);
   const log = await openStepLog<StepMetrics>(out, METRICS_FILE, state.step);
   const heldOutLog =
@@ -251,7 +239,7 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
     events.onStep?.(last, steps);
   };
   const reader = openStepReader({
-    load: (position) => loadStepData(cache, rows, position, stepDataOptions),
+    load: (position) => loadStepData(stepSources, order, position, stepDataOptions),
     position: state.position,
     steps: steps - state.step,
     prefetchSteps: settings.prefetchSteps,
@@ -282,7 +270,8 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
     lastHeldOut,
     tokensPerSecond: state.step === firstStep ? 0 : (state.tokensSeen - firstTokens) / seconds,
     peakRssBytes,
-    cacheDigest: cache.digest,
+    cacheDigest: joinDigests(sources),
+    caches: describeCaches(sources, order.countEpochs(state.position)),
   };
   if (!result.isFinished) return result;
   await writeFileAtomically(

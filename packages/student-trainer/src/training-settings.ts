@@ -6,7 +6,13 @@ import { isTrainLayersEntry, TRAIN_LAYERS_SYNTAX } from './train-layers.ts';
 
 /** Every setting of a training run: recipe keys and, in kebab case, flags of `stillhouse train`. */
 export const TRAINING_SETTINGS = {
-  cache: text('the teacher cache to learn from', undefined),
+  cache: text('the teacher cache to learn from; several, as A,B, are mixed', undefined, { joins: ',' }),
+  cacheWeights: list(
+    'shares in tokens of several caches, as 2,1; left out: as many as each has, so that every row comes once an epoch',
+    (value): value is number => typeof value === 'number' && value > 0 && Number.isFinite(value),
+    'numbers above 0',
+    undefined,
+  ),
   student: text('model folder to start from', undefined),
   out: text('folder for the trained student, metrics and checkpoints', undefined),
   labels: choice(
@@ -69,7 +75,10 @@ export const TRAINING_SETTINGS = {
   beta2: number('decay of the mean squared gradient', 0.95, { min: 0, max: 0.9999999 }),
   epsilon: number('added to the root of the mean square', 1e-8, { above: 0 }),
   clip: number('largest global gradient norm', 1, { above: 0 }),
-  steps: integer('optimiser steps; left out: one pass over the rows', undefined, { min: 1 }),
+  steps: integer('optimiser steps; left out: by epochs', undefined, { min: 1 }),
+  epochs: number('instead of steps: how often the tokens of all rows are seen; left out: once', undefined, {
+    above: 0,
+  }),
   batchTokens: integer('tokens of a step: rows are taken until they hold so many', 4096, { min: 1 }),
   accumulate: integer(
     'micro-batches that a step is split into, each of rows of like length; saves memory, changes nothing else',

@@ -29,7 +29,7 @@ export const train = defineCommand({
         },
       });
       await display.finish(result.isFinished ? 'finished' : 'stopped');
-      const { out, isFinished, steps, last, lastHeldOut, tokensPerSecond, peakRssBytes, cacheDigest } = result;
+      const { out, isFinished, steps, last, lastHeldOut, tokensPerSecond, peakRssBytes, caches } = result;
       // The trainer writes the recipe itself, before the first step.
       return {
         result,
@@ -46,7 +46,11 @@ export const train = defineCommand({
           ['speed', `${printCount(tokensPerSecond)} tokens/s`],
           ['peak memory', printBytes(peakRssBytes)],
           ['page', last && `${out}/${RUN_PAGE_FILE}`],
-          ['cache digest', cacheDigest],
+          ...caches.map(({ location, digest, epochs }): [string, string] =>
+            caches.length === 1
+              ? ['cache digest', digest]
+              : [location, `digest ${digest}, ${printSignificant(epochs, 3)} epochs`],
+          ),
         ]),
       };
     } finally {

@@ -1,5 +1,5 @@
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
-import { checkTraining, type SharedInputs } from '@stillhouse/student-trainer';
+import { checkTraining, joinDigests, openCaches, type SharedInputs } from '@stillhouse/student-trainer';
 import { type Measurement, planMeasurements } from './measurements.ts';
 import { readRunFiles } from './run-folder.ts';
 import type { SweepPlan, SweepRun } from './sweep-plan.ts';
@@ -51,7 +51,7 @@ async function checkRun(
     // With evaluation while training or not: the held-out rows must be others than those it learns from.
     await checkTraining({ ...settings, evalEvery: settings.evalEvery ?? 1 }, shared);
   }
-  const cache = await shared.openCache(settings.cache!);
-  await cache.close();
-  return { run, cacheDigest: cache.digest, measurements: await planMeasurements(run, measurement, shared) };
+  const { caches, close } = await openCaches({ ...settings, cache: settings.cache! }, shared.openCache);
+  await close();
+  return { run, cacheDigest: joinDigests(caches), measurements: await planMeasurements(run, measurement, shared) };
 }

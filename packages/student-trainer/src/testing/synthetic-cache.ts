@@ -1,5 +1,8 @@
 import {
   type CacheDescription,
+  encodeStates,
+  fitCoordinateCoder,
+  type HiddenCodebook,
   type HiddenLabels,
   type HiddenLayer,
   type LabelledRow,
@@ -19,26 +22,36 @@ export interface SyntheticTeacher {
   readonly temperatures: readonly number[];
   /** Default 1. */
   readonly layerCount?: number;
+  /** Another number is another teacher: another output matrix. Default 3. */
+  readonly matrixSeed?: number;
+  /** Other rows and states of the same teacher; left out: those of always. */
+  readonly rowSeed?: number;
+  /** RMS of each channel for int8. Default 3. */
+  readonly channelRms?: number;
+  /** Step of `coded` states. Default 0.02. */
+  readonly step?: number;
 }
 
 /**
  * Writes a cache of random rows whose labels all come from one distribution: final hidden states and output matrix are
- * random, as are the states of other layers, and the top-k labels are computed from their product in float64. Hidden states are float32 or int8; sampled
- * labels are as near to the distribution as their number of draws allows.
+ * random, as are the states of other layers, and the top-k labels are computed from their product in float64. Hidden states are
+ * float32, int8 or coded; sampled labels are as near to the distribution as their number of draws allows.
  */
 export async function writeSyntheticCache(
   folder: string,
   teacher: SyntheticTeacher,
   changes: Partial<CacheDescription> = {},
 ): Promise<void> {
-  const { vocabSize, hiddenSize, rows, k, temperatures } = teacher;
-  const [normal, uniform, layerNormal] = [randomNormals(3), randomUniforms(4), randomNormals(5)];
-  const matrix = Float32Array.from({ length: vocabSize * hiddenSize }, () => normal() / Math.sqrt(hiddenSize));
+  const { vocabSize, hiddenSize, rows, k, temperatures, matrixSeed = 3, rowSeed } = teacher;
+  const matrixNormal = randomNormals(matrixSeed);
+  const matrix = Float32Array.from({ length: vocabSize * hiddenSize }, () => matrixNormal() / Math.sqrt(hiddenSize));
+  const normal = rowSeed === undefined ? matrixNormal : randomNormals(rowSeed);
+  const [uniform, layerNormal] = [randomUniforms(rowSeed ?? 4), randomNormals(5)];
   const description: CacheDescription = {
     teacher: {
       name: 'synthetic',
       architecture: 'none',
-      weightsSha256: '0'.repeat(64),
+      weightsSha256: String(matrixSeed - 3).padStart(64, '0'),
       configSha256: '0'.repeat(64),
       hiddenSize,
       layerCount: teacher.layerCount ?? 1,
@@ -55,6 +68,7 @@ export async function writeSyntheticCache(
     ...changes,
   };
   const { topk, sampled = null, hidden: hiddenPolicy } = description.labels;
+  const codebook = hiddenPolicy?.dtype === 'coded' ? makeCodebook(hiddenSize, teacher.step ?? 0.02) : undefined;
   let channelRms: Float32Array | undefined;
   const makeRow = (index: number): LabelledRow => {
     const length = 4 + Math.floor(uniform() * 8);
@@ -66,6 +80,9 @@ export async function writeSyntheticCache(
       layer === 'final' ? values : Float32Array.from({ length: values.length }, () => layerNormal());
     const hidden = (hiddenPolicy?.layers ?? []).map((layer): readonly [HiddenLayer, HiddenLabels] => {
       const states = statesOf(layer);
+      if (codebook !== undefined) {
+        return [layer, { layer, dtype: 'coded', width: codebook.rank, values: encodeStates(states, codebook) }];
+      }
       return [
         layer,
         channelRms === undefined
@@ -97,9 +114,10 @@ export async function writeSyntheticCache(
         chunks: [new Uint8Array(matrix.buffer)],
       });
     if (hiddenPolicy?.dtype === 'int8') {
-      channelRms = new Float32Array(hiddenSize).fill(3);
+      channelRms = new Float32Array(hiddenSize).fill(teacher.channelRms ?? 3);
       for (const layer of hiddenPolicy.layers) await writer.setScale(layer, channelRms);
     }
+    if (codebook !== undefined) for (const layer of hiddenPolicy!.layers) await writer.setScale(layer, codebook);
     for (let shard = 0; shard < writer.shardCount; shard++) {
       const [first, end] = writer.shardRange(shard);
       await writer.writeShard(
@@ -111,6 +129,21 @@ export async function writeSyntheticCache(
   } finally {
     await writer.close();
   }
+}
+
+/** Codes are the states themselves in steps. */
+function makeCodebook(width: number, step: number): HiddenCodebook {
+  const diagonal = (value: number) =>
+    Float32Array.from({ length: width * width }, (_, i) => (i % (width + 1) === 0 ? value : 0));
+  const sample = Int16Array.from({ length: 50 * width }, (_, i) => Math.round((9 * Math.sin(i * 1.3)) / step));
+  return {
+    width,
+    rank: width,
+    mean: new Float32Array(width),
+    encode: diagonal(1 / step),
+    decode: diagonal(step),
+    coder: fitCoordinateCoder(sample, width),
+  };
 }
 
 /** log p at T = 1 of position `p`, [vocabSize]. */
