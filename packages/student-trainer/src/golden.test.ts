@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { expectClose, openEngine } from '@stillhouse/testing';
+import type { StudentOptions } from './student.ts';
 import { openGoldenStudent, readStep } from './testing/golden-student.ts';
 import { expectTenSteps } from './testing/ten-steps.ts';
 
@@ -14,8 +15,12 @@ for (const float of ['float32', 'float64'] as const) {
   }
 }
 
-async function gradientsOf(groups: readonly (readonly number[])[], chunkPositions: number, recompute = false) {
-  const student = await openGoldenStudent(engine, 'tail', 'float64', { chunkPositions, recompute });
+async function gradientsOf(
+  groups: readonly (readonly number[])[],
+  chunkPositions: number,
+  changes: Partial<StudentOptions> = {},
+) {
+  const student = await openGoldenStudent(engine, 'tail', 'float64', { chunkPositions, ...changes });
   const { microBatches, targets } = await readStep(0, 'tail', 'float64', groups);
   const { sums } = await student.computeGradients(microBatches, targets);
   return {
@@ -47,9 +52,19 @@ test('a loss in chunks equals the loss at once, whatever the chunk', async () =>
 });
 
 test('activations that are kept and activations that are computed again give the same gradients', async () => {
-  const kept = await gradientsOf([[0, 1, 2]], 128, false);
-  const again = await gradientsOf([[0, 1, 2]], 128, true);
+  const kept = await gradientsOf([[0, 1, 2]], 128, { recompute: false });
+  const again = await gradientsOf([[0, 1, 2]], 128, { recompute: true });
   kept.gradients.forEach((gradient, i) => {
     expectClose(again.gradients[i]!, gradient, { absolute: 1e-14, where: `gradient ${i}` });
   });
+});
+
+test('rows that go through the layers in tiles give the gradients of rows that go through together', async () => {
+  const together = await gradientsOf([[0, 1, 2]], 128);
+  for (const recompute of [false, true]) {
+    const tiled = await gradientsOf([[0, 1, 2]], 128, { tileTokens: 1, recompute });
+    together.gradients.forEach((gradient, i) => {
+      expectClose(tiled.gradients[i]!, gradient, { absolute: 1e-14, where: `gradient ${i}` });
+    });
+  }
 });

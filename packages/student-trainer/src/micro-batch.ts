@@ -17,6 +17,7 @@ import { createActivationStore } from './activation-store.ts';
 import { takesGradient } from './backward-plan.ts';
 import { type FeatureLosses, type LabelChunk, openFeatureLosses } from './feature-losses.ts';
 import type { FloatData, ParameterStore } from './parameters.ts';
+import { openRowTiles, type RowTiles } from './row-tiles.ts';
 import type { StepPrograms } from './step-programs.ts';
 
 /** Σ over label positions of weight · value: the loss that is differentiated, KL (without T²) and CE, in nats, features. */
@@ -67,6 +68,8 @@ export interface LossSetting {
   readonly chunkPositions: number;
   /** Share of each row's target positions that count, those of the student's highest entropy; 1 is all. */
   readonly selectTokens: number;
+  /** Most tokens that go through a layer together, where rows are not longer. */
+  readonly tileTokens: number;
 }
 
 export interface MicroBatchRunner {
@@ -265,6 +268,7 @@ export function createMicroBatchRunner(
   function backwardCalls(
     batch: TokenBatch,
     tensors: BatchTensors,
+    tiles: RowTiles,
     states: readonly DeviceTensor[],
     saved: readonly Readonly<Record<string, DeviceTensor>>[],
     features: FeatureLosses | undefined,
@@ -284,17 +288,15 @@ export function createMicroBatchRunner(
       }
       const { inputs, outputs } = store.layerGradients[layer]!;
       const { gradient, hasInputGradient } = programs.layers[layer]!;
-      calls.push({
-        kind: 'run',
-        program: gradient!,
-        inputs: pick(gradient!, {
-          ...{ x: states[layer]!, dy: upstream!, cos, sin, bias },
-          ...store.layerWeights[layer]!,
-          ...inputs,
-          ...saved[layer]!,
-        }),
-        outputs: { ...(hasInputGradient ? { dx: downstream! } : {}), ...outputs },
-      });
+      for (let tile = 0; tile < tiles.count; tile++) {
+        const given = { x: states[layer]!, dy: upstream!, cos, sin, bias, ...saved[layer]! };
+        calls.push({
+          kind: 'run',
+          program: gradient!,
+          inputs: pick(gradient!, { ...tiles.cut(given, tile), ...store.layerWeights[layer]!, ...inputs }),
+          outputs: { ...(hasInputGradient ? tiles.cut({ dx: downstream! }, tile) : {}), ...outputs },
+        });
+      }
       [upstream, downstream] = [downstream, upstream];
       calls.push(...featureCalls(layer, states[layer]!));
     }
@@ -310,6 +312,7 @@ export function createMicroBatchRunner(
     async accumulate({ sequences, batch = packSequences(sequences), labels }, denominator) {
       if (labels.count === 0) return ZERO_SUMS;
       const tensors = uploadBatch(engine, forward, batch);
+      const tiles = openRowTiles(engine, batch.rows, batch.length, setting.tileTokens);
       try {
         const state = () => hold(engine.allocate(float, [tensors.tokens, config.hiddenSize]));
         // Below the lowest layer that is run backwards no state is needed again: two buffers in turns.
@@ -329,20 +332,23 @@ export function createMicroBatchRunner(
         await engine.run([
           biasCall(forward, tensors),
           embeddingCall(forward, tensors, store.embedding.weight, states[0]!),
-          ...store.layerWeights.map((weights, layer): Call => {
-            const { cos, sin, bias } = tensors;
-            const inputs = { x: states[layer]!, cos, sin, bias, ...weights };
-            const outputs = { y: states[layer + 1]!, ...saved[layer]! };
-            return { kind: 'run', program: programs.layers[layer]!.block, inputs, outputs };
-          }),
+          ...store.layerWeights.flatMap((weights, layer) =>
+            Array.from({ length: tiles.count }, (_, tile): Call => {
+              const { cos, sin, bias } = tensors;
+              const inputs = { ...tiles.cut({ x: states[layer]!, cos, sin, bias }, tile), ...weights };
+              const outputs = tiles.cut({ y: states[layer + 1]!, ...saved[layer]! }, tile);
+              return { kind: 'run', program: programs.layers[layer]!.block, inputs, outputs };
+            }),
+          ),
           ...positions.calls,
           ...lossCalls(positions, back?.[0], sums),
-          ...backwardCalls(batch, tensors, states, saved, features, back),
+          ...backwardCalls(batch, tensors, tiles, states, saved, features, back),
         ]);
         const { loss, ...others } = readSums((await engine.download(sums)) as FloatData);
         const distances = await features?.readSums();
         return { ...others, loss: loss + (distances?.loss ?? 0), features: distances?.distances ?? [] };
       } finally {
+        tiles.close();
         freeBatch(engine, tensors);
         activations.release();
         for (const tensor of open.splice(0)) engine.free(tensor);

@@ -14,6 +14,7 @@ import {
 } from './micro-batch.ts';
 import { createParameterStore, type FloatData, type ParameterStore } from './parameters.ts';
 import { describeProjections } from './projections.ts';
+import { TILE_TOKENS } from './row-tiles.ts';
 import { compileStepPrograms } from './step-programs.ts';
 
 export interface StudentOptions {
@@ -30,6 +31,8 @@ export interface StudentOptions {
   readonly recompute?: boolean;
   /** Share of each row's target positions that count, those of highest entropy. Default 1: all. */
   readonly selectTokens?: number;
+  /** Most tokens that go through a layer together on a CPU, where rows are not longer. Default 512. */
+  readonly tileTokens?: number;
   /** Whether a parameter learns, by its name in checkpoints. Default: all do. */
   readonly trained?: (name: string) => boolean;
   /** Low-rank adapters, whose initial values `read` gives too. */
@@ -63,7 +66,7 @@ export interface Student {
 /** Compiles the step programs and puts the student's parameters on the device. */
 export async function createStudent(engine: Engine, options: StudentOptions): Promise<Student> {
   const { config, float, objective, vocabSize, scalars, chunkPositions, teacherHead, read } = options;
-  const { selectTokens = 1, trained = () => true } = options;
+  const { selectTokens = 1, tileTokens = TILE_TOKENS, trained = () => true } = options;
   const adapter = options.adapter === undefined ? {} : { adapter: options.adapter };
   const programs = await compileStepPrograms(engine, {
     config,
@@ -90,6 +93,7 @@ export async function createStudent(engine: Engine, options: StudentOptions): Pr
     vocabSize,
     chunkPositions,
     selectTokens,
+    tileTokens,
     ...(teacherHead === undefined ? {} : { teacherHead }),
   };
   const runner = createMicroBatchRunner(engine, programs, parameters, setting, float);
