@@ -129,6 +129,13 @@ export const COMMANDS: readonly ListedCommand[] = [
     load: async () => (await import('./commands/sweep-report.ts')).sweepReport,
   },
   {
+    name: 'tune-temperature',
+    summary: 'train short runs at several temperatures and say which is best, and how sure that is',
+    usage: '--cache CACHE --student DIR --eval-split NAME --out DIR [--temperatures 1,2,4] [--seeds 1,2] [options]',
+    hasRecipe: true,
+    load: async () => (await import('./commands/tune-temperature.ts')).tuneTemperature,
+  },
+  {
     name: 'eval',
     summary: 'measure a model on held-out rows or questions',
     usage: '--model DIR --task kd|exact-match [--cache CACHE] [--data FILE.jsonl] --out FILE.json [options]',

@@ -42,6 +42,7 @@ export { type SampledRow, sampleRows } from './quality-sample.ts';
 export { QUALITY_SETTINGS, type QualitySettings } from './quality-settings.ts';
 export { type ChatMessage, type Question, type QuestionPrompt, readQuestionFile } from './question-file.ts';
 export { estimateRatio, type RatioEstimate, type RowSum } from './ratio-estimate.ts';
+export { estimateRepeated, type IntervalEstimate } from './repeated-estimate.ts';
 export { renderReport, writeReport } from './report.ts';
 export type {
   Bar,

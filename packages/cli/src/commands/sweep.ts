@@ -2,6 +2,7 @@ import { text } from '@stillhouse/settings';
 import { defineCommand } from '../command.ts';
 import { printTable } from '../quantities.ts';
 import { carryOutSweep } from '../sweep/carry-out-sweep.ts';
+import { shareInputs } from '../sweep/shared-inputs.ts';
 import type { SweepFigures } from '../sweep/sweep-figures.ts';
 import { readSweep, type SweepPlan } from '../sweep/sweep-plan.ts';
 import { REPORT_FILES } from '../sweep/sweep-report.ts';
@@ -13,7 +14,7 @@ export const sweep = defineCommand({
   argument: 'recipe',
   run: async ({ recipe }, context, { recipe: _, ...given }) => {
     const { plan, settings } = await readSweep(recipe!, given);
-    const { figures, chosen, exitCode } = await carryOutSweep(plan, settings, context);
+    const { figures, chosen, exitCode } = await shareInputs((shared) => carryOutSweep(plan, settings, context, shared));
     if (figures === undefined) {
       return { result: { out: plan.out, runs: listRuns(plan), chosen }, summary: printRuns(plan, chosen) };
     }

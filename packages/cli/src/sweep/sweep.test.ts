@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url';
 import type { ExactMatchResult } from '@stillhouse/evaluation';
 import { type NodeResult, runNode, startNode } from '@stillhouse/testing';
 import { carryOutSweep } from './carry-out-sweep.ts';
+import { shareInputs } from './shared-inputs.ts';
 import { type RunFigures, readSweepFigures, type SweepFigures } from './sweep-figures.ts';
 import { readSweep } from './sweep-plan.ts';
 import { writeSweepReport } from './sweep-report.ts';
@@ -272,7 +273,7 @@ async function inProcess(recipe: string, flags: Readonly<Record<string, unknown>
   const given = { cache: join(folder, 'cache'), ...flags, out: join(folder, String(flags.out)) };
   const { plan, settings } = await readSweep(join(folder, recipe), given);
   const context = { note: () => {}, onInterrupt: () => {}, openProgress: () => ({ update: () => {}, stop: () => {} }) };
-  return carryOutSweep(plan, settings, context);
+  return shareInputs((shared) => carryOutSweep(plan, settings, context, shared));
 }
 
 test('every run is checked before the first begins, and the others that are refused are named', async () => {
