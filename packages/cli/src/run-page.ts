@@ -85,7 +85,7 @@ export function describeRun(
   });
   const losses = [
     curve('loss', ({ loss }) => loss),
-    ...lossTerms(last).map(([term]) => curve(term, (line) => line[term])),
+    ...lossTerms(last).map(([term]) => curve(term, (line) => line[term] ?? 0)),
   ];
   const measured = heldOut.at(-1);
   return {
@@ -168,8 +168,12 @@ const lines = (series: readonly LineSeries[], yLabel: string): ReportBlock => ({
 export const printShare = (share: number): string => `${(100 * share).toFixed(1)} %`;
 
 /** Terms of the loss that take part, by their names in metrics.jsonl. */
-export function lossTerms(metrics: StepMetrics): readonly (readonly ['kl' | 'ce' | 'hidden', number])[] {
-  return (['kl', 'ce', 'hidden'] as const).flatMap((term) =>
-    metrics[term] === 0 ? [] : [[term, metrics[term]] as const],
-  );
+export function lossTerms(metrics: StepMetrics): readonly (readonly [LossTerm, number])[] {
+  return LOSS_TERMS.flatMap((term) => {
+    const value = metrics[term] ?? 0;
+    return value === 0 ? [] : [[term, value] as const];
+  });
 }
+
+const LOSS_TERMS = ['kl', 'ce', 'hidden', 'attention'] as const;
+type LossTerm = (typeof LOSS_TERMS)[number];

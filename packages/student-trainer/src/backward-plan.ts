@@ -5,6 +5,8 @@ import {
   blockParameters,
   type LowRankAdapter,
 } from '@stillhouse/decoder';
+import type { FeatureMatch } from '@stillhouse/objectives';
+import { attentionLayer } from '@stillhouse/teacher-cache';
 import type { StudentAdapter } from './adapters.ts';
 
 /** What a layer's backward pass gives. */
@@ -15,6 +17,8 @@ export interface LayerBackward {
   readonly adapter: LowRankAdapter | undefined;
   /** Whether the gradient goes on to the residual stream before the layer. */
   readonly hasInputGradient: boolean;
+  /** Whether a gradient comes to the layer's attention output, which is then held to a teacher's. */
+  readonly hasAttentionSeed: boolean;
 }
 
 /** How far down a backward pass goes. */
@@ -24,16 +28,28 @@ export interface BackwardPlan {
   /** The lowest layer that is run backwards; the number of layers where none is. */
   readonly lowestLayer: number;
   readonly hasEmbeddingGradient: boolean;
+  /** Layers, from 0, whose attention outputs are held to a teacher's. */
+  readonly attentionLayers: ReadonlySet<number>;
 }
 
 const EMBEDDING = 'model.embed_tokens.weight';
 
-/** @param trained whether a parameter of the student learns, by its full name */
+/**
+ * @param trained whether a parameter of the student learns, by its full name
+ * @param features states of the student that are held to a teacher's
+ */
 export function planBackward(
   config: ModelConfig,
   trained: (name: string) => boolean,
   adapter?: StudentAdapter,
+  features: readonly Pick<FeatureMatch, 'student'>[] = [],
 ): BackwardPlan {
+  const attentionLayers = new Set(
+    features.flatMap(({ student }) => {
+      const depth = attentionLayer(student);
+      return depth === undefined ? [] : [depth - 1];
+    }),
+  );
   const names = blockParameters(config).map(({ name }) => name);
   const adapted = adapter === undefined ? [] : adapterParameters(config, adapter).map(({ name }) => name);
   const hasEmbeddingGradient = trained(EMBEDDING);
@@ -44,10 +60,14 @@ export function planBackward(
     const own = new Set(all.filter((name) => trained(`model.layers.${layer}.${name}`)));
     const hasInputGradient = isAnyBelow;
     isAnyBelow ||= own.size > 0;
-    return isAnyBelow ? { trained: own, adapter: isAdapted ? adapter : undefined, hasInputGradient } : undefined;
+    const hasAttentionSeed = attentionLayers.has(layer);
+    return isAnyBelow
+      ? { trained: own, adapter: isAdapted ? adapter : undefined, hasInputGradient, hasAttentionSeed }
+      : undefined;
   });
   const lowest = layers.findIndex((layer) => layer !== undefined);
-  return { layers, lowestLayer: lowest === -1 ? config.layerCount : lowest, hasEmbeddingGradient };
+  const lowestLayer = lowest === -1 ? config.layerCount : lowest;
+  return { layers, lowestLayer, hasEmbeddingGradient, attentionLayers };
 }
 
 /** Whether the gradient comes to the residual stream after `layer` layers: something at or below learns. */
@@ -56,14 +76,20 @@ export function takesGradient({ lowestLayer, hasEmbeddingGradient }: BackwardPla
 }
 
 /** Layers of one key are one program. */
-export function layerKey({ trained, adapter, hasInputGradient }: LayerBackward): string {
-  return `${hasInputGradient} ${adapter !== undefined} ${[...trained].join()}`;
+export function layerKey({ trained, adapter, hasInputGradient, hasAttentionSeed }: LayerBackward): string {
+  return `${hasInputGradient} ${hasAttentionSeed} ${adapter !== undefined} ${[...trained].join()}`;
 }
 
-export function gradientOptions({ trained, adapter, hasInputGradient }: LayerBackward): BlockGradientOptions {
+export function gradientOptions({
+  trained,
+  adapter,
+  hasInputGradient,
+  hasAttentionSeed,
+}: LayerBackward): BlockGradientOptions {
   return {
     trained: (name) => trained.has(name),
     hasInputGradient,
+    hasAttentionSeed,
     ...(adapter === undefined ? {} : { adapter }),
   };
 }

@@ -32,7 +32,10 @@ const PAIRS: readonly (readonly [HiddenLayer, HiddenLayer])[] = [
   [1, 5],
   [2, 5],
   ['final', 'final'],
+  ['attention.1', 'attention.2'],
+  ['attention.2', 'attention.4'],
 ];
+const HIDDEN = 4;
 const FEATURES = PAIRS.map(
   ([student, teacher]): FeatureMatch => ({
     ...{ student, teacher, loss: 'mse', normalisation: 'none', teacherHidden: WIDTH, hasProjection: true },
@@ -73,7 +76,7 @@ const openStudent = (more: Partial<StudentOptions> = {}) =>
     float: 'float64',
     read: (name) => (isProjection(name) ? targets : weights).readFloat64(name) as Promise<FloatData>,
     objective: { labels: { kind: 'none' }, divergence: { kind: 'forward-kl' }, features: FEATURES },
-    scalars: { temperature: 1, alpha: 0.5, hiddenWeight: 0.5 },
+    scalars: { temperature: 1, alpha: 0.5, hiddenWeight: 0.5, attentionWeight: 0.25 },
     adamw: { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0, clip: 1 },
     vocabSize: config.vocabSize,
     chunkPositions: 128,
@@ -89,7 +92,7 @@ await writeSyntheticCache(
   {
     labels: {
       topk: { k: 6, temperatures: [1, 2] },
-      hidden: { layers: ['final', 0, 2, 4], dtype: 'int8' },
+      hidden: { layers: ['final', 0, 2, 4, 'attention.1', 'attention.4'], dtype: 'int8' },
       head: true,
     },
   },
@@ -109,7 +112,7 @@ const readRun = async (out: string) => ({
     .map((line) => JSON.parse(line) as StepMetrics),
 });
 
-test('distances at every layer are those of PyTorch, whatever the chunk', async () => {
+test('distances at every layer and their gradients are those of PyTorch, whatever the chunk', async () => {
   const batch = await readMicroBatch();
   const golden = await openSafetensors(`${GOLDEN}matching.safetensors`);
   for (const more of [{}, { chunkPositions: 5, recompute: true }]) {
@@ -119,8 +122,17 @@ test('distances at every layer are those of PyTorch, whatever the chunk', async 
     const wanted = await Promise.all(PAIRS.map(([a, b]) => read(`pair.${a}:${b}`)));
     expectClose(sums.features, wanted, { absolute: 1e-10, where: 'pairs' });
     expectClose([sums.ce], [await read('ce')], { absolute: 1e-10, where: 'ce' });
-    const mean = wanted.reduce((sum, one) => sum + one, 0) / wanted.length;
-    expectClose([sums.loss], [sums.ce + 0.5 * mean], { absolute: 1e-10, where: 'loss' });
+    const mean = (some: readonly number[]) => some.reduce((sum, one) => sum + one, 0) / some.length;
+    const total = sums.ce + 0.5 * mean(wanted.slice(0, HIDDEN)) + 0.25 * mean(wanted.slice(HIDDEN));
+    expectClose([sums.loss], [await read('total')], { absolute: 1e-10, where: 'loss' });
+    expectClose([sums.loss], [total], { absolute: 1e-10, where: 'the sum of its terms' });
+    const gradients = await openSafetensors(`${GOLDEN}gradients.safetensors`);
+    for (const { name, gradient } of student.parameters.trained) {
+      const expected = await gradients.readFloat64(name);
+      const size = Math.max(...expected.map(Math.abs));
+      // They were computed in float64 and are stored as float32.
+      expectClose((await engine.download(gradient)) as Float64Array, expected, { absolute: 1e-7 * size, where: name });
+    }
   }
 });
 
@@ -179,21 +191,36 @@ test('what is frozen changes no gradient of what learns', async () => {
 });
 
 test('a run names its pairs, keeps a projection for each, and goes on bit for bit', async () => {
-  const uniform = { hiddenLayers: ['uniform'], hiddenNormalise: 'layer' } as const;
+  const uniform: Partial<TrainingSettings> = {
+    hiddenLayers: ['uniform'],
+    hiddenNormalise: 'layer',
+    attentionLayers: ['uniform'],
+    attentionWeight: 0.1,
+  };
   const straight = settings(uniform);
   await trainStudent(straight);
   const { recipe, metrics } = await readRun(straight.out!);
   assert.deepEqual(recipe.hiddenLayers, ['0:0', '1:2', '2:4', 'final:final']);
-  for (const { hidden, pairs } of metrics) {
-    assert.deepEqual(Object.keys(pairs!), recipe.hiddenLayers);
-    const mean = Object.values(pairs!).reduce((sum, one) => sum + one, 0) / 4;
-    assert.ok(Math.abs(hidden - mean) < 1e-12 && mean > 0);
+  assert.deepEqual(recipe.attentionLayers, ['1:1', '2:4']);
+  for (const { loss, kl, ce, hidden, attention, pairs } of metrics) {
+    assert.deepEqual(Object.keys(pairs!), [
+      ...recipe.hiddenLayers!,
+      'attention.1:attention.1',
+      'attention.2:attention.4',
+    ]);
+    const distances = Object.values(pairs!);
+    const mean = (some: readonly number[]) => some.reduce((sum, one) => sum + one, 0) / some.length;
+    assert.ok(Math.abs(hidden - mean(distances.slice(0, 4))) < 1e-12 && hidden > 0);
+    assert.ok(Math.abs(attention! - mean(distances.slice(4))) < 1e-12 && attention! > 0);
+    assert.ok(Math.abs(loss - (0.7 * 4 * kl + 0.3 * ce + 0.3 * hidden + 0.1 * attention!)) < 1e-5 * loss);
   }
   const saved = await openSafetensors(join(straight.out!, 'projection.safetensors'));
   assert.deepEqual([...saved.tensors.keys()].sort(), [
     'projection.0:0.weight',
     'projection.1:2.weight',
     'projection.2:4.weight',
+    'projection.attention.1:attention.1.weight',
+    'projection.attention.2:attention.4.weight',
     'projection.weight',
   ]);
   const cut = settings({ ...uniform, accumulate: 1 });
@@ -214,14 +241,14 @@ test('a run names its pairs, keeps a projection for each, and goes on bit for bi
   });
 });
 
-test('the final states alone are the plain case: no pairs in metrics, no layers in the recipe', async () => {
+test('the final states alone are the plain case: no pairs in metrics, no layers that were not named in the recipe', async () => {
   const plain = settings({});
   const named = settings({ hiddenLayers: ['final:final'] });
   await trainStudent(plain);
   await trainStudent(named);
   const [a, b] = [await readRun(plain.out!), await readRun(named.out!)];
   assert.ok(a.metrics.every(({ pairs, hidden }) => pairs === undefined && hidden > 0));
-  assert.equal(b.recipe.hiddenLayers, undefined);
+  assert.deepEqual([a.recipe.hiddenLayers, b.recipe.hiddenLayers], [undefined, ['final:final']]);
   assert.deepEqual(
     await readFile(join(plain.out!, 'model.safetensors')),
     await readFile(join(named.out!, 'model.safetensors')),
@@ -231,7 +258,13 @@ test('the final states alone are the plain case: no pairs in metrics, no layers 
 test('what nothing reads is refused', async () => {
   const cases: readonly [string, Partial<TrainingSettings>, RegExp][] = [
     ['SETTING_UNUSED', { hiddenWeight: 0, hiddenLayers: ['1:2'] }, /--hidden-layers.*--hidden-weight above 0/],
-    ['SETTING_UNUSED', { hiddenWeight: 0, hiddenNormalise: 'rms' }, /--hidden-normalise.*no hidden states/],
+    ['SETTING_UNUSED', { hiddenWeight: 0, hiddenNormalise: 'rms' }, /--hidden-normalise.*no states are matched/],
+    ['SETTING_UNUSED', { attentionLayers: ['1:1'] }, /--attention-layers.*--attention-weight above 0/],
+    [
+      'HIDDEN_NOT_IN_CACHE',
+      { attentionWeight: 1, attentionLayers: ['1:3'] },
+      /attention outputs of layer 3.*1, 4, got 3/,
+    ],
     ['SETTING_UNUSED', { hiddenLoss: 'cosine', hiddenNormalise: 'rms' }, /cosine does not depend/],
     ['HIDDEN_NOT_IN_CACHE', { hiddenLayers: ['1:3'] }, /a layer of final, 0, 2, 4, got 3/],
     ['LAYER_OUT_OF_RANGE', { hiddenLayers: ['3:2'] }, /final or 0 to 2, got 3/],

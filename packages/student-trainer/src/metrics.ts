@@ -2,19 +2,22 @@ import { type FileHandle, open, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { explainWriteFailure, writeFileAtomically } from '@stillhouse/durable-files';
 import { featureName, type Objective } from '@stillhouse/objectives';
+import { type PairedStates, statesOf } from './layer-pairs.ts';
 import type { LossSums } from './micro-batch.ts';
 
 /** One line of metrics.jsonl. Losses are means over the step's target tokens, by weight, in nats. */
 export interface StepMetrics {
   readonly step: number;
-  /** alpha T² KL + (1 - alpha) CE + hiddenWeight hidden. */
+  /** alpha T² KL + (1 - alpha) CE + hiddenWeight hidden + attentionWeight attention. */
   readonly loss: number;
   /** The divergence at temperature T, without T²; 0 without soft labels. */
   readonly kl: number;
   readonly ce: number;
   /** Mean distance over the pairs of hidden states that are matched; 0 without any. */
   readonly hidden: number;
-  /** The distance of each pair, by its name as in `6:7`, where others than the final states are matched. */
+  /** The same over the pairs of attention outputs, where any are matched. */
+  readonly attention?: number;
+  /** The distance of each pair, by its name as in `6:7` or `attention.3:attention.5`, where others than the final states are matched. */
   readonly pairs?: Readonly<Record<string, number>>;
   readonly lr: number;
   /** T and alpha of this step, where a schedule changes them. */
@@ -38,14 +41,20 @@ export interface StepMetrics {
 export function describeSums(
   { loss, kl, ce, features: distances }: LossSums,
   { features = [] }: Pick<Objective, 'features'>,
-): Pick<StepMetrics, 'loss' | 'kl' | 'ce' | 'hidden' | 'pairs'> {
+): Pick<StepMetrics, 'loss' | 'kl' | 'ce' | 'hidden' | 'attention' | 'pairs'> {
   const names = features.map(featureName);
+  const mean = (states: PairedStates) => {
+    const of = distances.filter((_, i) => statesOf(features[i]!) === states);
+    return of.length === 0 ? undefined : of.reduce((sum, one) => sum + one, 0) / of.length;
+  };
+  const attention = mean('attention');
   const isPlain = names.length === 0 || names.join() === 'final:final';
   return {
     loss,
     kl,
     ce,
-    hidden: names.reduce((sum, _, i) => sum + distances[i]!, 0) / Math.max(1, names.length),
+    hidden: mean('hidden') ?? 0,
+    ...(attention === undefined ? {} : { attention }),
     ...(isPlain ? {} : { pairs: Object.fromEntries(names.map((name, i) => [name, distances[i]!])) }),
   };
 }

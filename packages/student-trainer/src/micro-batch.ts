@@ -1,4 +1,6 @@
 import {
+  ATTENTION_OUTPUT,
+  ATTENTION_SEED,
   type BatchTensors,
   biasCall,
   embeddingCall,
@@ -9,13 +11,14 @@ import {
   type TokenBatch,
   uploadBatch,
 } from '@stillhouse/decoder';
-import { countSelected, type LabelArrays, type Objective, sliceLabel } from '@stillhouse/objectives';
+import { countSelected, type FeatureMatch, type LabelArrays, type Objective, sliceLabel } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import type { HiddenLayer } from '@stillhouse/teacher-cache';
 import { createActivationStore } from './activation-store.ts';
 import { takesGradient } from './backward-plan.ts';
 import { type FeatureLosses, type LabelChunk, openFeatureLosses } from './feature-losses.ts';
+import { type PairedStates, statesOf } from './layer-pairs.ts';
 import type { FloatData, ParameterStore } from './parameters.ts';
 import { openRowTiles, type RowTiles } from './row-tiles.ts';
 import type { StepPrograms } from './step-programs.ts';
@@ -52,8 +55,10 @@ export interface MicroBatch {
 export interface LossScalars {
   readonly temperature: number;
   readonly alpha: number;
-  /** Of the mean distance over the objective's features. */
+  /** Of the mean distance over the objective's features that are hidden states, and over those that are attention outputs. */
   readonly hiddenWeight: number;
+  /** Default 0. */
+  readonly attentionWeight?: number;
 }
 
 /** What the loss reads besides the batch, on the device for the whole run. */
@@ -105,11 +110,16 @@ export function createMicroBatchRunner(
     temperature: scalar(1),
     alpha: scalar(1),
     hiddenWeight: scalar(0),
+    attentionWeight: scalar(0),
   };
-  const setScalars = ({ temperature, alpha, hiddenWeight }: Partial<LossScalars>) => {
+  const shares = { hidden: scalars.hiddenWeight, attention: scalars.attentionWeight };
+  const countOf = (states: PairedStates) => programs.features.filter(({ match }) => statesOf(match) === states).length;
+  const setScalars = ({ temperature, alpha, hiddenWeight, attentionWeight }: Partial<LossScalars>) => {
     if (temperature !== undefined) engine.fill(scalars.temperature, temperature);
     if (alpha !== undefined) engine.fill(scalars.alpha, alpha);
-    if (hiddenWeight !== undefined) engine.fill(scalars.hiddenWeight, hiddenWeight / programs.features.length);
+    if (hiddenWeight !== undefined) engine.fill(shares.hidden, hiddenWeight / Math.max(1, countOf('hidden')));
+    if (attentionWeight !== undefined)
+      engine.fill(shares.attention, attentionWeight / Math.max(1, countOf('attention')));
   };
   setScalars(setting.scalars);
   const cut = (tensor: DeviceTensor) => engine.view(tensor, { offset: 0, shape: [vocabSize, config.hiddenSize] });
@@ -145,7 +155,7 @@ export function createMicroBatchRunner(
     store,
     hiddenSize: config.hiddenSize,
     float,
-    weightOf: () => scalars.hiddenWeight,
+    weightOf: (match: FeatureMatch) => shares[statesOf(match)],
   };
   const uploadFloats = (data: Float64Array) =>
     hold(engine.upload(float === 'float64' ? data : Float32Array.from(data), float, [data.length]));
@@ -271,6 +281,7 @@ export function createMicroBatchRunner(
     tiles: RowTiles,
     states: readonly DeviceTensor[],
     saved: readonly Readonly<Record<string, DeviceTensor>>[],
+    outputs: readonly (DeviceTensor | undefined)[],
     features: FeatureLosses | undefined,
     back: readonly [DeviceTensor, DeviceTensor] | undefined,
   ): readonly Call[] {
@@ -280,16 +291,30 @@ export function createMicroBatchRunner(
     // A layer's states are held to the teacher's where the gradient passes them.
     const featureCalls = (layer: HiddenLayer, x: DeviceTensor): readonly Call[] =>
       features?.calls(layer, { x, dx: upstream }) ?? [];
+    const dAttention = programs.layers.some(({ exposesAttention }) => exposesAttention)
+      ? hold(engine.allocate(float, [tensors.tokens, config.hiddenSize]))
+      : undefined;
+    const attentionCalls = (layer: number): readonly Call[] => {
+      const x = outputs[layer];
+      if (x === undefined) return [];
+      const calls = features!.calls(`attention.${layer + 1}`, { x, dx: dAttention });
+      return [{ kind: 'fill', tensor: dAttention!, value: 0 }, ...calls];
+    };
     const calls: Call[] = [...featureCalls('final', states[last]!), ...featureCalls(last, states[last]!)];
     for (let layer = last - 1; layer >= 0; layer--) {
+      calls.push(...attentionCalls(layer));
       if (layer < plan.lowestLayer) {
         calls.push(...featureCalls(layer, states[layer]!));
         continue;
       }
       const { inputs, outputs } = store.layerGradients[layer]!;
-      const { gradient, hasInputGradient } = programs.layers[layer]!;
+      const { gradient, hasInputGradient, exposesAttention } = programs.layers[layer]!;
       for (let tile = 0; tile < tiles.count; tile++) {
-        const given = { x: states[layer]!, dy: upstream!, cos, sin, bias, ...saved[layer]! };
+        const given = {
+          ...{ x: states[layer]!, dy: upstream!, cos, sin, bias },
+          ...(exposesAttention ? { [ATTENTION_SEED]: dAttention! } : {}),
+          ...saved[layer]!,
+        };
         calls.push({
           kind: 'run',
           program: gradient!,
@@ -321,6 +346,9 @@ export function createMicroBatchRunner(
           layer < plan.lowestLayer && !matched.has(layer) ? inTurns[layer % 2]! : state(),
         );
         const saved = programs.layers.map((layer, n) => activations.take(n, layer.saved, batch.rows, batch.length));
+        const attentionOutputs = programs.layers.map(({ exposesAttention }) =>
+          exposesAttention ? state() : undefined,
+        );
         const back = goesBack ? ([state(), state()] as const) : undefined;
         const chunks = Math.ceil(labels.count / setting.chunkPositions);
         const sums = hold(engine.allocate(float, [chunks, LOSS_TERMS]));
@@ -336,13 +364,15 @@ export function createMicroBatchRunner(
             Array.from({ length: tiles.count }, (_, tile): Call => {
               const { cos, sin, bias } = tensors;
               const inputs = { ...tiles.cut({ x: states[layer]!, cos, sin, bias }, tile), ...weights };
-              const outputs = tiles.cut({ y: states[layer + 1]!, ...saved[layer]! }, tile);
+              const attention = attentionOutputs[layer];
+              const exposed = attention === undefined ? {} : { [ATTENTION_OUTPUT]: attention };
+              const outputs = tiles.cut({ y: states[layer + 1]!, ...saved[layer]!, ...exposed }, tile);
               return { kind: 'run', program: programs.layers[layer]!.block, inputs, outputs };
             }),
           ),
           ...positions.calls,
           ...lossCalls(positions, back?.[0], sums),
-          ...backwardCalls(batch, tensors, tiles, states, saved, features, back),
+          ...backwardCalls(batch, tensors, tiles, states, saved, attentionOutputs, features, back),
         ]);
         const { loss, ...others } = readSums((await engine.download(sums)) as FloatData);
         const distances = await features?.readSums();

@@ -10,6 +10,7 @@ import {
   type SoftLabels,
   sharedVocabulary,
 } from '@stillhouse/objectives';
+import { flagOf } from '@stillhouse/settings';
 import {
   type CacheDescription,
   type HiddenScale,
@@ -57,20 +58,33 @@ export function resolveObjective(
   return { objective: { labels, divergence, ...(features.length === 0 ? {} : { features }) }, vocabSize };
 }
 
+const STATES = [
+  { states: 'hidden', weight: 'hiddenWeight', layers: 'hiddenLayers' },
+  { states: 'attention', weight: 'attentionWeight', layers: 'attentionLayers' },
+] as const;
+
 function resolveFeatures(
   settings: TrainingSettings,
   cache: CacheDescription,
   student: ModelConfig,
   where: string,
 ): readonly FeatureMatch[] {
-  const { hiddenWeight, hiddenLayers, hiddenLoss, hiddenNormalise, projection } = settings;
-  if (hiddenWeight === 0) {
-    const unused = hiddenLayers !== undefined ? '--hidden-layers' : '--hidden-normalise';
-    if (hiddenLayers === undefined && hiddenNormalise === 'none') return [];
-    refuse('SETTING_UNUSED', unused, 'no hidden states are matched', {
-      expected: '--hidden-weight above 0',
+  const { hiddenLoss, hiddenNormalise, projection } = settings;
+  for (const { weight, layers } of STATES) {
+    if (settings[weight] > 0 || settings[layers] === undefined) continue;
+    refuse('SETTING_UNUSED', flagOf(layers), 'these states are not matched', {
+      expected: `${flagOf(weight)} above 0`,
       got: '0',
-      remedy: 'Give --hidden-weight, or leave it out',
+      remedy: `Give ${flagOf(weight)}, or leave it out`,
+    });
+  }
+  const matched = STATES.filter(({ weight }) => settings[weight] > 0);
+  if (matched.length === 0) {
+    if (hiddenNormalise === 'none') return [];
+    refuse('SETTING_UNUSED', '--hidden-normalise', 'no states are matched', {
+      expected: '--hidden-weight or --attention-weight above 0',
+      got: '0',
+      remedy: 'Leave it out',
     });
   }
   if (hiddenLoss === 'cosine' && hiddenNormalise === 'rms') {
@@ -81,12 +95,14 @@ function resolveFeatures(
     });
   }
   const { teacher } = cache;
-  const pairs = resolveLayerPairs(hiddenLayers ?? ['last'], '--hidden-layers', {
-    stored: teacher === null ? [] : (cache.labels.hidden?.layers ?? []),
-    teacherLayers: teacher?.layerCount ?? 0,
-    studentLayers: student.layerCount,
-    where,
-  });
+  const pairs = matched.flatMap(({ states, layers }) =>
+    resolveLayerPairs(states, settings[layers] ?? ['last'], {
+      stored: teacher === null ? [] : (cache.labels.hidden?.layers ?? []),
+      teacherLayers: teacher?.layerCount ?? 0,
+      studentLayers: student.layerCount,
+      where,
+    }),
+  );
   const teacherHidden = teacher!.hiddenSize;
   const sameWidth = teacherHidden === student.hiddenSize;
   if (projection === 'none' && !sameWidth) {

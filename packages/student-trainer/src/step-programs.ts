@@ -1,10 +1,12 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import {
   blockGradientGraph,
+  compileExposingBlock,
   compileForwardPrograms,
   compileGraph,
   embeddingGradientGraph,
   type ForwardPrograms,
+  type LowRankAdapter,
   type SavedActivation,
   savingBlockGraphs,
   scatterRowsGraph,
@@ -30,6 +32,8 @@ export interface LayerPrograms {
   /** Backwards; `undefined` where nothing learns in the layer or below it. */
   readonly gradient: Program | undefined;
   readonly hasInputGradient: boolean;
+  /** Whether `block` gives the attention output too, and `gradient` takes its gradient. */
+  readonly exposesAttention: boolean;
   /** Activations that are kept from the forward pass to the gradient; none when the gradient computes them again. */
   readonly saved: readonly SavedActivation[];
 }
@@ -67,7 +71,7 @@ export async function compileStepPrograms(engine: Engine, options: StepProgramOp
   const { config, objective, vocabSize, float, selects, trained, adapter } = options;
   const { hiddenSize, rmsNormEpsilon } = config;
   const forward = await compileForwardPrograms(engine, config, float, adapter);
-  const plan = planBackward(config, trained, adapter);
+  const plan = planBackward(config, trained, adapter, objective.features);
   const readout = { hiddenSize, vocabSize, rmsNormEpsilon };
   const wanted: LossGradients = {
     x: takesGradient(plan, config.layerCount),
@@ -109,23 +113,36 @@ async function compileLayers(
   plan: BackwardPlan,
   forward: ForwardPrograms,
 ): Promise<readonly LayerPrograms[]> {
-  const forwardOnly = { block: forward.block, gradient: undefined, hasInputGradient: false, saved: [] };
+  const compileBare = async (exposesAttention: boolean, adapter: LowRankAdapter | undefined) => {
+    if (exposesAttention) return compileExposingBlock(engine, forward, adapter);
+    return adapter === undefined ? forward.block : forward.adaptedBlock!;
+  };
+  const compileForwardOnly = async (exposesAttention: boolean): Promise<LayerPrograms> => {
+    const block = await compileBare(exposesAttention, undefined);
+    return { block, gradient: undefined, hasInputGradient: false, exposesAttention, saved: [] };
+  };
   const compile = async (layer: LayerBackward): Promise<LayerPrograms> => {
-    const { hasInputGradient } = layer;
-    const bare = layer.adapter === undefined ? forward.block : forward.adaptedBlock!;
+    const { hasInputGradient, hasAttentionSeed: exposesAttention, adapter } = layer;
+    const shared = { hasInputGradient, exposesAttention };
     if (recompute) {
       const gradient = await compileGraph(engine, blockGradientGraph(config, float, gradientOptions(layer)));
-      return { block: bare, gradient, hasInputGradient, saved: [] };
+      return { ...shared, block: await compileBare(exposesAttention, adapter), gradient, saved: [] };
     }
-    const saving = savingBlockGraphs(config, float, gradientOptions(layer));
-    const block = saving.saved.length === 0 ? bare : await compileGraph(engine, saving.forward);
-    return { block, gradient: await compileGraph(engine, saving.gradient), hasInputGradient, saved: saving.saved };
+    const { saved, forward: block, gradient } = savingBlockGraphs(config, float, gradientOptions(layer));
+    return {
+      ...shared,
+      block: saved.length === 0 ? await compileBare(exposesAttention, adapter) : await compileGraph(engine, block),
+      gradient: await compileGraph(engine, gradient),
+      saved,
+    };
   };
   const compiled = new Map<string, LayerPrograms>();
   const layers: LayerPrograms[] = [];
-  for (const layer of plan.layers) {
-    const key = layer === undefined ? '' : layerKey(layer);
-    const programs = compiled.get(key) ?? (layer === undefined ? forwardOnly : await compile(layer));
+  for (const [n, layer] of plan.layers.entries()) {
+    const exposesAttention = plan.attentionLayers.has(n);
+    const key = layer === undefined ? String(exposesAttention) : layerKey(layer);
+    const programs =
+      compiled.get(key) ?? (layer === undefined ? await compileForwardOnly(exposesAttention) : await compile(layer));
     compiled.set(key, programs);
     layers.push(programs);
   }

@@ -9,13 +9,13 @@ import {
   type TensorSource,
 } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
-import { featureName } from '@stillhouse/objectives';
 import { requireSetting } from '@stillhouse/settings';
 import type { TeacherCache } from '@stillhouse/teacher-cache';
 import { measureActivations } from './activation-store.ts';
 import { type BackwardPlan, planBackward } from './backward-plan.ts';
 import { countSteps, sumLengths } from './data-order.ts';
 import { type HeldOutPlan, resolveHeldOut } from './held-out.ts';
+import { namePair, type PairedStates, statesOf } from './layer-pairs.ts';
 import { type Learning, resolveLearning } from './learning.ts';
 import type { ResolvedObjective } from './objective-from-settings.ts';
 import type { TrainingSettings } from './training-settings.ts';
@@ -86,7 +86,7 @@ export async function openTrainingInputs(
     const resolvedSettings = resolveOpen(
       settings,
       { sources, resolved },
-      planBackward(config, learning.trained, learning.adapter),
+      planBackward(config, learning.trained, learning.adapter, resolved.objective.features),
       config,
     );
     return {
@@ -150,7 +150,8 @@ function resolveOpen(
     refine: isRefined(objective) ? 'always' : 'never',
     jsBeta: objective.divergence.kind === 'jensen-shannon' ? objective.divergence.beta : undefined,
     skew: objective.divergence.kind === 'skew-kl' ? objective.divergence.skew : undefined,
-    hiddenLayers: nameLayers(objective),
+    hiddenLayers: namePairs(objective, 'hidden', settings.hiddenLayers),
+    attentionLayers: namePairs(objective, 'attention', settings.attentionLayers),
     steps: settings.steps ?? countSteps(orderSources(sources), seed, batchTokens, epochs),
     epochs: undefined,
     recompute:
@@ -158,10 +159,14 @@ function resolveOpen(
   };
 }
 
-/** The pairs that are matched, where they are not those that are matched without being named. */
-function nameLayers({ features = [] }: ResolvedObjective['objective']): readonly string[] | undefined {
-  const names = features.map(featureName);
-  return names.length === 0 || names.join() === 'final:final' ? undefined : names;
+/** The pairs that are matched, by number; `last` need not be named. */
+function namePairs(
+  { features = [] }: ResolvedObjective['objective'],
+  states: PairedStates,
+  given: readonly string[] | undefined,
+): readonly string[] | undefined {
+  if (given === undefined || given.join() === 'last') return undefined;
+  return features.filter((match) => statesOf(match) === states).map(namePair);
 }
 
 const isRefined = ({ labels }: ResolvedObjective['objective']) =>

@@ -1,6 +1,6 @@
 import { isLinearName, LINEAR_NAMES } from '@stillhouse/decoder';
 import { boolean, choice, integer, list, number, type SettingsOf, text } from '@stillhouse/settings';
-import { isLayerPair } from './layer-pairs.ts';
+import { isAttentionPair, isLayerPair } from './layer-pairs.ts';
 import { isTaskWeight } from './task-weights.ts';
 import { isTrainLayersEntry, TRAIN_LAYERS_SYNTAX } from './train-layers.ts';
 
@@ -56,7 +56,14 @@ export const TRAINING_SETTINGS = {
     'last, uniform, or pairs student:teacher of layer numbers and final',
     undefined,
   ),
-  hiddenLoss: choice('distance of hidden states', ['mse', 'cosine'], 'mse'),
+  attentionWeight: number('weight of the attention term, the mean over its layers; 0 leaves it out', 0, { min: 0 }),
+  attentionLayers: list(
+    'attention outputs that are matched, student:teacher, as 3:5, layers from 1; uniform: those of the cache spread over the student; left out: last, those of the last layers',
+    isAttentionPair,
+    'last, uniform, or pairs student:teacher of layers from 1',
+    undefined,
+  ),
+  hiddenLoss: choice('distance of hidden states and of attention outputs', ['mse', 'cosine'], 'mse'),
   hiddenNormalise: choice(
     'both sides before they are compared: over their root mean square, or as layer norm does',
     ['none', 'rms', 'layer'],

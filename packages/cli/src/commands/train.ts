@@ -41,6 +41,7 @@ export const train = defineCommand({
           ['kl', last && printSignificant(last.kl)],
           ['ce', last && printSignificant(last.ce)],
           ['hidden', last && settings.hiddenWeight > 0 ? printSignificant(last.hidden) : undefined],
+          ['attention', last?.attention === undefined ? undefined : printSignificant(last.attention)],
           ['held-out KL@1', lastHeldOut && printSignificant(lastHeldOut.kl)],
           ['held-out top-1', lastHeldOut && printShare(lastHeldOut.top1Agreement)],
           ['speed', `${printCount(tokensPerSecond)} tokens/s`],
