@@ -1,5 +1,6 @@
-import { createReadStream } from 'node:fs';
-import { openStreamHash } from './hash-thread.ts';
+import { createHash } from 'node:crypto';
+import { open } from 'node:fs/promises';
+import { openThreadFile, SLOT_BYTES } from './file-threads.ts';
 
 export interface FileDigest {
   /** Lower-case hexadecimal sha256 of the whole file. */
@@ -7,18 +8,35 @@ export interface FileDigest {
   readonly sizeBytes: number;
 }
 
-/** sha256 and size of a file, read as a stream: memory does not grow with the file. */
+export const sha256Of = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
+
+/** What a thread reads at a time: others may have something for it too. */
+const TURN_BYTES = 8 << 20;
+
+/**
+ * sha256 and size of a file: memory does not grow with the file.
+ * @throws StillhouseError FILE_THREAD_ENDED; what the system says of a file that cannot be read
+ */
 export async function hashFile(path: string): Promise<FileDigest> {
-  const hash = openStreamHash();
-  let sizeBytes = 0;
+  const handle = await open(path, 'r');
   try {
-    for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 })) {
-      await hash.update(chunk as Buffer);
-      sizeBytes += (chunk as Buffer).length;
+    if ((await handle.stat()).size <= SLOT_BYTES) {
+      const bytes = await handle.readFile();
+      return { sha256: sha256Of(bytes), sizeBytes: bytes.length };
     }
-  } catch (error) {
-    hash.abandon();
-    throw error;
+    const file = openThreadFile(handle.fd);
+    try {
+      let sizeBytes = 0;
+      for (;;) {
+        const count = await file.read(TURN_BYTES, sizeBytes);
+        sizeBytes += count;
+        if (count < TURN_BYTES) return { sha256: await file.digest(), sizeBytes };
+      }
+    } catch (error) {
+      file.abandon();
+      throw error;
+    }
+  } finally {
+    await handle.close();
   }
-  return { sha256: await hash.digest(), sizeBytes };
 }

@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdtemp, readdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { Worker } from 'node:worker_threads';
 import {
   explainWriteFailure,
   hashFile,
@@ -82,10 +83,10 @@ test('folders are made with those above them, by many at once, and never where t
     await assert.rejects(makeFolder('/proc/stillhouse/run'), { code: 'FOLDER_IMPOSSIBLE' });
 });
 
-test('long files are hashed on another thread, several at once, whatever the pieces', async () => {
+test('long files are written and hashed on other threads, several at once, whatever the pieces', async () => {
   const dir = await folder();
   await Promise.all(
-    [1, 3 << 20, (4 << 20) + 1, 50 << 20].map(async (sizeBytes, n) => {
+    [1, 1 << 20, (1 << 20) + 1, 3 << 20, (8 << 20) + 1, 50 << 20].map(async (sizeBytes, n) => {
       const bytes = Buffer.alloc(sizeBytes, `file ${n}, not all zero`);
       const staged = await stageFile(join(dir, `${n}`));
       const piece = Buffer.alloc(1 << 19);
@@ -101,7 +102,7 @@ test('long files are hashed on another thread, several at once, whatever the pie
   );
 });
 
-test('a process ends though its hashing thread is there', async () => {
+test('a process ends though its file threads are there', async () => {
   const dir = await folder();
   const script = `
     import { stageFile } from ${JSON.stringify(new URL('./index.ts', import.meta.url).href)};
@@ -117,4 +118,84 @@ test('a process ends though its hashing thread is there', async () => {
       }),
       'done\n',
     );
+});
+
+test('a write that fails on its thread is an error of the file, and nothing stays', async (t) => {
+  if (process.platform !== 'linux') return t.skip('/dev/full is a Linux thing');
+  const dir = await folder();
+  const file = join(dir, 'x');
+  // The kernel answers ENOSPC to every write there.
+  await symlink('/dev/full', `${file}.partial`);
+  const staged = await stageFile(file);
+  const fill = async () => {
+    for (let i = 0; i < 40; i++) await staged.write(Buffer.alloc(1 << 20));
+    await staged.commit();
+  };
+  await assert.rejects(fill(), { code: 'DISK_FULL', message: /x: the disk is full/ });
+  await staged.abort();
+  assert.deepEqual(await readdir(dir), []);
+});
+
+/** The file threads that `work` sends something to. */
+async function watchThreads(work: () => Promise<unknown>): Promise<readonly Worker[]> {
+  const { postMessage } = Worker.prototype;
+  const seen = new Set<Worker>();
+  Worker.prototype.postMessage = function (...message) {
+    seen.add(this);
+    return postMessage.apply(this, message);
+  };
+  try {
+    await work();
+  } finally {
+    Worker.prototype.postMessage = postMessage;
+  }
+  return [...seen];
+}
+
+async function terminate(thread: Worker): Promise<void> {
+  // An idle thread does not keep the process alive, nor does waiting for its end.
+  const alive = setInterval(() => {}, 1000);
+  await thread.terminate();
+  clearInterval(alive);
+}
+
+test('with its thread a file is lost, and said so: no digest of a part; the next file has a new thread', async () => {
+  const dir = await folder();
+  const staged = await stageFile(join(dir, 'x'));
+  const threads = await watchThreads(() => staged.write(Buffer.alloc(3 << 20, 1)));
+  assert.equal(threads.length, 1);
+  await terminate(threads[0]!);
+  const goOn = async () => {
+    for (let i = 0; i < 40; i++) await staged.write(Buffer.alloc(1 << 20, 2));
+    await staged.commit();
+  };
+  await assert.rejects(goOn(), { code: 'FILE_THREAD_ENDED', message: /the thread that does it has ended/ });
+  await staged.abort();
+  assert.deepEqual(await readdir(dir), []);
+
+  const bytes = Buffer.alloc(30 << 20, 'other bytes');
+  const sha256 = createHash('sha256').update(bytes).digest('hex');
+  assert.equal((await writeFileAtomically(join(dir, 'y'), bytes)).sha256, sha256);
+  const next = await stageFile(join(dir, 'x'));
+  const [thread] = await watchThreads(() => next.write(bytes));
+  const committing = next.commit();
+  await Promise.all([assert.rejects(committing, { code: 'FILE_THREAD_ENDED' }), terminate(thread!)]);
+  await next.abort();
+  assert.deepEqual(await readdir(dir), ['y']);
+  assert.deepEqual(await hashFile(join(dir, 'y')), { sha256, sizeBytes: bytes.length });
+});
+
+test('an aborted file is closed only when nothing writes to it any more', async () => {
+  const dir = await folder();
+  for (let round = 0; round < 20; round++) {
+    const lost = await stageFile(join(dir, 'lost'));
+    await lost.write(Buffer.alloc(7 << 20, 'lost'));
+    await lost.abort();
+    // Takes over the number of the closed file.
+    const bytes = Buffer.alloc(2 << 20, `kept ${round}`);
+    const { sha256 } = await writeFileAtomically(join(dir, 'kept'), bytes);
+    assert.equal(sha256, createHash('sha256').update(bytes).digest('hex'));
+    assert.ok(bytes.equals(await readFile(join(dir, 'kept'))));
+  }
+  assert.deepEqual(await readdir(dir), ['kept']);
 });

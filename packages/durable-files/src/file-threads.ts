@@ -1,0 +1,193 @@
+import { availableParallelism } from 'node:os';
+import { Worker } from 'node:worker_threads';
+import { StillhouseError } from '@stillhouse/errors';
+
+/** Memory of a fixed size that this thread fills and another reads. */
+export interface Slot {
+  readonly index: number;
+  readonly bytes: Uint8Array;
+}
+
+export const SLOT_BYTES = 1 << 20;
+
+/** The bytes of one file, written and hashed on another thread in the order of the calls. */
+export interface ThreadFile {
+  /** Writes `length` bytes of a slot at `position` and hashes them; the slot must stay as it is until this settles. */
+  write(slot: Slot, length: number, position: number): Promise<void>;
+  /** Hashes what the file holds from `position` on. @returns how many of `length` bytes there were */
+  read(length: number, position: number): Promise<number>;
+  /** sha256 of all that was written or read, in lower-case hexadecimal. */
+  digest(): Promise<string>;
+  /** Instead of `digest`, when nobody wants to know any more. */
+  abandon(): void;
+}
+
+/** Two keep a disk and a consumer busy: sha256 is the slowest part of a file's way, about 1.5 GB/s on a core. */
+const THREADS = Math.min(2, availableParallelism());
+
+// Plain JavaScript in a string: it runs without a loader for TypeScript.
+const PROGRAM = `
+const { parentPort, workerData } = require('node:worker_threads');
+const { createHash } = require('node:crypto');
+const { readSync, writeSync } = require('node:fs');
+const slots = [];
+const hashes = new Map();
+const own = Buffer.allocUnsafeSlow(workerData.slotBytes);
+const hashOf = (file) => {
+  if (!hashes.has(file)) hashes.set(file, createHash('sha256'));
+  return hashes.get(file);
+};
+const tasks = {
+  write: ({ file, fd, slot, memory, length, position }) => {
+    if (memory !== undefined) slots[slot] = new Uint8Array(memory);
+    const bytes = slots[slot].subarray(0, length);
+    for (let done = 0; done < length; ) done += writeSync(fd, bytes, done, length - done, position + done);
+    hashOf(file).update(bytes);
+  },
+  read: ({ file, fd, length, position }) => {
+    let done = 0;
+    while (done < length) {
+      const count = readSync(fd, own, 0, Math.min(own.length, length - done), position + done);
+      if (count === 0) break;
+      hashOf(file).update(own.subarray(0, count));
+      done += count;
+    }
+    return done;
+  },
+  digest: ({ file }) => {
+    const sha256 = hashOf(file).digest('hex');
+    hashes.delete(file);
+    return sha256;
+  },
+  drop: ({ file }) => {
+    hashes.delete(file);
+  },
+};
+parentPort.on('message', (request) => {
+  const { call, task } = request;
+  try {
+    parentPort.postMessage({ call, value: tasks[task](request) });
+  } catch ({ message, code, errno, syscall }) {
+    parentPort.postMessage({ call, failure: { message, code, errno, syscall } });
+  }
+});`;
+
+interface Answer {
+  readonly call: number;
+  readonly value?: unknown;
+  /** Of a system call; an error itself would lose its code on the way. */
+  readonly failure?: { readonly message: string; readonly code?: string };
+}
+
+interface FileThread {
+  /** So many bytes went through it. */
+  totalBytes: number;
+  ask(request: Record<string, unknown>): Promise<unknown>;
+  /** Whether the thread has the memory of this slot already; true from now on. */
+  learn(slot: number): boolean;
+}
+
+const threads: FileThread[] = [];
+let lastFile = 0;
+
+/** One of a few for the process, which end with it: the one that had least to do so far. */
+function takeThread(): FileThread {
+  if (threads.length < THREADS) {
+    const thread = startThread();
+    threads.push(thread);
+    return thread;
+  }
+  return threads.reduce((least, one) => (one.totalBytes < least.totalBytes ? one : least));
+}
+
+function startThread(): FileThread {
+  const worker = new Worker(PROGRAM, { eval: true, execArgv: [], workerData: { slotBytes: SLOT_BYTES } });
+  const calls = new Map<number, { resolve(value: unknown): void; reject(error: Error): void }>();
+  const known = new Set<number>();
+  let lastCall = 0;
+  let end: StillhouseError | undefined;
+  let fault: Error | undefined;
+  worker.unref();
+  worker.on('message', ({ call, value, failure }: Answer) => {
+    const { resolve, reject } = calls.get(call)!;
+    calls.delete(call);
+    if (calls.size === 0) worker.unref();
+    if (failure === undefined) resolve(value);
+    else reject(Object.assign(new Error(failure.message), failure));
+  });
+  worker.on('error', (error) => {
+    fault = error;
+  });
+  // Only now: until it has ended it may still write.
+  worker.on('exit', () => {
+    end = new StillhouseError({
+      code: 'FILE_THREAD_ENDED',
+      where: 'writing and hashing files',
+      problem: `the thread that does it has ended${fault === undefined ? '' : ` (${fault.message})`}`,
+      remedy: 'Run the same command again; files that were not finished are not there',
+      cause: fault,
+    });
+    threads.splice(threads.indexOf(thread), 1);
+    for (const { reject } of calls.values()) reject(end);
+    calls.clear();
+  });
+  const thread: FileThread = {
+    totalBytes: 0,
+    ask: (request) => {
+      if (end !== undefined) return Promise.reject(end);
+      return new Promise((resolve, reject) => {
+        // While somebody waits the thread keeps the process alive, and not longer.
+        if (calls.size === 0) worker.ref();
+        lastCall += 1;
+        calls.set(lastCall, { resolve, reject });
+        worker.postMessage({ ...request, call: lastCall });
+      });
+    },
+    learn: (slot) => {
+      const isKnown = known.has(slot);
+      known.add(slot);
+      return isKnown;
+    },
+  };
+  return thread;
+}
+
+const free: Slot[] = [];
+let slotCount = 0;
+
+/** As many are kept as were ever in use at once. */
+export function takeSlot(): Slot {
+  const slot = free.pop();
+  if (slot !== undefined) return slot;
+  slotCount += 1;
+  return { index: slotCount - 1, bytes: new Uint8Array(new SharedArrayBuffer(SLOT_BYTES)) };
+}
+
+export function giveSlotBack(slot: Slot): void {
+  free.push(slot);
+}
+
+/**
+ * @param fd stays open until every call has settled
+ * @throws StillhouseError FILE_THREAD_ENDED (from any of the calls); what it has hashed is lost with a thread
+ */
+export function openThreadFile(fd: number): ThreadFile {
+  const thread = takeThread();
+  lastFile += 1;
+  const file = lastFile;
+  return {
+    write: async (slot, length, position) => {
+      thread.totalBytes += length;
+      const memory = thread.learn(slot.index) ? undefined : slot.bytes.buffer;
+      await thread.ask({ task: 'write', file, fd, slot: slot.index, memory, length, position });
+    },
+    read: async (length, position) => {
+      thread.totalBytes += length;
+      return (await thread.ask({ task: 'read', file, fd, length, position })) as number;
+    },
+    digest: async () => (await thread.ask({ task: 'digest', file })) as string,
+    abandon: () => {
+      thread.ask({ task: 'drop', file }).catch(() => {});
+    },
+  };
+}
