@@ -190,3 +190,52 @@ test('sampled labels pass, and every single change to a field is found', () => {
     { numRuns: 200 },
   );
 });
+
+test('labels pass up to the tolerance and not beyond, quick check or slow', () => {
+  fc.assert(
+    fc.property(
+      fc.nat(),
+      fc.integer({ min: 1, max: VOCAB - 1 }),
+      fc.constantFrom([1], [1, 2, 4], [4, 1, 2], [1, 3], [0.5, 1, 8]),
+      fc.constantFrom('low', 'high', 'one', 'mass'),
+      fc.constantFrom(0, 0.85, 0.95, 0.99, 1.01, 1.05, 1.2),
+      (seed, k, temperatures, bound, share) => {
+        const random = randomUniforms(seed);
+        const description = describe({ k, temperatures });
+        const logits = Float64Array.from({ length: VOCAB }, () => 6 * random());
+        const sorted = logits.sort().reverse();
+        const logSum = (values: Float64Array) => Math.log(values.reduce((sum, value) => sum + Math.exp(value), 0));
+        const logprobs = Float32Array.from(sorted.subarray(0, k), (logit) => logit - logSum(sorted));
+        const at = temperatures.findIndex(
+          (temperature) => (bound === 'one' || bound === 'mass') === (temperature === 1),
+        );
+        fc.pre(at >= 0);
+        const temperature = temperatures[at]!;
+        const stored = (t: number) => Float64Array.from(logprobs, (logprob) => logprob / t);
+        const tail = (t: number) => (VOCAB - k) * Math.exp(logprobs[k - 1]! / t);
+        const logZ = Float32Array.from(temperatures, (t) =>
+          t === 1 ? 0 : logSum(Float64Array.from([...stored(t), Math.log(tail(t) / 2)])),
+        );
+        const edge =
+          bound === 'low'
+            ? logSum(stored(temperature))
+            : logSum(Float64Array.from([...stored(temperature), Math.log(tail(temperature))]));
+        const miss = share * 1e-3 * Math.max(1, Math.abs(edge));
+        if (bound === 'low') logZ[at] = edge - miss;
+        if (bound === 'high') logZ[at] = edge + miss;
+        if (bound === 'one') logZ[at] = share * 1e-3;
+        if (bound === 'mass') {
+          // All the mass is in the entries, and a little more.
+          const excess = Math.log1p(share * 1e-3) - logSum(stored(1));
+          for (let i = 0; i < k; i++) logprobs[i]! += excess;
+          fc.pre(logprobs[0]! < 0.9e-3);
+          for (const [i, t] of temperatures.entries()) if (t !== 1) logZ[i] = logSum(stored(t));
+        }
+        const labels = { counts: Int32Array.of(k), ids: Int32Array.from({ length: k }, (_, i) => i), logprobs, logZ };
+        const problems = [...checkTopK(labels, Int32Array.of(0), description)];
+        assert.equal(problems.length > 0, share > 1, `${bound} at ${share}: ${problems}`);
+      },
+    ),
+    { numRuns: 2000 },
+  );
+});

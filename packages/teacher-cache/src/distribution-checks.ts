@@ -2,9 +2,7 @@ import type { CacheDescription } from './description.ts';
 import { largestTopKCount, type TopKPolicy } from './label-policy.ts';
 import type { SampledLabels, TopKLabels } from './labelled-row.ts';
 import { boundLogprobs } from './logprob-codes.ts';
-
-/** What teachers of float32 arithmetic may miss by, in nats and as a share of probability. */
-const TOLERANCE = 1e-3;
+import { openSoundCheck, TOLERANCE } from './sound-topk.ts';
 
 /**
  * What is wrong with top-k labels.
@@ -30,79 +28,24 @@ export function* checkTopK(labels: TopKLabels, targets: Int32Array, description:
     return yield `log_z has ${logZ.length} numbers, expected ${positions} x ${temperatures.length}`;
   }
   const seen = trackSeen(vocabSize, positions);
-  const isPlain = isPlainPolicy(policy);
+  const isSound = openSoundCheck(policy, vocabSize);
   let start = 0;
   for (let position = 0; position < positions; position++) {
-    const entries = { labels, position, start, end: start + counts[position]!, target: targets[position]! };
-    if (isPlain && isSound(entries, temperatures, seen)) {
-      start = entries.end;
+    const end = start + counts[position]!;
+    if (isSound?.(labels, position, start, end) === true) {
+      start = end;
       continue;
     }
+    const entries = { labels, position, start, end, target: targets[position]! };
     const problem =
-      checkIds(ids, entries.start, entries.end, seen, position) ??
+      checkIds(ids, start, end, seen, position) ??
       checkKeptIds(entries, policy, seen) ??
       checkLogprobs(entries) ??
       checkMass(entries, policy, vocabSize);
     if (problem !== undefined) return yield `position ${position}: ${problem}`;
-    start = entries.end;
+    start = end;
   }
 }
-
-/** Whether entries are there for their rank alone and exact: nearly all labels, and all that `isSound` knows. */
-const isPlainPolicy = ({ topP, pinnedIds = [], keepTarget = false, logprobDtype = 'float32' }: TopKPolicy): boolean =>
-  topP === undefined && pinnedIds.length === 0 && !keepTarget && logprobDtype === 'float32';
-
-/**
- * All checks of a position in one pass, for labels that pass them; what is wrong the others say, which take it apart.
- * A third of the writer's time is spent here.
- */
-function isSound(
-  { labels: { ids, logprobs, logZ }, position, start, end }: Entries,
-  temperatures: readonly number[],
-  { vocabSize, marks: at, firstMark }: SeenIds,
-): boolean {
-  // The checks that find the fault begin anew: their marks must not be there yet.
-  const mark = firstMark + position - 0.5;
-  const count = end - start;
-  if (powers.length < count) powers = new Float64Array(count);
-  const first = logprobs[start]!;
-  let former = first;
-  let sum = 0;
-  for (let i = 0; i < count; i++) {
-    const id = ids[start + i]!;
-    const logprob = logprobs[start + i]!;
-    if (id < 0 || id >= vocabSize || at[id] === mark || !(logprob <= former)) return false;
-    at[id] = mark;
-    former = logprob;
-    powers[i] = Math.exp(logprob - first);
-    sum += powers[i]!;
-  }
-  if (!(former > -Infinity) || first > TOLERANCE || Math.exp(first) * sum > 1 + TOLERANCE) return false;
-  let reached = 1;
-  for (let t = 0; t < temperatures.length; t++) {
-    const temperature = temperatures[t]!;
-    const value = logZ[position * temperatures.length + t]!;
-    if (temperature === 1 && !(Math.abs(value) <= TOLERANCE)) return false;
-    if (temperature !== reached) {
-      sum = 0;
-      // Where a temperature is twice the one before, a square root is cheaper than an exponential.
-      const isDouble = temperature === 2 * reached;
-      for (let i = 0; i < count; i++) {
-        powers[i] = isDouble ? Math.sqrt(powers[i]!) : Math.exp((logprobs[start + i]! - first) / temperature);
-        sum += powers[i]!;
-      }
-      reached = temperature;
-    }
-    const slack = TOLERANCE * Math.max(1, Math.abs(value));
-    const tailSum = (vocabSize - count) * Math.exp((former - first) / temperature);
-    const base = first / temperature;
-    if (!(value >= base + Math.log(sum) - slack && value <= base + Math.log(sum + tailSum) + slack)) return false;
-  }
-  return true;
-}
-
-/** Of the entries of one position, for `isSound`. */
-let powers = new Float64Array();
 
 /** The entries [start, end) of one position. */
 interface Entries {

@@ -66,8 +66,11 @@ export interface LabelledRow {
 }
 
 /** [P] the ids that label positions are to predict: position p predicts token p + 1. */
-export const targetsOf = ({ inputIds }: Pick<CachedRow, 'inputIds'>, positions: Int32Array): Int32Array =>
-  positions.map((position) => inputIds[position + 1]!);
+export function targetsOf({ inputIds }: Pick<CachedRow, 'inputIds'>, positions: Int32Array): Int32Array {
+  const targets = new Int32Array(positions.length);
+  for (let i = 0; i < targets.length; i++) targets[i] = inputIds[positions[i]! + 1]!;
+  return targets;
+}
 
 /**
  * The positions of a row at which labels are stored: those whose next token's mask is 1 (`response`) or all L-1
@@ -76,11 +79,10 @@ export const targetsOf = ({ inputIds }: Pick<CachedRow, 'inputIds'>, positions: 
  */
 export function labelPositions(lossMask: Uint8Array, policy: LabelPositions): Int32Array {
   const last = Math.max(0, lossMask.length - 1);
-  if (policy === 'all') return Int32Array.from({ length: last }, (_, position) => position);
   const positions = new Int32Array(last);
   let count = 0;
   for (let position = 0; position < last; position++) {
-    if (lossMask[position + 1] === 1) positions[count++] = position;
+    if (policy === 'all' || lossMask[position + 1] === 1) positions[count++] = position;
   }
-  return positions.slice(0, count);
+  return count === last ? positions : positions.slice(0, count);
 }

@@ -75,6 +75,11 @@ export function* checkHidden(
   if (bad >= 0) yield `position ${Math.floor(bad / width)}: the hidden state is not finite`;
 }
 
+function hasSameNumbers(a: Int32Array, b: Int32Array): boolean {
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
+  return a.length === b.length;
+}
+
 /** Everything that is wrong with a row and its labels, each with the group it concerns. */
 export function* checkLabelledRow(
   labelled: LabelledRow,
@@ -88,7 +93,7 @@ export function* checkLabelledRow(
   }
   if (!rowsFit) return;
   const expected = labelPositions(row.lossMask, description.positions);
-  if (positions.length !== expected.length || positions.some((position, i) => position !== expected[i])) {
+  if (!hasSameNumbers(positions, expected)) {
     return yield { group: 'rows', problem: `the positions are not those of the mask (${description.positions})` };
   }
   if (description.labels.topk !== null && topk === undefined) yield { group: 'topk', problem: 'there are no labels' };
