@@ -14,25 +14,44 @@ import type { ZstdCodec } from './zstd.ts';
 type Numbers = Int8Array | Int16Array | Uint8Array | Uint16Array | Int32Array | Float32Array;
 
 /** The arrays of many rows as one; a single array is handed on as it is. */
-function concatenate<T extends Numbers>(parts: readonly T[]): T {
-  if (parts.length === 1) return parts[0]!;
-  const total = parts.reduce((sum, part) => sum + part.length, 0);
-  const joined = new (parts[0]!.constructor as new (length: number) => T)(total);
-  let offset = 0;
-  for (const part of parts) {
-    joined.set(part as never, offset);
-    offset += part.length;
-  }
-  return joined;
+type Concatenate = <T extends Numbers>(parts: readonly T[]) => T;
+
+/**
+ * Memory for the joined arrays of one batch, taken again for the next: garbage of this size would keep the collector
+ * busier than the disk.
+ */
+function openScratch(): { readonly concatenate: Concatenate; reuse(): void } {
+  let memory = new ArrayBuffer(0);
+  let usedBytes = 0;
+  return {
+    concatenate: <T extends Numbers>(parts: readonly T[]): T => {
+      if (parts.length === 1) return parts[0]!;
+      const total = parts.reduce((sum, part) => sum + part.length, 0);
+      const numbers = parts[0]!.constructor as unknown as new (memory: ArrayBuffer, at: number, length: number) => T;
+      const sizeBytes = total * parts[0]!.BYTES_PER_ELEMENT;
+      if (usedBytes + sizeBytes > memory.byteLength) {
+        // Arrays of this batch keep the memory before.
+        memory = new ArrayBuffer(2 * (usedBytes + sizeBytes) + 8);
+        usedBytes = 0;
+      }
+      const joined = new numbers(memory, usedBytes, total);
+      usedBytes = (usedBytes + sizeBytes + 7) & ~7;
+      let offset = 0;
+      for (const part of parts) {
+        joined.set(part as never, offset);
+        offset += part.length;
+      }
+      return joined;
+    },
+    reuse: () => {
+      usedBytes = 0;
+    },
+  };
 }
 
-function offsetsOf(lengths: Iterable<number>, count: number): Int32Array {
-  const offsets = new Int32Array(count + 1);
-  let i = 0;
-  for (const length of lengths) {
-    offsets[i + 1] = offsets[i]! + length;
-    i++;
-  }
+function offsetsOf(lengths: ArrayLike<number>): Int32Array {
+  const offsets = new Int32Array(lengths.length + 1);
+  for (let i = 0; i < lengths.length; i++) offsets[i + 1] = offsets[i]! + lengths[i]!;
   return offsets;
 }
 
@@ -59,10 +78,7 @@ function texts(type: DataType, values: readonly (string | undefined)[]): Data {
     length: values.length,
     nullCount,
     ...(nullCount === 0 ? {} : { nullBitmap }),
-    valueOffsets: offsetsOf(
-      encoded.map((bytes) => bytes.length),
-      values.length,
-    ),
+    valueOffsets: offsetsOf(encoded.map((bytes) => bytes.length)),
     data: new Uint8Array(Buffer.concat(encoded)),
   } as never);
 }
@@ -73,10 +89,7 @@ export function binaries(type: DataType, values: readonly Uint8Array[]): Data {
     type,
     length: values.length,
     nullCount: 0,
-    valueOffsets: offsetsOf(
-      values.map((bytes) => bytes.length),
-      values.length,
-    ),
+    valueOffsets: offsetsOf(values.map((bytes) => bytes.length)),
     data: new Uint8Array(Buffer.concat(values)),
   } as never);
 }
@@ -87,13 +100,10 @@ export function assembleBatch(schema: Schema, columns: readonly Data[]): RecordB
   return new RecordBatch(schema, makeData({ type, length, nullCount: 0, children: [...columns] }) as never);
 }
 
-function encodeRows(schema: Schema, labelled: readonly LabelledRow[]): RecordBatch {
+function encodeRows(schema: Schema, labelled: readonly LabelledRow[], concatenate: Concatenate): RecordBatch {
   const rows = labelled.map(({ row }) => row);
   const type = (column: number) => schema.fields[column]!.type;
-  const offsets = offsetsOf(
-    rows.map((row) => row.inputIds.length),
-    rows.length,
-  );
+  const offsets = offsetsOf(rows.map((row) => row.inputIds.length));
   const masks = rows.map(({ lossMask }) => new Int8Array(lossMask.buffer, lossMask.byteOffset, lossMask.length));
   return assembleBatch(schema, [
     texts(
@@ -111,7 +121,7 @@ function encodeRows(schema: Schema, labelled: readonly LabelledRow[]): RecordBat
   ]);
 }
 
-function encodeTopK(schema: Schema, labelled: readonly LabelledRow[]): RecordBatch {
+function encodeTopK(schema: Schema, labelled: readonly LabelledRow[], concatenate: Concatenate): RecordBatch {
   const labels = labelled.map(({ topk }) => topk as TopKLabels);
   const [idType, idsType, logprobsType, logZType] = schema.fields.map(({ type }) => type) as [
     DataType,
@@ -119,12 +129,9 @@ function encodeTopK(schema: Schema, labelled: readonly LabelledRow[]): RecordBat
     DataType,
     DataType,
   ];
-  const positions = offsetsOf(
-    labels.map(({ counts }) => counts.length),
-    labels.length,
-  );
+  const positions = offsetsOf(labels.map(({ counts }) => counts.length));
   const counts = concatenate(labels.map((one) => one.counts));
-  const entries = offsetsOf(counts, counts.length);
+  const entries = offsetsOf(counts);
   const ragged = (type: DataType, values: Numbers) => {
     const inner = childType(type);
     return list(type, positions, list(inner, entries, primitive(childType(inner), values)));
@@ -147,6 +154,7 @@ function encodeHidden(
   labelled: readonly LabelledRow[],
   layer: HiddenLayer,
   coder: HiddenCoder | undefined,
+  concatenate: Concatenate,
 ): RecordBatch {
   const labels = labelled.map(({ hidden }) => hidden?.get(layer) as HiddenLabels);
   if (coder !== undefined) {
@@ -159,10 +167,7 @@ function encodeHidden(
     return assembleBatch(schema, [ids, binaries(coded, bytes)]);
   }
   const [idType, valuesType, scaleType] = schema.fields.map(({ type }) => type) as [DataType, DataType, DataType?];
-  const positions = offsetsOf(
-    labelled.map((row) => row.positions.length),
-    labelled.length,
-  );
+  const positions = offsetsOf(labelled.map((row) => row.positions.length));
   const vector = childType(valuesType);
   const values = primitive(childType(vector), concatenate(labels.map((one) => one.values as Numbers)));
   const columns = [
@@ -219,50 +224,80 @@ export interface ShardCodecs {
   readonly scale?: HiddenScale | undefined;
 }
 
-/**
- * The record batches of one group of a shard: rows in order, each batch closed at about 512 KiB, one row at least.
- * @throws StillhouseError CACHE_ROW_TOO_LARGE
- */
+/** Turns the rows of one group of a shard into record batches. The arrays of a batch are good until the next call. */
+export interface ShardEncoder {
+  /** @returns the batch that the row no longer fits into, if any. @throws StillhouseError CACHE_ROW_TOO_LARGE */
+  push(row: LabelledRow): RecordBatch | undefined;
+  /** @returns the rows of no batch yet. */
+  flush(): RecordBatch | undefined;
+}
+
+/** Rows stay in order; a batch is closed at about 512 KiB, with one row at least. */
+export function openShardEncoder(
+  group: ShardContent,
+  description: CacheDescription,
+  { scale, zstd }: ShardCodecs,
+): ShardEncoder {
+  const schema = shardSchema(description, group);
+  const coder = scale !== undefined && isCodebook(scale) ? openHiddenCoder(scale.coder) : undefined;
+  const pack = openPacker(description, group, zstd);
+  const { concatenate, reuse } = openScratch();
+  let batch: LabelledRow[] = [];
+  let blobs: Uint8Array[] = [];
+  let batchBytes = 0;
+  const encode = () => {
+    if (group === 'rows') return encodeRows(schema, batch, concatenate);
+    if (group === 'sampled' || pack !== undefined) return encodePacked(schema, batch, blobs);
+    return group === 'topk'
+      ? encodeTopK(schema, batch, concatenate)
+      : encodeHidden(schema, batch, group, coder, concatenate);
+  };
+  const flush = () => {
+    if (batch.length === 0) return undefined;
+    reuse();
+    const encoded = encode();
+    batch = [];
+    blobs = [];
+    batchBytes = 0;
+    return encoded;
+  };
+  return {
+    push: (row) => {
+      const rowBytes = largestColumnBytes(row, group);
+      if (rowBytes > LARGEST_BUFFER_BYTES) {
+        throw new StillhouseError({
+          code: 'CACHE_ROW_TOO_LARGE',
+          where: `row ${row.row.id}`,
+          problem: 'the labels of one row do not fit into an Arrow column',
+          expected: `at most ${LARGEST_BUFFER_BYTES} bytes`,
+          got: String(rowBytes),
+          remedy: 'Cut rows with --max-length or store a smaller hidden dtype',
+        });
+      }
+      const blob = pack?.(row);
+      const storedBytes = blob?.length ?? rowBytes;
+      const full = batchBytes + storedBytes > BATCH_TARGET_BYTES ? flush() : undefined;
+      batch.push(row);
+      if (blob !== undefined) blobs.push(blob);
+      batchBytes += storedBytes;
+      return full;
+    },
+    flush,
+  };
+}
+
+/** The record batches of one group of a shard, as of {@link openShardEncoder}; each is good until the next is asked for. */
 export function* encodeShard(
   rows: readonly LabelledRow[],
   group: ShardContent,
   description: CacheDescription,
-  { scale, zstd }: ShardCodecs,
+  codecs: ShardCodecs,
 ): Generator<RecordBatch> {
-  const schema = shardSchema(description, group);
-  const coder = scale !== undefined && isCodebook(scale) ? openHiddenCoder(scale.coder) : undefined;
-  const pack = openPacker(description, group, zstd);
-  const encode = (batch: readonly LabelledRow[], blobs: readonly Uint8Array[]) => {
-    if (group === 'rows') return encodeRows(schema, batch);
-    if (group === 'sampled' || pack !== undefined) return encodePacked(schema, batch, blobs);
-    return group === 'topk' ? encodeTopK(schema, batch) : encodeHidden(schema, batch, group, coder);
-  };
-  let batch: LabelledRow[] = [];
-  let blobs: Uint8Array[] = [];
-  let batchBytes = 0;
+  const encoder = openShardEncoder(group, description, codecs);
   for (const row of rows) {
-    const rowBytes = largestColumnBytes(row, group);
-    if (rowBytes > LARGEST_BUFFER_BYTES) {
-      throw new StillhouseError({
-        code: 'CACHE_ROW_TOO_LARGE',
-        where: `row ${row.row.id}`,
-        problem: 'the labels of one row do not fit into an Arrow column',
-        expected: `at most ${LARGEST_BUFFER_BYTES} bytes`,
-        got: String(rowBytes),
-        remedy: 'Cut rows with --max-length or store a smaller hidden dtype',
-      });
-    }
-    const blob = pack?.(row);
-    const storedBytes = blob?.length ?? rowBytes;
-    if (batch.length > 0 && batchBytes + storedBytes > BATCH_TARGET_BYTES) {
-      yield encode(batch, blobs);
-      batch = [];
-      blobs = [];
-      batchBytes = 0;
-    }
-    batch.push(row);
-    if (blob !== undefined) blobs.push(blob);
-    batchBytes += storedBytes;
+    const full = encoder.push(row);
+    if (full !== undefined) yield full;
   }
-  if (batch.length > 0) yield encode(batch, blobs);
+  const rest = encoder.flush();
+  if (rest !== undefined) yield rest;
 }

@@ -8,7 +8,7 @@ import type { ScoringSettings } from './provenance.ts';
 
 /**
  * Writes a cache, shard after shard; whatever it has finished survives a kill, and the same calls made again end in
- * the same bytes. Arrays handed in must not change before the promise settles. One call at a time.
+ * the same bytes. Arrays handed in must not change before the promise settles. One call at a time, but for `writeShard`.
  */
 export interface CacheWriter {
   readonly description: CacheDescription;
@@ -45,6 +45,9 @@ export interface CacheWriter {
    */
   adoptCalibration(): Promise<boolean>;
   /**
+   * Settles once the shard is on the disk and in the manifest. The next may be handed over before: it is encoded while
+   * this one is synced, and stored after it. Where one fails those begun after it fail too; once all have settled the
+   * first of them may be tried again.
    * @param settings what computed the labels and is not in the description, such as `device`; kept in the manifest
    * @throws StillhouseError CACHE_ROW_INVALID, CACHE_ROW_TOO_LARGE, CACHE_SHARD_UNEXPECTED, CACHE_LOCK_LOST, DISK_FULL
    */

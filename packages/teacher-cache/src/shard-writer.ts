@@ -2,14 +2,15 @@ import { createHash, randomUUID } from 'node:crypto';
 import { join } from 'node:path';
 import { type FolderLock, hashFile, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import { encodeShard } from './arrow-encoding.ts';
 import { writeArrowFile } from './arrow-file-writer.ts';
 import { describeSize } from './cache-size.ts';
 import type { CacheWriter } from './cache-writer.ts';
-import { type CacheDescription, hiddenGroup, type ShardGroup } from './description.ts';
+import { type CacheDescription, hiddenGroup } from './description.ts';
 import { publishFirst } from './first-file.ts';
+import { type GroupFile, openGroupFile } from './group-file.ts';
 import type { HiddenLayer } from './hidden-layer.ts';
 import { type HiddenScale, scaledLayers, scalePath } from './hidden-scale.ts';
+import type { LabelledRow } from './labelled-row.ts';
 import {
   type ListedFile,
   type ListedShard,
@@ -20,15 +21,14 @@ import {
 } from './manifest.ts';
 import { isPlainFileName } from './manifest-parser.ts';
 import { encodeOutputMatrix } from './output-matrix.ts';
-import { recordShard } from './provenance.ts';
+import { recordShard, type ScoringSettings } from './provenance.ts';
 import { encodeScale, readScale } from './scale-file.ts';
 import type { RowRange } from './shard-layout.ts';
-import type { ShardTask } from './shard-tasks.ts';
-import { restrictLabels } from './shard-tasks.ts';
+import { restrictLabels, type ShardTask } from './shard-tasks.ts';
 import {
   isSameScale,
   isUsableScale,
-  refuseBadRows,
+  openRowChecks,
   refuseMissingScale,
   refuseTokenizerFile,
   requireSameTokenizer,
@@ -56,11 +56,22 @@ export interface WriterPlan {
   publish(state: ManifestBody): Promise<void>;
 }
 
+/** A shard on its way: its rows are encoded before those of the next, and it is in the manifest before the next is. */
+interface ShardUnderWay {
+  readonly encoded: Promise<void>;
+  readonly stored: Promise<void>;
+}
+
+const NOTHING: ShardUnderWay = { encoded: Promise.resolve(), stored: Promise.resolve() };
+
 /** A writer for the tasks of a plan, from a state in which some are finished. */
 export async function makeShardWriter(plan: WriterPlan, initial: ManifestBody): Promise<CacheWriter> {
   const { folder, lock, tasks } = plan;
   let state = initial;
   let isOpen = true;
+  let begun = initial.shards.length;
+  let underWay = 0;
+  let latest = NOTHING;
   const { description, rows } = initial;
   const zstd = await loadZstd();
   const rowIds = new Set(plan.takenIds);
@@ -87,6 +98,72 @@ export async function makeShardWriter(plan: WriterPlan, initial: ManifestBody): 
     const scale = await readScale(join(folder, file.path), description);
     await commit({ scales: [...state.scales, { layer, ...file }] });
     scales.set(layer, scale);
+  };
+
+  /** The files of a shard, written together; they are on the disk before its entry in the manifest is. */
+  const writeTask = async (
+    task: ShardTask,
+    labelled: readonly LabelledRow[],
+    settings: ScoringSettings,
+    former: ShardUnderWay,
+    markEncoded: () => void,
+  ): Promise<void> => {
+    const written = restrictLabels(description, task.groups);
+    refuseMissingScale(written, scales);
+    await former.encoded;
+    requireOpen();
+    const checks = openRowChecks(written, rowIds, task.formerIds);
+    const files: GroupFile[] = [];
+    try {
+      for (const group of task.groups) {
+        const layer = description.labels.hidden?.layers.find((one) => hiddenGroup(one) === group);
+        const content = layer ?? (group as 'rows' | 'topk' | 'sampled');
+        const codecs = { zstd, scale: layer === undefined ? undefined : scales.get(layer) };
+        files.push(await openGroupFile(folder, task.pathOf(group), content, description, codecs));
+      }
+      for (const row of labelled) {
+        checks.check(row);
+        for (const file of files) await file.push(row);
+      }
+      for (const file of files) await file.flush();
+      markEncoded();
+      // Only now: where the one before could not be stored nothing of this one stays.
+      await former.stored;
+      requireOpen();
+      // All are waited for, whichever fails.
+      const committed = await Promise.allSettled(files.map((file) => file.commit()));
+      const listed = committed.map((one) => {
+        if (one.status === 'rejected') throw one.reason;
+        return one.value;
+      });
+      const { firstRow, rowCount, groups } = task;
+      const shard: ListedShard = {
+        firstRow,
+        rowCount,
+        tokenCount: labelled.reduce((sum, { row }) => sum + row.inputIds.length, 0),
+        positionCount: labelled.reduce((sum, { positions }) => sum + positions.length, 0),
+        files: {
+          ...task.former?.files,
+          ...Object.fromEntries(groups.map((group, i) => [group, listed[i]!])),
+        } as ShardFiles,
+      };
+      const made = { generator: plan.generator, settings };
+      await commit({
+        rows: { planned: rows.planned, stored: state.rows.stored + rowCount },
+        shards: [...state.shards, shard],
+        provenance: [
+          ...state.provenance,
+          ...recordShard(description, rows.planned, { firstRow, rowCount, groups }, made),
+        ],
+      });
+    } catch (error) {
+      checks.forget();
+      // Shards settle in order, so that the last one stands for all.
+      await former.stored.catch(() => {});
+      throw error;
+    } finally {
+      for (const file of files) await file.abort();
+    }
   };
 
   return {
@@ -174,51 +251,39 @@ export async function makeShardWriter(plan: WriterPlan, initial: ManifestBody): 
       }
       return true;
     },
-    writeShard: async (index, labelled, settings = {}) => {
-      const task = tasks[state.shards.length];
+    writeShard: (index, labelled, settings = {}) => {
+      const task = tasks[begun];
       if (state.complete || task === undefined || index !== task.index || labelled.length !== task.rowCount) {
-        throw new StillhouseError({
-          code: 'CACHE_SHARD_UNEXPECTED',
-          where: `shard ${index}`,
-          problem: 'shards are written in order, each with its rows',
-          expected:
-            state.complete || task === undefined
-              ? 'none, the cache is complete'
-              : `shard ${task.index} of ${plan.shardCount} with ${task.rowCount} rows`,
-          got: `${labelled.length} rows for shard ${index}`,
-        });
+        return Promise.reject(
+          new StillhouseError({
+            code: 'CACHE_SHARD_UNEXPECTED',
+            where: `shard ${index}`,
+            problem: 'shards are written in order, each with its rows',
+            expected:
+              state.complete || task === undefined
+                ? 'none, the cache is complete'
+                : `shard ${task.index} of ${plan.shardCount} with ${task.rowCount} rows`,
+            got: `${labelled.length} rows for shard ${index}`,
+          }),
+        );
       }
-      const written = restrictLabels(description, task.groups);
-      refuseBadRows(labelled, written, rowIds, task.formerIds);
-      refuseMissingScale(written, scales);
-      const files: Partial<Record<ShardGroup, ListedFile>> = { ...task.former?.files };
-      // Together: while one file waits for the disk the next is encoded. All are waited for, whichever fails.
-      const putting = task.groups.map(async (group) => {
-        const layer = description.labels.hidden?.layers.find((one) => hiddenGroup(one) === group);
-        const content = layer ?? (group as 'rows' | 'topk' | 'sampled');
-        const scale = layer === undefined ? undefined : scales.get(layer);
-        files[group] = await put(task.pathOf(group), encodeShard(labelled, content, description, { zstd, scale }));
+      const former = latest;
+      let markEncoded = () => {};
+      const encoded = new Promise<void>((resolve) => {
+        markEncoded = resolve;
       });
-      const failed = (await Promise.allSettled(putting)).find((one) => one.status === 'rejected');
-      if (failed !== undefined) throw failed.reason;
-      const { firstRow, rowCount, groups } = task;
-      const shard: ListedShard = {
-        firstRow,
-        rowCount,
-        tokenCount: labelled.reduce((sum, { row }) => sum + row.inputIds.length, 0),
-        positionCount: labelled.reduce((sum, { positions }) => sum + positions.length, 0),
-        files: files as ShardFiles,
-      };
-      const made = { generator: plan.generator, settings };
-      await commit({
-        rows: { planned: rows.planned, stored: state.rows.stored + rowCount },
-        shards: [...state.shards, shard],
-        provenance: [
-          ...state.provenance,
-          ...recordShard(description, rows.planned, { firstRow, rowCount, groups }, made),
-        ],
+      begun += 1;
+      underWay += 1;
+      const stored = writeTask(task, labelled, settings, former, markEncoded).finally(() => {
+        markEncoded();
+        underWay -= 1;
+        if (underWay > 0) return;
+        // What failed may be tried again.
+        begun = state.shards.length;
+        latest = NOTHING;
       });
-      for (const { row } of labelled) rowIds.add(row.id);
+      latest = { encoded, stored };
+      return stored;
     },
     finish: async () => {
       if (state.complete) return;
@@ -244,6 +309,8 @@ export async function makeShardWriter(plan: WriterPlan, initial: ManifestBody): 
       state = done;
     },
     close: async () => {
+      // What is under way is stored or has failed.
+      await latest.stored.catch(() => {});
       if (!isOpen) return;
       isOpen = false;
       await lock.release();

@@ -30,25 +30,45 @@ export function refuseTokenizerFile(folder: string, name: string): never {
   });
 }
 
-/** @param wanted the ids of the rows, where they are in the cache already */
-export function refuseBadRows(
-  labelled: readonly LabelledRow[],
+/** Refuses a row of a shard that the cache cannot hold, one after the other. */
+export interface RowChecks {
+  /** @throws StillhouseError CACHE_ROW_INVALID */
+  check(row: LabelledRow): void;
+  /** Takes back the ids of the shard's rows, which will not be stored. */
+  forget(): void;
+}
+
+/**
+ * @param known the ids that no new row may have; those of checked rows are added
+ * @param wanted the ids of the shard's rows, where they are in the cache already
+ */
+export function openRowChecks(
   description: CacheDescription,
-  known: ReadonlySet<string>,
+  known: Set<string>,
   wanted: readonly string[] | undefined,
-): void {
-  const ids = new Set<string>();
-  for (const [i, row] of labelled.entries()) {
-    const { id } = row.row;
-    const isMisplaced = wanted === undefined ? known.has(id) || ids.has(id) : id !== wanted[i];
-    const misplaced = wanted === undefined ? 'another row has the same id' : `the cache has row ${wanted[i]} there`;
-    const [finding] = checkLabelledRow(row, description);
-    const problem = isMisplaced ? misplaced : finding && `${finding.group}: ${finding.problem}`;
-    if (problem !== undefined) {
-      throw new StillhouseError({ code: 'CACHE_ROW_INVALID', where: `row ${JSON.stringify(id)}`, problem });
-    }
-    ids.add(id);
-  }
+): RowChecks {
+  const added: string[] = [];
+  let count = 0;
+  return {
+    check: (row) => {
+      const { id } = row.row;
+      const isMisplaced = wanted === undefined ? known.has(id) : id !== wanted[count];
+      const misplaced =
+        wanted === undefined ? 'another row has the same id' : `the cache has row ${wanted[count]} there`;
+      const [finding] = checkLabelledRow(row, description);
+      const problem = isMisplaced ? misplaced : finding && `${finding.group}: ${finding.problem}`;
+      if (problem !== undefined) {
+        throw new StillhouseError({ code: 'CACHE_ROW_INVALID', where: `row ${JSON.stringify(id)}`, problem });
+      }
+      count += 1;
+      if (wanted !== undefined) return;
+      known.add(id);
+      added.push(id);
+    },
+    forget: () => {
+      for (const id of added) known.delete(id);
+    },
+  };
 }
 
 export function refuseMissingScale(description: CacheDescription, scales: ReadonlyMap<HiddenLayer, HiddenScale>): void {
