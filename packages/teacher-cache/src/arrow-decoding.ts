@@ -106,9 +106,10 @@ function decodeTopK({ columns }: ArrowBatch, index: number, temperatures: number
     return [offsets[0]!, offsets[to - from]!, offsets];
   };
   const [idStart, idEnd, offsets] = entries(ids);
-  const counts = Int32Array.from({ length: end - start }, (_, i) => offsets[i + 1]! - offsets[i]!);
+  const counts = new Int32Array(end - start);
   const [logprobStart, logprobEnd, logprobOffsets] = entries(logprobs);
   for (let i = 0; i < counts.length; i++) {
+    counts[i] = offsets[i + 1]! - offsets[i]!;
     if (logprobOffsets[i + 1]! - logprobOffsets[i]! !== counts[i])
       throw new RangeError('ids and logprobs differ in number');
   }

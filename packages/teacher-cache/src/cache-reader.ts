@@ -3,6 +3,7 @@ import {
   decodeRow,
   decodeText,
   type HiddenDecoder,
+  type LabelDecoder,
   openHiddenDecoder,
   openSampledDecoder,
   openTopKDecoder,
@@ -12,7 +13,13 @@ import { type CacheFiles, openFolderFiles } from './cache-files.ts';
 import { type CacheDescription, type CacheGroup, contentGroup, hiddenGroup, type ShardContent } from './description.ts';
 import type { HiddenLayer } from './hidden-layer.ts';
 import type { HiddenScale } from './hidden-scale.ts';
-import { type HiddenLabels, type LabelledRow, labelPositions } from './labelled-row.ts';
+import {
+  type HiddenLabels,
+  type LabelledRow,
+  labelPositions,
+  type SampledLabels,
+  type TopKLabels,
+} from './labelled-row.ts';
 import { type CacheManifest, type ListedFile, type ListedMatrix, listFiles } from './manifest.ts';
 import { readManifest } from './manifest-parser.ts';
 import { type MatrixRows, streamOutputMatrix, widenMatrixRows } from './output-matrix.ts';
@@ -46,6 +53,11 @@ export interface LabelSelection {
   readonly hidden?: readonly HiddenLayer[];
 }
 
+/** So many rows are on their way while one is worked on: enough that the disk is never waited for twice. */
+const ROWS_AHEAD = 3;
+
+const countPositions = ({ counts }: TopKLabels | SampledLabels) => counts.length;
+
 /** A cache opened for reading. Calls may overlap. */
 export interface TeacherCache {
   /** Where it is: the folder, or the location that `openCacheFiles` was given. */
@@ -69,7 +81,7 @@ export interface TeacherCache {
    * @throws StillhouseError CACHE_ROW_UNKNOWN, CACHE_GROUP_ABSENT, CACHE_FILE_DAMAGED, CACHE_FILE_UNREADABLE
    */
   readRow(index: number, select?: LabelSelection): Promise<LabelledRow>;
-  /** Rows by their numbers, in the given order or all in theirs; the next is read while one is worked on. */
+  /** Rows by their numbers, in the given order or all in theirs; the next few are read while one is worked on. */
   rows(order?: Iterable<number>, select?: LabelSelection): AsyncGenerator<LabelledRow>;
   /** What a layer's states are decoded with: the RMS of each channel, [hiddenSize], or a codebook; undefined for others. */
   hiddenScale(layer: HiddenLayer): Promise<HiddenScale | undefined>;
@@ -166,6 +178,8 @@ async function makeCache(
   const places = new Map(rowIds.map((id, index) => [id, index]));
   const { topk, sampled = null, hidden } = description.labels;
   const zstd = await loadZstd();
+  const decodeTopK = topk === null ? undefined : openTopKDecoder(description, zstd);
+  const decodeSampled = sampled === null ? undefined : openSampledDecoder(description, zstd);
   const everything: LabelSelection = {
     topk: topk !== null && groups.has('topk'),
     sampled: sampled !== null && groups.has('sampled'),
@@ -198,58 +212,60 @@ async function makeCache(
       requireGroup(hiddenGroup(layer), hidden?.layers.includes(layer) ?? false);
     }
     const place = index - shard.firstRow;
-    const read = async <T>(content: ShardContent, decode: (batch: ArrowBatch, place: number) => T) => {
-      const file = shard.files[contentGroup(content)]!;
-      const found = await shardFiles.readAt(file, content, place);
+    const layers = select.hidden ?? [];
+    const contents: ShardContent[] = ['rows', ...layers];
+    if (select.topk === true) contents.push('topk');
+    if (select.sampled === true) contents.push('sampled');
+    // All at once: while one is read from the disk another may be too.
+    const found = new Map(
+      await Promise.all(
+        contents.map(async (content) => {
+          const at = await shardFiles.readAt(shard.files[contentGroup(content)]!, content, place);
+          return [content, at] as const;
+        }),
+      ),
+    );
+    const decode = <T>(content: ShardContent, decoder: (batch: ArrowBatch, place: number) => T): T => {
+      const at = found.get(content)!;
       try {
-        return decode(found.batch, found.place);
+        return decoder(at.batch, at.place);
       } catch (cause) {
         throw new StillhouseError({
           code: 'CACHE_FILE_UNREADABLE',
-          where: `${folder}/${file.path}`,
+          where: `${folder}/${shard.files[contentGroup(content)]!.path}`,
           problem: `row ${place} of the shard cannot be read (${(cause as Error).message})`,
           remedy: 'Run `stillhouse cache verify` on the cache',
           cause,
         });
       }
     };
-    const row = await read('rows', decodeRow);
+    const row = decode('rows', decodeRow);
     const positions = labelPositions(row.lossMask, description.positions);
-    const requireSame = (group: string, id: string, count: number) => {
-      if (id === row.id && count === positions.length) return;
+    /** The labels of a group, which must be of this row and its positions. */
+    const decodeLabels = <T>(content: ShardContent, decoder: LabelDecoder<T>, countOf: (labels: T) => number): T => {
+      const [id, labels] = decode(content, (batch, at) => decoder(batch, at, positions.length));
+      const count = countOf(labels);
+      if (id === row.id && count === positions.length) return labels;
+      const group = contentGroup(content);
       throw new StillhouseError({
         code: 'CACHE_FILE_UNREADABLE',
-        where: `${folder}/${shard.files[group as 'rows']!.path}`,
+        where: `${folder}/${shard.files[group]!.path}`,
         problem: `${group} does not belong to the rows`,
         expected: `row ${row.id} with ${positions.length} positions`,
         got: `row ${id} with ${count}`,
         remedy: 'Run `stillhouse cache verify` on the cache',
       });
     };
-    let labelled: LabelledRow = { row, positions };
-    if (select.topk === true) {
-      const decode = openTopKDecoder(description, zstd);
-      const [id, labels] = await read('topk', (batch, at) => decode(batch, at, positions.length));
-      requireSame('topk', id, labels.counts.length);
-      labelled = { ...labelled, topk: labels };
-    }
-    if (select.sampled === true) {
-      const decode = openSampledDecoder(description, zstd);
-      const [id, labels] = await read('sampled', (batch, at) => decode(batch, at, positions.length));
-      requireSame('sampled', id, labels.counts.length);
-      labelled = { ...labelled, sampled: labels };
-    }
-    if (select.hidden !== undefined && select.hidden.length > 0) {
-      const states = new Map<HiddenLayer, HiddenLabels>();
-      for (const layer of select.hidden) {
-        const decode = await decoderOf(layer);
-        const [id, labels] = await read(layer, (batch, at) => decode(batch, at, positions.length));
-        requireSame(hiddenGroup(layer), id, labels.values.length / labels.width);
-        states.set(layer, labels);
-      }
-      labelled = { ...labelled, hidden: states };
-    }
-    return labelled;
+    const states = new Map<HiddenLayer, HiddenLabels>();
+    const countStates = (labels: HiddenLabels) => labels.values.length / labels.width;
+    for (const layer of layers) states.set(layer, decodeLabels(layer, await decoderOf(layer), countStates));
+    return {
+      row,
+      positions,
+      ...(select.topk === true ? { topk: decodeLabels('topk', decodeTopK!, countPositions) } : {}),
+      ...(select.sampled === true ? { sampled: decodeLabels('sampled', decodeSampled!, countPositions) } : {}),
+      ...(layers.length > 0 ? { hidden: states } : {}),
+    };
   };
 
   const scales = new Map<HiddenLayer, Promise<HiddenScale>>();
@@ -283,14 +299,20 @@ async function makeCache(
   };
 
   async function* rows(order?: Iterable<number>, select?: LabelSelection): AsyncGenerator<LabelledRow> {
-    let next: Promise<LabelledRow> | undefined;
-    for (const index of order ?? rowIds.keys()) {
-      const current = next;
-      next = readRow(index, select);
-      next.catch(() => {});
-      if (current !== undefined) yield await current;
+    const coming: Promise<LabelledRow>[] = [];
+    try {
+      for (const index of order ?? rowIds.keys()) {
+        const reading = readRow(index, select);
+        // What goes wrong is said when the row's turn comes.
+        reading.catch(() => {});
+        coming.push(reading);
+        if (coming.length > ROWS_AHEAD) yield await coming.shift()!;
+      }
+      while (coming.length > 0) yield await coming.shift()!;
+    } finally {
+      // Whoever stops early may close the cache next.
+      await Promise.allSettled(coming);
     }
-    if (next !== undefined) yield await next;
   }
 
   async function* stream(): AsyncGenerator<MatrixRows> {
