@@ -139,6 +139,13 @@ function emitAttention(g: GraphBuilder, config: ModelConfig, inputs: BlockInputs
 }
 
 /**
+ * A score so far below its row's largest counts as this far: its share is 1e-26, nothing to float32 and to float64. Left
+ * where a bias puts it, at -1e30, the softmax's exponential of it would be a subnormal number, and with half of the keys
+ * forbidden ONNX Runtime's softmax then takes four times as long.
+ */
+const LOWEST_RELATIVE_SCORE = -60;
+
+/**
  * softmax(QKᵀ + bias) V. As in Dao et al. 2022 (arXiv 2205.14135, eq. 4) the gradient of the softmax takes its row sums
  * Σ P dP from Σ O dO, which passes over headDim numbers a query instead of over all keys.
  * @param queries [B, kvHeads, group·T, headDim], scaled; the queries of a group below each other
@@ -160,8 +167,9 @@ export function emitSoftmaxAttention(
   const joined = [batch!, kvHeadCount!, multiplyDims(group, length!), keyCount!];
   const swap = (x: Value) => g.transpose(x, [0, 1, 3, 2]);
   const [mixed, attention] = g.withGradient([queries, keysTransposed, values], () => {
-    const scores = g.reshape(g.matMul(queries, keysTransposed), apart);
-    const attention = g.softmax(g.add(scores, bias), 4);
+    const scores = g.add(g.reshape(g.matMul(queries, keysTransposed), apart), bias);
+    const lowest = g.add(g.reduceMax(scores, [4], true), g.scalar(LOWEST_RELATIVE_SCORE));
+    const attention = g.softmax(g.max(scores, lowest), 4);
     const p = g.reshape(attention, joined);
     const mixed = g.matMul(p, values);
     return {
