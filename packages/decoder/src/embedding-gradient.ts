@@ -3,8 +3,11 @@ import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import { gradientName } from './model-graphs.ts';
 
-/** Tokens of one run: it holds a mask of at most this squared. */
-const TOKENS_AT_ONCE = 2048;
+/**
+ * Tokens of one run: it holds a mask of at most this squared, and its product does as much for each token. Few where a
+ * run costs little; a GPU copies the table at each.
+ */
+const TOKENS_AT_ONCE = { cpu: 256, others: 2048 };
 
 /**
  * Gradient of the embeddings, added to `gradient.table` in place. What tokens of one id have is added up by a product
@@ -39,8 +42,9 @@ export function embeddingGradientCalls(engine: Engine, gradient: EmbeddingGradie
   const { program, ids, dx, table, hold } = gradient;
   const width = dx.shape[1]!;
   const calls: Call[] = [];
-  for (let from = 0; from < ids.length; from += TOKENS_AT_ONCE) {
-    const tokens = ids.subarray(from, from + TOKENS_AT_ONCE);
+  const atOnce = engine.device === 'cpu' ? TOKENS_AT_ONCE.cpu : TOKENS_AT_ONCE.others;
+  for (let from = 0; from < ids.length; from += atOnce) {
+    const tokens = ids.subarray(from, from + atOnce);
     const unique = BigInt64Array.from(new Set(tokens)).sort();
     const shape = [unique.length, 1];
     calls.push({
