@@ -1,5 +1,6 @@
 /** Phase 2: trains students from a teacher cache. Never sees a teacher. */
 export { type AdamWSettings, createAdamW } from './adamw.ts';
+export { type CacheShare, parseCaches } from './cache-mixture.ts';
 export { countSteps, type DataOrder, type DataPosition, openDataOrder, shuffledOrder } from './data-order.ts';
 export {
   HELD_OUT_FILE,
@@ -22,4 +23,4 @@ export { createStudent, type StepResult, type Student, type StudentOptions } fro
 export { checkTraining, type SharedInputs, type TrainingCheck } from './training-inputs.ts';
 export { type TrainingEvents, type TrainingPlan, type TrainingResult, trainStudent } from './training-run.ts';
 export { SETTINGS_FREE_ON_RESUME, TRAINING_SETTINGS, type TrainingSettings } from './training-settings.ts';
-export { type CacheUse, joinDigests, openCaches } from './training-sources.ts';
+export type { CacheUse } from './training-sources.ts';

@@ -20,6 +20,7 @@ import { measureColumnCost } from './step-layout.ts';
 import { openStepReader } from './step-reader.ts';
 import { createStudent, type Student } from './student.ts';
 import { viewAsDecoder } from './student-decoder.ts';
+import { openTensorboardLog } from './tensorboard-log.ts';
 import { type RunIdentity, restoreCheckpoint, saveCheckpoint, type TrainingState } from './training-checkpoint.ts';
 import { openTrainingInputs, type SharedInputs, type TrainingInputs } from './training-inputs.ts';
 import type { TrainingSettings } from './training-settings.ts';
@@ -181,6 +182,8 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
   const log = await openStepLog<StepMetrics>(out, METRICS_FILE, state.step);
   const heldOutLog =
     heldOut === undefined ? undefined : await openStepLog<HeldOutMetrics>(out, HELD_OUT_FILE, state.step);
+  // After the logs: what they have and it lacks is written to it first.
+  const tensorboard = settings.tensorboard ? await openTensorboardLog(out, state.step) : undefined;
   let last: StepMetrics | undefined;
   let lastHeldOut: HeldOutMetrics | undefined;
   let savedStep = state.step;
@@ -202,6 +205,7 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
     const figures = await events.evaluate!(engine, decoder);
     lastHeldOut = { step, ...figures, elapsedMs: performance.now() - startedAt };
     await heldOutLog!.append(lastHeldOut);
+    await tensorboard?.append('held-out', lastHeldOut);
     events.onHeldOut?.(lastHeldOut);
   };
   const takeStep = async () => {
@@ -236,6 +240,7 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
       elapsedMs,
     };
     await log.append(last);
+    await tensorboard?.append('train', last);
     events.onStep?.(last, steps);
   };
   const reader = openStepReader({
@@ -259,6 +264,7 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
     await reader.close();
     await log.close();
     await heldOutLog?.close();
+    await tensorboard?.close();
   }
   const { peakRssBytes } = await engine.memory();
   const seconds = (state.elapsedMs - firstElapsedMs) / 1000;

@@ -133,6 +133,7 @@ export const TRAINING_SETTINGS = {
   evalCache: text('cache to evaluate on; left out: the one that is trained on', undefined),
   evalSplit: text('evaluate on rows of this split', undefined),
   evalLimit: integer('evaluate on only the first so many rows', undefined, { min: 1 }),
+  tensorboard: boolean('write event files for TensorBoard too, into tensorboard/ in --out'),
 } as const;
 
 export type TrainingSettings = SettingsOf<typeof TRAINING_SETTINGS>;
@@ -161,4 +162,5 @@ export const SETTINGS_FREE_ON_RESUME: readonly (keyof TrainingSettings)[] = [
   'evalCache',
   'evalSplit',
   'evalLimit',
+  'tensorboard',
 ];

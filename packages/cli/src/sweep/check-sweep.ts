@@ -1,7 +1,6 @@
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
-import { checkTraining, joinDigests, openCaches, type SharedInputs } from '@stillhouse/student-trainer';
+import { checkTraining, type SharedInputs } from '@stillhouse/student-trainer';
 import { type Measurement, planMeasurements } from './measurements.ts';
-import { readRunFiles } from './run-folder.ts';
 import type { SweepPlan, SweepRun } from './sweep-plan.ts';
 
 export interface CheckedRun {
@@ -45,13 +44,7 @@ async function checkRun(
   measurement: SweepPlan['measurement'],
   shared: Required<SharedInputs>,
 ): Promise<CheckedRun> {
-  const { settings } = run;
-  const { trained } = await readRunFiles(settings.out!);
-  if (trained === undefined) {
-    // With evaluation while training or not: the held-out rows must be others than those it learns from.
-    await checkTraining({ ...settings, evalEvery: settings.evalEvery ?? 1 }, shared);
-  }
-  const { caches, close } = await openCaches({ ...settings, cache: settings.cache! }, shared.openCache);
-  await close();
-  return { run, cacheDigest: joinDigests(caches), measurements: await planMeasurements(run, measurement, shared) };
+  // With evaluation while training or not: the held-out rows must be others than those it learns from.
+  const { cacheDigest } = await checkTraining({ ...run.settings, evalEvery: run.settings.evalEvery ?? 1 }, shared);
+  return { run, cacheDigest, measurements: await planMeasurements(run, measurement, shared) };
 }

@@ -7,6 +7,7 @@ import {
   type SharedCaches,
 } from '@stillhouse/evaluation';
 import { resolveSettings } from '@stillhouse/settings';
+import { resolveHeldOut } from '@stillhouse/student-trainer';
 import { EXACT_MATCH_FILE, KD_FILE, type RunFiles } from './run-folder.ts';
 import type { SweepRun } from './sweep-plan.ts';
 import type { MeasurementSettings } from './sweep-settings.ts';
@@ -31,22 +32,13 @@ export async function planMeasurements(
   { questions, questionsLimit, maxNewTokens, evalBatchSize }: MeasurementSettings,
   shared: Required<SharedCaches>,
 ): Promise<readonly Measurement[]> {
-  const {
-    cache,
-    evalCache = cache,
-    evalSplit,
-    evalLimit,
-    temperature,
-    chunkPositions,
-    device,
-    threads,
-    out,
-  } = settings;
+  const { temperature, chunkPositions, device, threads, out } = settings;
+  const rows = resolveHeldOut({ ...settings, evalEvery: 1 })!;
   const resolve = (given: Readonly<Record<string, unknown>>) =>
     resolveSettings(EVALUATION_SETTINGS, { ...given, model: out, batchSize: evalBatchSize, device, threads });
   const kd = (temperatures: readonly number[]) =>
     resolve({
-      ...{ task: 'kd', cache: evalCache, split: evalSplit, limit: evalLimit, temperatures, chunkPositions },
+      ...{ task: 'kd', cache: rows.cache, split: rows.split, limit: rows.limit, temperatures, chunkPositions },
       out: join(out!, KD_FILE),
     });
   const check = (one: EvaluationSettings) => checkEvaluation({ ...one, model: settings.student }, shared);

@@ -1,6 +1,6 @@
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import { boolean, integer, list, resolveSettings, type SettingsOf, text } from '@stillhouse/settings';
-import { checkTraining, type SharedInputs } from '@stillhouse/student-trainer';
+import { checkTraining, parseCaches, type SharedInputs } from '@stillhouse/student-trainer';
 import { planSweep, type SweepPlan } from './sweep-plan.ts';
 import { MEASUREMENT_SETTINGS, RUN_SETTINGS, SWEEP_SETTINGS } from './sweep-settings.ts';
 
@@ -9,6 +9,7 @@ const {
   temperatureEnd: _temperatureEnd,
   seed: _seed,
   steps: _steps,
+  epochs: _epochs,
   ...runSettings
 } = RUN_SETTINGS;
 
@@ -102,11 +103,15 @@ function refuseHardLabels({ labels, alpha }: TuningSettings): void {
 }
 
 /** The usual ones and those at which the cache knows what is outside of its top k. */
-async function listCandidates({ cache }: TuningSettings, { openCache }: Required<SharedInputs>) {
+async function listCandidates({ cache, cacheWeights }: TuningSettings, { openCache }: Required<SharedInputs>) {
   if (cache === undefined) return CANDIDATES;
-  const opened = await openCache(cache);
-  await opened.close();
-  const { topk, sampled } = opened.description.labels;
-  const ofCache = [...(topk?.temperatures ?? []), ...(sampled ? [sampled.temperature] : [])];
-  return [...new Set([...CANDIDATES, ...ofCache])].sort((a, b) => a - b);
+  const candidates = new Set(CANDIDATES);
+  for (const { location } of parseCaches(cache, cacheWeights)) {
+    const opened = await openCache(location);
+    await opened.close();
+    const { topk, sampled } = opened.description.labels;
+    for (const temperature of topk?.temperatures ?? []) candidates.add(temperature);
+    if (sampled) candidates.add(sampled.temperature);
+  }
+  return [...candidates].sort((a, b) => a - b);
 }
