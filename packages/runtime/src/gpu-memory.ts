@@ -14,8 +14,17 @@ interface Owner {
   readonly dtype: TensorDtype;
   readonly shape: readonly number[];
   readonly count: number;
-  content: { readonly kind: 'buffer'; readonly buffer: Tensor } | { readonly kind: 'constant'; readonly value: number };
+  content: Content;
 }
+
+type Content =
+  | {
+      readonly kind: 'buffer';
+      readonly buffer: Tensor;
+      /** The session of the program that made it, which must not end before it; absent for the runtime's own. */
+      readonly madeBy?: InferenceSession;
+    }
+  | { readonly kind: 'constant'; readonly value: number };
 
 interface View {
   readonly kind: 'view';
@@ -43,6 +52,9 @@ export interface GpuMemoryOptions {
 export function createGpuMemory({ enterNative, sessionOptions }: GpuMemoryOptions): TensorMemory {
   const tensors = new Map<number, Owner | View>();
   const sessions = new Map<string, InferenceSession>();
+  /** Buffers that live, by the session that made them, and sessions that are to end with the last of theirs. */
+  const living = new Map<InferenceSession, number>();
+  const ending = new Set<InferenceSession>();
 
   function get(handle: number): Owner | View {
     const tensor = tensors.get(handle);
@@ -88,9 +100,22 @@ export function createGpuMemory({ enterNative, sessionOptions }: GpuMemoryOption
     return owner.content.buffer;
   }
 
-  function setContent(owner: Owner, content: Owner['content']): void {
-    if (owner.content.kind === 'buffer') owner.content.buffer.dispose();
+  async function setContent(owner: Owner, content: Content): Promise<void> {
+    const { content: old } = owner;
     owner.content = content;
+    if (content.kind === 'buffer' && content.madeBy !== undefined) {
+      living.set(content.madeBy, (living.get(content.madeBy) ?? 0) + 1);
+    }
+    if (old.kind !== 'buffer') return;
+    old.buffer.dispose();
+    if (old.madeBy === undefined) return;
+    const left = living.get(old.madeBy)! - 1;
+    if (left > 0) {
+      living.set(old.madeBy, left);
+      return;
+    }
+    living.delete(old.madeBy);
+    if (ending.delete(old.madeBy)) await old.madeBy.release();
   }
 
   /** From and to in words, of the owner. A part that cuts a word in two cannot be moved. */
@@ -127,10 +152,11 @@ export function createGpuMemory({ enterNative, sessionOptions }: GpuMemoryOption
   }
 
   /** Takes over `buffer` as the tensor's content. */
-  async function store(tensor: Owner | View, buffer: Tensor): Promise<void> {
-    if (tensor.kind === 'owner') return setContent(tensor, { kind: 'buffer', buffer });
+  async function store(tensor: Owner | View, buffer: Tensor, madeBy?: InferenceSession): Promise<void> {
+    const content: Content = { kind: 'buffer', buffer, ...(madeBy === undefined ? {} : { madeBy }) };
+    if (tensor.kind === 'owner') return setContent(tensor, content);
     const { owner, count } = tensor;
-    if (count === owner.count) return setContent(owner, { kind: 'buffer', buffer });
+    if (count === owner.count) return setContent(owner, content);
     const [from, to] = wordRange(tensor);
     const end = countOwnerWords(owner);
     const middle = retype(buffer, 'int32', [to - from]);
@@ -142,14 +168,14 @@ export function createGpuMemory({ enterNative, sessionOptions }: GpuMemoryOption
       c === undefined
         ? await runOwn('words-join-2', { a: asRow(a!), b: asRow(b!) }, 'gpu-buffer')
         : await runOwn('words-join-3', { a: asRow(a!), b: asRow(b!), c: asRow(c) }, 'gpu-buffer');
-    setContent(owner, { kind: 'buffer', buffer: joined });
+    await setContent(owner, { kind: 'buffer', buffer: joined });
     for (const part of [buffer, ...before, ...after]) part.dispose();
   }
 
   return {
     async upload(handle, dtype, shape, data) {
       const count = countElements(shape);
-      const content: Owner['content'] =
+      const content: Content =
         count === 0 ? { kind: 'constant', value: 0 } : { kind: 'buffer', buffer: await toDevice(data) };
       tensors.set(handle, { kind: 'owner', dtype, shape, count, content });
     },
@@ -170,7 +196,7 @@ export function createGpuMemory({ enterNative, sessionOptions }: GpuMemoryOption
     async fill(handle, value) {
       const tensor = get(handle);
       const owner = tensor.kind === 'owner' ? tensor : tensor.owner;
-      if (tensor.count === owner.count) setContent(owner, { kind: 'constant', value });
+      if (tensor.count === owner.count) await setContent(owner, { kind: 'constant', value });
       else if (tensor.count > 0) await store(tensor, await makeConstant(tensor.dtype, tensor.count, value));
     },
     async copy(from, to) {
@@ -187,7 +213,7 @@ export function createGpuMemory({ enterNative, sessionOptions }: GpuMemoryOption
       for (const handle of handles) {
         const tensor = tensors.get(handle);
         tensors.delete(handle);
-        if (tensor?.kind === 'owner') setContent(tensor, { kind: 'constant', value: 0 });
+        if (tensor?.kind === 'owner') await setContent(tensor, { kind: 'constant', value: 0 });
       }
     },
     async download(handle) {
@@ -215,14 +241,18 @@ export function createGpuMemory({ enterNative, sessionOptions }: GpuMemoryOption
       for (const [name, handle] of outputs) {
         const target = get(handle);
         const result = results[name] as Tensor;
-        if (target.count === 0) continue;
-        await store(target, result);
+        if (target.count === 0) result.dispose();
+        else await store(target, result, session);
       }
+    },
+    async release(session) {
+      if (living.has(session)) ending.add(session);
+      else await session.release();
     },
     collect() {},
     async close() {
       for (const tensor of tensors.values())
-        if (tensor.kind === 'owner') setContent(tensor, { kind: 'constant', value: 0 });
+        if (tensor.kind === 'owner') await setContent(tensor, { kind: 'constant', value: 0 });
       tensors.clear();
       for (const session of sessions.values()) await session.release();
       sessions.clear();

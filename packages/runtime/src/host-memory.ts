@@ -95,6 +95,7 @@ export function createHostMemory(enterNative: EnterNative): TensorMemory {
       const fetches = Object.fromEntries(bind(outputs));
       await enterNative(() => session.run(feeds, fetches));
     },
+    release: (session) => session.release(),
     collect,
     async close() {
       tensors.clear();

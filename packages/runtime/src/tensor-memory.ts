@@ -25,6 +25,8 @@ export interface TensorMemory {
   free(handles: readonly number[], sizeBytes: number): Promise<void>;
   download(handle: number): Promise<TensorData>;
   run(run: BoundRun): Promise<void>;
+  /** Ends a session as soon as nothing lives that it made. */
+  release(session: InferenceSession): Promise<void>;
   /** Gives back what was freed and is still held. */
   collect(): void;
   /** Ends everything. */

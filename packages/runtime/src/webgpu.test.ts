@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { chooseSoftwareAdapter, expectClose } from '@stillhouse/testing';
+import { chooseSoftwareAdapter, expectClose, makeTemporaryFolder, runNode } from '@stillhouse/testing';
 import { type DeviceTensor, type Engine, openEngine, type Program, type TensorDtype } from './index.ts';
 
 const obstacle = chooseSoftwareAdapter();
@@ -125,6 +127,60 @@ describe('tensors in buffers of a WebGPU device', { skip: obstacle }, () => {
     assert.equal(allocatedBytes, before);
     assert.ok(residentBytes < 2 ** 30);
   });
+
+  test('what a program made outlives it', async () => {
+    const [increment, matmul] = [await load(engine, 'increment'), await load(engine, 'matmul')];
+    const x = upload([1, 2]);
+    const square = upload([1, 2, 3, 4], [2, 2]);
+    await engine.run([
+      { kind: 'run', program: increment, inputs: { x, step: upload([1]) }, outputs: { y: x } },
+      { kind: 'run', program: matmul, inputs: { a: square, b: square }, outputs: { c: square } },
+    ]);
+    increment.release();
+    matmul.release();
+    assert.deepEqual(
+      [await read(x), await read(square)],
+      [
+        [2, 3],
+        [7, 10, 15, 22],
+      ],
+    );
+    engine.free(x);
+    engine.fill(square, 0);
+    assert.deepEqual(await read(square), [0, 0, 0, 0]);
+    const again = await load(engine, 'increment');
+    const y = engine.allocate('float32', [1]);
+    await engine.run([{ kind: 'run', program: again, inputs: { x: upload([1]), step: upload([1]) }, outputs: { y } }]);
+    assert.deepEqual(await read(y), [2]);
+  });
+
+  for (const [when, ending, exit] of [
+    ['with an engine left open', '', 0],
+    ['in the middle of a run', 'engine.run(Array(1000).fill(call)); setTimeout(() => process.exit(3), 50);', 3],
+  ] as const) {
+    test(`a process ends cleanly ${when}`, async (t) => {
+      const script = join(await makeTemporaryFolder(t), 'main.mts');
+      const from = (path: string) => JSON.stringify(new URL(path, import.meta.url).href);
+      writeFileSync(
+        script,
+        `import { readFileSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+        import { chooseSoftwareAdapter } from ${from('../../testing/src/index.ts')};
+        import { openEngine } from ${from('./index.ts')};
+        chooseSoftwareAdapter();
+        const engine = await openEngine({ device: 'webgpu', threads: 1 });
+        const program = await engine.compile(readFileSync(new URL(${from('../../../test/runtime/matmul.onnx')})), { name: 'matmul' });
+        const a = engine.upload(new Float32Array(1e4), 'float32', [100, 100]);
+        const call = { kind: 'run', program, inputs: { a, b: a }, outputs: { c: engine.allocate('float32', [100, 100]) } };
+        await engine.run([call]);
+        console.log('ran');
+        ${ending}`,
+      );
+      const { code, signal, stdout, stderr } = await runNode([script], { cwd: tmpdir(), timeoutMs: 60_000 });
+      assert.deepEqual({ code, signal, stdout, stderr }, { code: exit, signal: null, stdout: 'ran\n', stderr: '' });
+    });
+  }
 
   test('engines stand side by side, and one that is closed takes none with it', async () => {
     const other = await openEngine({ device: 'webgpu', threads: 1 });

@@ -76,7 +76,7 @@ async function executeCommand(command: WorkerCommand): Promise<void> {
     case 'release': {
       const program = programs.get(command.program);
       programs.delete(command.program);
-      return program?.session.release();
+      return program === undefined ? undefined : memory.release(program.session);
     }
     default:
       throw new Error(`unknown command ${JSON.stringify(command satisfies never)}`);
@@ -200,12 +200,13 @@ async function answerRequest(request: WorkerRequest): Promise<WorkerAnswers[keyo
       memory.collect();
       return { residentBytes: process.memoryUsage.rss(), peakRssBytes: process.resourceUsage().maxRSS * 1024 };
     case 'close':
+      // Tensors first: on a device, memory that outlives the session that made it ends the process when it is freed.
+      await memory.close();
       for (const { session } of programs.values()) {
         if (options?.profileFolder !== undefined) session.endProfiling();
         await session.release();
       }
       programs.clear();
-      await memory.close();
       return null;
     default:
       throw new Error(`unknown request ${JSON.stringify(request satisfies never)}`);
