@@ -4,7 +4,10 @@ import { type FloatDtype, resolveDim, type Shape } from '@stillhouse/onnx-graph'
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
 import { type BackwardPlan, gradientOptions, type LayerBackward, layerKey } from './backward-plan.ts';
 
-/** Saved activations of every layer, in buffers that are kept from batch to batch and grow with the largest. */
+/**
+ * Saved activations of every layer, in buffers that are kept from batch to batch and grow with the largest; on WebGPU, where
+ * a part of a buffer is a copy and ONNX Runtime keeps freed buffers for the next tensor, in tensors of each batch's size.
+ */
 export interface ActivationStore {
   /** The activations `saved` of a layer for a batch of [rows, length], by name. What they held before is overwritten. */
   take(
@@ -13,7 +16,7 @@ export interface ActivationStore {
     rows: number,
     length: number,
   ): Readonly<Record<string, DeviceTensor>>;
-  /** Ends the views that `take` gave; the buffers stay. */
+  /** Ends what `take` gave; the memory stays. */
   release(): void;
 }
 
@@ -29,7 +32,7 @@ const countElements = (shape: readonly number[]) => shape.reduce((product, dim) 
 
 export function createActivationStore(engine: Engine, float: FloatDtype): ActivationStore {
   const buffers = new Map<string, DeviceTensor>();
-  const views: DeviceTensor[] = [];
+  const taken: DeviceTensor[] = [];
   const grow = (key: string, count: number) => {
     const known = buffers.get(key);
     if (known !== undefined && known.shape[0]! >= count) return known;
@@ -43,13 +46,16 @@ export function createActivationStore(engine: Engine, float: FloatDtype): Activa
       Object.fromEntries(
         saved.map(({ name, shape }) => {
           const resolved = resolveShape(shape, rows, length);
-          const view = engine.view(grow(`${layer} ${name}`, countElements(resolved)), { offset: 0, shape: resolved });
-          views.push(view);
-          return [name, view];
+          const tensor =
+            engine.device === 'webgpu'
+              ? engine.allocate(float, resolved)
+              : engine.view(grow(`${layer} ${name}`, countElements(resolved)), { offset: 0, shape: resolved });
+          taken.push(tensor);
+          return [name, tensor];
         }),
       ),
     release: () => {
-      for (const view of views.splice(0)) engine.free(view);
+      for (const tensor of taken.splice(0)) engine.free(tensor);
     },
   };
 }
