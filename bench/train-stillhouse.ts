@@ -1,11 +1,11 @@
 /**
  * One training step of Stillhouse as peers/train_torch.py has it: full labels from random teacher states, AdamW, clip 1.
- * Run by train.ts; prints one JSON object.
+ * Run by train.ts; prints one JSON object. `--device webgpu` trains on a GPU.
  */
 import { readFile } from 'node:fs/promises';
 import { parseArgs } from 'node:util';
 import { countParameters, describeParameters, parseModelConfig } from '@stillhouse/checkpoint';
-import { openEngine } from '@stillhouse/runtime';
+import { type DeviceName, openEngine } from '@stillhouse/runtime';
 import { createStudent, type MicroBatch } from '@stillhouse/student-trainer';
 import { randomNormals } from '@stillhouse/testing';
 
@@ -20,6 +20,7 @@ const { values, positionals } = parseArgs({
     'chunk-positions': { type: 'string', default: '256' },
     recompute: { type: 'boolean', default: false },
     threads: { type: 'string', default: '2' },
+    device: { type: 'string', default: 'cpu' },
     profile: { type: 'string' },
   },
 });
@@ -44,6 +45,7 @@ const normals = (count: number, scale: number) => {
 
 const engine = await openEngine({
   threads: Number(values.threads),
+  device: values.device as DeviceName,
   ...(values.profile === undefined ? {} : { profileFolder: values.profile }),
 });
 const startedAt = performance.now();
@@ -106,6 +108,7 @@ const { peakRssBytes } = await engine.memory();
 await engine.close();
 console.log(
   JSON.stringify({
+    device: engine.deviceReason,
     parameters: countParameters(config),
     tokensPerSecond: (1000 * batch * length) / medianMs,
     peakRssBytes,
