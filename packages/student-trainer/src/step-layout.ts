@@ -5,7 +5,7 @@ import { packSequences, padSequences, type TokenBatch } from '@stillhouse/decode
 export type Batching = 'packed' | 'bucketed';
 
 /** Attention's work against that of matrix products of as many multiplications: scores pass through bias, softmax and masks too. */
-const ATTENTION_OVERHEAD = 2;
+const ATTENTION_OVERHEAD = 1.5;
 
 /**
  * What attention over one more column costs a token, as a share of all else that a token costs: the multiplications of

@@ -64,17 +64,27 @@ test('a step does not depend on how it is split, and equal settings give equal s
     await trainStudent(settings({ cache, out, labels: 'full', batchTokens: 60, ...given }));
     return { metrics: await readMetrics(out), weights: await readFile(join(out, 'model.safetensors')) };
   };
-  const [once, again, split] = [await run('once', {}), await run('again', {}), await run('split', { accumulate: 4 })];
+  const [once, again] = [await run('once', {}), await run('again', { prefetchSteps: 4 })];
   assert.deepEqual(once.weights, again.weights);
-  once.metrics.forEach((one, i) => {
-    const other = split.metrics[i]!;
-    assert.equal(one.targetTokens, other.targetTokens);
-    for (const key of ['loss', 'kl', 'ce', 'gradNorm'] as const)
-      assert.ok(
-        Math.abs(one[key] - other[key]) < 2e-5 * Math.max(1, one[key]),
-        `step ${one.step} ${key}: ${one[key]} against ${other[key]}`,
-      );
-  });
+  const others = {
+    split: await run('split', { accumulate: 4 }),
+    bucketed: await run('bucketed', { batching: 'bucketed' }),
+  };
+  for (const [name, { metrics }] of Object.entries(others)) {
+    once.metrics.forEach((one, i) => {
+      const other = metrics[i]!;
+      assert.deepEqual([one.targetTokens, one.tokens], [other.targetTokens, other.tokens]);
+      for (const key of ['loss', 'kl', 'ce', 'gradNorm'] as const)
+        assert.ok(
+          Math.abs(one[key] - other[key]) < 2e-5 * Math.max(1, one[key]),
+          `${name}, step ${one.step} ${key}: ${one[key]} against ${other[key]}`,
+        );
+    });
+  }
+  const padding = (metrics: readonly StepMetrics[]) => metrics.reduce((sum, { paddingShare }) => sum + paddingShare, 0);
+  assert.ok(padding(once.metrics) < padding(others.bucketed.metrics));
+  for (const { paddingShare, dataWaitMs } of once.metrics)
+    assert.ok(paddingShare >= 0 && paddingShare < 1 && dataWaitMs >= 0);
 });
 
 test('top-k labels of the whole vocabulary equal full labels', async (t) => {
