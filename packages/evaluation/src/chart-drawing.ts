@@ -45,7 +45,7 @@ export async function renderSpec(spec: object, label: string, idPrefix: string):
         domainColor: FAINT,
         tickColor: FAINT,
         titlePadding: 8,
-        labelLimit: 220,
+        labelLimit: 320,
       } as object,
       axisY: { domain: false, ticks: false, labelPadding: 8 },
       legend: { ...text, labelLimit: 260, padding: 0, offset: 8, columnPadding: 18 },

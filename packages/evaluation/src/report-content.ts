@@ -28,7 +28,7 @@ export interface Figures {
 export interface Table {
   readonly kind: 'table';
   readonly caption?: string;
-  /** Headings; a column whose cells are all numbers, printed numbers with a unit, or null, is set to the right. */
+  /** Headings; a column whose cells are all numbers, printed ones with `± error`, a unit or `(low to high)`, or null, is set to the right. */
   readonly columns: readonly string[];
   /** One cell a column. Numbers get up to 4 decimals, alike within a column; null is a dash; text stays as it is. */
   readonly rows: readonly (readonly TableCell[])[];

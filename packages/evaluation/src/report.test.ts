@@ -179,6 +179,11 @@ test('columns of numbers are set to the right, printed ones too', async () => {
   const html = await renderReport(full);
   assert.ok(html.includes('<th scope="col">Run</th><th scope="col" class="number">KL</th>'));
   assert.ok(html.includes('<td class="number">31 %</td>'));
+  const cells = ['0.5 \u00b1 0.01', '31.0 \u00b1 1.2 %', '31.0 % (28.1 to 34.0)', '1e-7', '3 min', '\u2013'];
+  const own = await renderReport(report({ kind: 'table', columns: ['a'], rows: cells.map((cell) => [cell]) }));
+  assert.equal(own.match(/<td class="number">/g)?.length, cells.length);
+  const text = await renderReport(report({ kind: 'table', columns: ['a'], rows: [['1'], ['3 runs of all']] }));
+  assert.ok(!text.includes('class="number"'));
 });
 
 test('a row that does not fit and a chart without values are refused, and no file is left', async () => {

@@ -100,8 +100,12 @@ function printTable({ caption, columns, rows }: Table): string {
 }
 
 const ABSENT = '\u2013';
-/** A printed number with at most a short unit, or an absent one: such columns are set to the right. */
-const QUANTITY = /^(?:\u2013|[-+\u2212~]?\d[\d.,e+-]*(?: ?[^\s\d]{1,6})?)$/;
+/**
+ * A printed number with at most an error, a short unit and an interval in brackets, or an absent one: such columns are set
+ * to the right, and their cells on one line.
+ */
+const QUANTITY =
+  /^(?:\u2013|[-+\u2212~]?\d[\d.,e+-]*(?: \u00b1 \d[\d.,e+-]*)?(?: ?[^\s\d]{1,6})?(?: \([\d.]+ to [\d.]+\))?)$/;
 
 /**
  * Prints a column's cells: text as it is, and its numbers with as many decimals as 4 significant digits need in any of

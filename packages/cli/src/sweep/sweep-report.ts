@@ -20,6 +20,7 @@ export const REPORT_FILES = {
   markdown: 'report.md',
 } as const;
 
+const KL_LABEL = 'held-out KL at T = 1, nats';
 /** Half the width of a 95 % interval, in standard errors. */
 const INTERVAL = 1.96;
 
@@ -87,19 +88,22 @@ function describeCache(figures: SweepFigures, digest: string): ReportSection {
         kind: 'paragraph',
         text: '* lowest KL to the teacher at T = 1 on held-out rows. KL and CE in nats a token; ± one standard error over rows; times of training.',
       },
-      ...(measured.length === 0
-        ? []
-        : [
-            points(
-              'Fidelity by size',
-              'parameters',
-              measured.map((run) => pointOf(run, run.parameters!, 'runs')),
-              true,
-            ),
-            ...figures.differing.flatMap((key) => chartSetting(key, measured, figures.differing)),
-          ]),
+      ...(measured.length === 0 ? [] : chartRuns(measured)),
+      ...figures.differing.flatMap((key) => chartSetting(key, measured, figures.differing)),
     ],
   };
+}
+
+/** With more runs than this a bar for each is no picture. */
+const MOST_BARS = 40;
+
+/** KL against size, or a bar for each run where all students are of one size. */
+function chartRuns(runs: readonly RunFigures[]): readonly ReportBlock[] {
+  const drawn = runs.map((run) => pointOf(run, run.parameters!, 'runs'));
+  if (new Set(drawn.map(({ x }) => x)).size > 1) return [points('Fidelity by size', 'parameters', drawn, true)];
+  if (runs.length > MOST_BARS) return [];
+  const bars = drawn.map(({ name, y, x: _, group: __, ...interval }) => ({ name: name!, value: y, ...interval }));
+  return [{ kind: 'bars', title: 'Fidelity', bars, valueLabel: KL_LABEL }];
 }
 
 /** KL by a setting that takes at least three numbers, with a line for each combination of the other settings. */
@@ -132,6 +136,6 @@ const points = (title: string, xLabel: string, chosen: readonly ChartPoint[], lo
   title,
   points: chosen,
   xLabel,
-  yLabel: 'held-out KL at T = 1, nats',
+  yLabel: KL_LABEL,
   ...(logX ? { logX } : { isJoined: true }),
 });

@@ -122,7 +122,12 @@ test('the report has what eval finds of each student, the best first, and the pa
     assert.equal(run.price, (run.wallMs / 3_600_000) * 2);
   }
   const page = await readText('whole/report.html');
-  for (const text of ['2 of 3 runs finished, 1 failed', `${best.name} *`, 'Fidelity by size', 'TRAINING_DIVERGED']) {
+  for (const text of [
+    '2 of 3 runs finished, 1 failed',
+    `${best.name} *`,
+    'aria-label="Fidelity"',
+    'TRAINING_DIVERGED',
+  ]) {
     assert.ok(page.includes(text), text);
   }
   const csv = (await readText('whole/report.csv')).split('\r\n');
