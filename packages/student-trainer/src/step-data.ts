@@ -55,12 +55,16 @@ export interface StepDataOptions {
   readonly selectTokens: number;
 }
 
-/** Reads the rows of the step that begins at `position`, with exactly the labels that the objective needs. */
+/**
+ * Reads the rows of the step that begins at `position`, with exactly the labels that the objective needs.
+ * @param signal gives up after the rows that are being read
+ */
 export async function loadStepData(
   sources: readonly StepSource[],
   order: DataOrder,
   position: DataPosition,
   { batchTokens, accumulate, batching, columnCost, selectTokens }: StepDataOptions,
+  signal?: AbortSignal,
 ): Promise<StepData> {
   const { rows: taken, next } = order.take(position, batchTokens);
   const lengths = taken.map(({ source, row }) => sources[source]!.rows.lengths[row]!);
@@ -75,7 +79,7 @@ export async function loadStepData(
     for (const [index, { cache, rows, labels, name }] of sources.entries()) {
       const own = group.filter((at) => taken[at]!.source === index).map((at) => rows.indices[taken[at]!.row]!);
       if (own.length === 0) continue;
-      const labelled = await readRows(own, (row) => cache.readRow(row, select));
+      const labelled = await readRows(own, (row) => cache.readRow(row, select), signal);
       for (const { row } of labelled) {
         sequences.push(row.inputIds);
         rowIds.push(name === undefined ? row.id : `${row.id} of ${name}`);
@@ -112,11 +116,12 @@ const READS_AT_ONCE = 4;
 async function readRows(
   rows: readonly number[],
   read: (row: number) => Promise<LabelledRow>,
+  signal?: AbortSignal,
 ): Promise<readonly LabelledRow[]> {
   const labelled: LabelledRow[] = [];
   let [begun, failures] = [0, [] as unknown[]];
   const readOn = async () => {
-    while (begun < rows.length && failures.length === 0) {
+    while (begun < rows.length && failures.length === 0 && signal?.aborted !== true) {
       const at = begun++;
       try {
         labelled[at] = await read(rows[at]!);
@@ -129,5 +134,6 @@ async function readRows(
   };
   await Promise.all(Array.from({ length: READS_AT_ONCE }, readOn));
   if (failures.length > 0) throw failures[0];
+  signal?.throwIfAborted();
   return labelled;
 }

@@ -64,3 +64,10 @@ test('a reader that is closed ends what it reads and begins nothing', async () =
   await sleep(10);
   assert.equal(begun.length, before);
 });
+
+test('closing gives up a step that would take for ever', async () => {
+  const load = (_: DataPosition, signal: AbortSignal) =>
+    new Promise<StepData>((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)));
+  const reader = openStepReader({ load, position: [{ epoch: 0, consumed: 0 }], steps: 3, prefetchSteps: 2 });
+  await reader.close();
+});

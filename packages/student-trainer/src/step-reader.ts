@@ -5,12 +5,13 @@ import type { StepData } from './step-data.ts';
 export interface StepReader {
   /** The next step. A failure to read it is told here and not before; after the last step there is none. */
   next(): Promise<StepData>;
-  /** Ends once what is being read has been. */
+  /** Gives up what is being read, and ends once nothing is. */
   close(): Promise<void>;
 }
 
 export interface StepReaderOptions {
-  readonly load: (position: DataPosition) => Promise<StepData>;
+  /** @param signal aborted when nobody wants the step any more */
+  readonly load: (position: DataPosition, signal: AbortSignal) => Promise<StepData>;
   readonly position: DataPosition;
   /** How many steps there are. */
   readonly steps: number;
@@ -25,10 +26,11 @@ export function openStepReader({ load, position, steps, prefetchSteps }: StepRea
   let left = steps;
   let reading: Promise<void> | undefined;
   let isOver = false;
+  const closing = new AbortController();
   const readOn = () => {
     if (isOver || reading !== undefined || left === 0 || ready.length >= prefetchSteps) return;
     left -= 1;
-    const step = load(from);
+    const step = load(from, closing.signal);
     ready.push(step);
     reading = step
       .then(
@@ -56,6 +58,7 @@ export function openStepReader({ load, position, steps, prefetchSteps }: StepRea
     },
     async close() {
       isOver = true;
+      closing.abort();
       await reading;
     },
   };

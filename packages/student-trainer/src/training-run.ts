@@ -244,7 +244,7 @@ async function runSteps(engine: Engine, run: TrainingInputs, events: TrainingEve
     events.onStep?.(last, steps);
   };
   const reader = openStepReader({
-    load: (position) => loadStepData(stepSources, order, position, stepDataOptions),
+    load: (position, signal) => loadStepData(stepSources, order, position, stepDataOptions, signal),
     position: state.position,
     steps: steps - state.step,
     prefetchSteps: settings.prefetchSteps,
