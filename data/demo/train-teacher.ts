@@ -43,6 +43,7 @@ await trainStudent(
     student: at('untrained'),
     out: at('run'),
     labels: 'none',
+    device: 'cpu',
     steps: 2400,
     batchTokens: 3072,
     lr: 2e-3,
