@@ -1,14 +1,13 @@
 import { readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { openSafetensors, writeSafetensors } from '@stillhouse/checkpoint';
+import { openSafetensors, type StoredDtype, writeSafetensors } from '@stillhouse/checkpoint';
 import { type FileDigest, publishDirectory, stageDirectory, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import type { Engine } from '@stillhouse/runtime';
+import { type DeviceTensor, type Engine, TENSOR_ARRAYS, type TensorData } from '@stillhouse/runtime';
 import type { StateTensor } from './adamw.ts';
 import { checkFiles, writeChecksums } from './checkpoint-checksums.ts';
 import type { DataPosition } from './data-order.ts';
 import { findNonFinite } from './non-finite.ts';
-import type { FloatData } from './parameters.ts';
 import type { StudentState } from './student.ts';
 
 /** What a run needs besides tensors to go on exactly. */
@@ -74,13 +73,13 @@ export async function saveCheckpoint(
     for (const part of TENSOR_FILES) {
       const file = fileOf(part);
       const byName = new Map(tensors[part].map(({ name, tensor }) => [name, tensor]));
-      const specs = tensors[part].map(({ name, tensor: { shape, dtype } }) => ({
+      const specs = tensors[part].map(({ name, tensor }) => ({
         name,
-        shape,
-        dtype: dtype as 'float32' | 'float64',
+        shape: tensor.shape,
+        dtype: storedDtype(tensor),
       }));
       digests[file] = await writeSafetensors(join(staged, file), specs, async (name) => {
-        const data = (await engine.download(byName.get(name)!)) as FloatData;
+        const data = await engine.download(byName.get(name)!);
         refuseNonFinite(folder, file, name, data);
         return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
       });
@@ -96,7 +95,11 @@ export async function saveCheckpoint(
   await removeOthers(out, state.step, keep);
 }
 
-function refuseNonFinite(folder: string, file: string, name: string, data: FloatData): void {
+/** Bits of bfloat16 numbers are stored as such numbers; all else as it is, so that it comes back bit for bit. */
+const storedDtype = ({ dtype }: DeviceTensor): StoredDtype =>
+  dtype === 'uint16' ? 'bfloat16' : (dtype as 'float32' | 'float64' | 'int8' | 'uint8');
+
+function refuseNonFinite(folder: string, file: string, name: string, data: TensorData): void {
   const at = findNonFinite(data);
   if (at === undefined) return;
   throw new StillhouseError({
@@ -193,19 +196,20 @@ async function restoreTensors(engine: Engine, file: string, tensors: readonly St
   try {
     for (const { name, tensor } of tensors) {
       const { dtype, shape } = tensor;
+      const stored = storedDtype(tensor);
       const info = source.tensors.get(name);
-      if (info === undefined || info.dtype !== dtype || info.shape.join() !== shape.join()) {
+      if (info === undefined || info.dtype !== stored || info.shape.join() !== shape.join()) {
         throw new StillhouseError({
           code: 'CHECKPOINT_MISMATCH',
           where: file,
           problem: `tensor ${name} is not that of this student`,
-          expected: `${dtype} [${shape.join(', ')}]`,
+          expected: `${stored} [${shape.join(', ')}]`,
           got: info === undefined ? 'none' : `${info.dtype} [${info.shape.join(', ')}]`,
           remedy: 'Resume with the student the run was started with',
         });
       }
       const { buffer } = await source.readRaw(name);
-      engine.write(tensor, dtype === 'float64' ? new Float64Array(buffer) : new Float32Array(buffer));
+      engine.write(tensor, new TENSOR_ARRAYS[dtype](buffer));
     }
   } finally {
     await source.close();

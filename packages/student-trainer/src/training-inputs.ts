@@ -12,6 +12,7 @@ import { StillhouseError } from '@stillhouse/errors';
 import { requireSetting } from '@stillhouse/settings';
 import type { TeacherCache } from '@stillhouse/teacher-cache';
 import { measureActivations } from './activation-store.ts';
+import { checkOptimiserState } from './adamw.ts';
 import { type BackwardPlan, planBackward } from './backward-plan.ts';
 import { countSteps, sumLengths } from './data-order.ts';
 import { type HeldOutPlan, resolveHeldOut } from './held-out.ts';
@@ -65,6 +66,7 @@ export async function openTrainingInputs(
   const settings = requirePaths(given);
   requireResume(settings);
   refuseStepsAndEpochs(settings);
+  checkOptimiserState(settings, settings.device);
   const heldOut = resolveHeldOut(settings);
   const opened = await openCaches(settings, openCache);
   let weights: TensorSource | undefined;
