@@ -257,3 +257,23 @@ test('an engine with a folder for it leaves a profile of each program', async (t
   const events = JSON.parse(readFileSync(join(folder, file!), 'utf8')) as readonly { args?: { op_name?: string } }[];
   assert.ok(events.some(({ args }) => args?.op_name === 'MatMul'));
 });
+
+test('a run writes its outputs where they belong and makes no copies of them', async () => {
+  const matmul = await load('matmul');
+  const [rows, runs] = [2048, 20];
+  const [a, b, c] = [
+    [rows, 1],
+    [1, rows],
+    [rows, rows],
+  ].map((shape) => engine.allocate('float32', shape)) as [DeviceTensor, DeviceTensor, DeviceTensor];
+  engine.fill(a, 2);
+  engine.fill(b, 3);
+  const call = { kind: 'run', program: matmul, inputs: { a, b }, outputs: { c } } as const;
+  await engine.run([call]);
+  const before = process.resourceUsage().minorPageFault;
+  await engine.run(Array.from({ length: runs }, () => call));
+  // A copy would be new memory, page by page.
+  const pages = process.resourceUsage().minorPageFault - before;
+  assert.ok(pages < (runs * c.sizeBytes) / 4096 / 4, `${pages} new pages`);
+  assert.ok(((await engine.download(c)) as Float32Array).every((one) => one === 6));
+});

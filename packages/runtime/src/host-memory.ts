@@ -3,6 +3,7 @@ import { runInNewContext } from 'node:vm';
 import { Tensor } from 'onnxruntime-node';
 import { countElements, TENSOR_ARRAYS, type TensorData, type TensorDtype } from './tensor.ts';
 import type { EnterNative, TensorMemory } from './tensor-memory.ts';
+import { runUncopied } from './uncopied-outputs.ts';
 
 interface HeldTensor {
   readonly dtype: TensorDtype;
@@ -93,7 +94,7 @@ export function createHostMemory(enterNative: EnterNative): TensorMemory {
       const given = shapes.map(([name, sizes]) => [name, shapeTensor(sizes)] as const);
       const feeds = Object.fromEntries([...bind(inputs), ...given]);
       const fetches = Object.fromEntries(bind(outputs));
-      await enterNative(() => session.run(feeds, fetches));
+      await enterNative(() => runUncopied(session, feeds, fetches));
     },
     release: (session) => session.release(),
     collect,

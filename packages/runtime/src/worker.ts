@@ -25,6 +25,7 @@ import { SHARED_STATE } from './protocol.ts';
 import { createProgramOptions, createSessionOptions } from './session-options.ts';
 import type { TensorData } from './tensor.ts';
 import type { TensorMemory } from './tensor-memory.ts';
+import { addFirstOutput, ownOutputs } from './uncopied-outputs.ts';
 
 if (parentPort === null) throw new Error('worker.ts runs in a worker thread only');
 const port = parentPort;
@@ -35,6 +36,7 @@ interface LoadedProgram {
   readonly session: InferenceSession;
   /** The inputs that are tensors, and those that are shapes. */
   readonly inputNames: readonly string[];
+  readonly outputNames: readonly string[];
   readonly shapeNames: readonly string[];
 }
 
@@ -88,14 +90,14 @@ async function executeCall(call: WorkerCall, position: string): Promise<void> {
   if (call.kind === 'copy') return memory.copy(call.from, call.to);
   const program = programs.get(call.program);
   if (program === undefined) throw new Error(`no program has the number ${call.program}`);
-  const { name, session, inputNames, shapeNames } = program;
+  const { name, session, inputNames, outputNames, shapeNames } = program;
   const bind = <Bound>(names: readonly string[], bound: readonly Bound[]) =>
     names.map((port, index) => [port, bound[index]!] as const);
   try {
     await memory.run({
       session,
       inputs: bind(inputNames, call.inputs),
-      outputs: bind(session.outputNames, call.outputs),
+      outputs: bind(outputNames, call.outputs),
       shapes: bind(shapeNames, call.shapes),
     });
   } catch (error) {
@@ -147,7 +149,8 @@ async function compileProgram(request: Extract<WorkerRequest, { kind: 'compile' 
       enableMemoryArena: request.enableMemoryArena ?? options.enableMemoryArena,
       threads: request.threads ?? options.threads,
     });
-    session = await enterNative(() => InferenceSession.create(model, settings));
+    const loaded = options.device === 'webgpu' ? model : addFirstOutput(model);
+    session = await enterNative(() => InferenceSession.create(loaded, settings));
   } catch (error) {
     if (error instanceof Failure) throw error;
     if (/fallback to CPU EP has been explicitly disabled/.test(describe(error))) {
@@ -170,10 +173,12 @@ async function compileProgram(request: Extract<WorkerRequest, { kind: 'compile' 
   }
   const shapeNames = session.inputNames.filter(isShapeInput);
   const inputNames = session.inputNames.filter((port) => !isShapeInput(port));
-  programs.set(request.program, { name, session, inputNames, shapeNames });
+  const outputs = ownOutputs(session.outputMetadata);
+  const outputNames = outputs.map((output) => output.name);
+  programs.set(request.program, { name, session, inputNames, outputNames, shapeNames });
   return {
     inputs: session.inputMetadata.map(describePort),
-    outputs: session.outputMetadata.map(describePort),
+    outputs: outputs.map(describePort),
   };
 }
 
