@@ -1,8 +1,9 @@
 import { createReadStream } from 'node:fs';
-import { link, stat } from 'node:fs/promises';
+import { link } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { makeFolder, stageFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
+import { readStamp, requireStamp } from './file-stamp.ts';
 import type { ListedFile } from './manifest.ts';
 
 /**
@@ -13,18 +14,8 @@ import type { ListedFile } from './manifest.ts';
 export async function bringFile(from: string, to: string, file: ListedFile): Promise<void> {
   const source = join(from, file.path);
   const target = join(to, file.path);
-  if ((await sizeOf(target)) === file.sizeBytes) return;
-  const size = await sizeOf(source);
-  if (size !== file.sizeBytes) {
-    throw new StillhouseError({
-      code: size === undefined ? 'CACHE_FILE_MISSING' : 'CACHE_FILE_DAMAGED',
-      where: source,
-      problem: size === undefined ? 'the file is missing' : 'the file does not have its length',
-      expected: `${file.sizeBytes} bytes`,
-      ...(size === undefined ? {} : { got: `${size} bytes` }),
-      remedy: 'Run `stillhouse cache verify` and `stillhouse cache repair` on its folder',
-    });
-  }
+  if ((await readStamp(target))?.sizeBytes === file.sizeBytes) return;
+  await requireStamp(source, file, 'Run `stillhouse cache verify` and `stillhouse cache repair` on its folder');
   await makeFolder(dirname(target));
   const isLinked = await link(source, target).then(
     () => true,
@@ -32,12 +23,6 @@ export async function bringFile(from: string, to: string, file: ListedFile): Pro
   );
   if (!isLinked) await copyFile(source, target, file);
 }
-
-const sizeOf = (path: string) =>
-  stat(path).then(
-    ({ size }) => size,
-    () => undefined,
-  );
 
 async function copyFile(source: string, target: string, file: ListedFile): Promise<void> {
   const staged = await stageFile(target);

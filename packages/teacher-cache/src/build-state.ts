@@ -7,6 +7,7 @@ import { openArrowFile } from './arrow-file-reader.ts';
 import { rowsSchema } from './arrow-schemas.ts';
 import { LOCK_NAME } from './builder-lock.ts';
 import { type CacheDescription, diffDescriptions } from './description.ts';
+import { requireStamp } from './file-stamp.ts';
 import { listFiles, MANIFEST_NAME, type ManifestBody, serialiseManifest } from './manifest.ts';
 import { readManifest } from './manifest-parser.ts';
 
@@ -111,23 +112,12 @@ export function requireSameDescription(where: string, have: DescribedCache, aske
   });
 }
 
+const RESUME_REMEDY =
+  'Without it the cache cannot be resumed. Run `stillhouse cache repair` on a complete cache; delete one that is not, and build it anew';
+
 /** @throws StillhouseError CACHE_FILE_MISSING, CACHE_FILE_DAMAGED unless every file is there with its size */
 export async function requireFiles(folder: string, manifest: ManifestBody): Promise<void> {
-  for (const { file } of listFiles(manifest)) {
-    const sizeBytes = await stat(join(folder, file.path)).then(
-      ({ size }) => size,
-      () => undefined,
-    );
-    if (sizeBytes === file.sizeBytes) continue;
-    throw new StillhouseError({
-      code: sizeBytes === undefined ? 'CACHE_FILE_MISSING' : 'CACHE_FILE_DAMAGED',
-      where: join(folder, file.path),
-      problem: 'the cache cannot be resumed, a file of it is not as it was written',
-      expected: `${file.sizeBytes} bytes`,
-      got: sizeBytes === undefined ? 'no file' : `${sizeBytes} bytes`,
-      remedy: 'Run `stillhouse cache repair` on a complete cache; delete one that is not, and build it anew',
-    });
-  }
+  for (const { file } of listFiles(manifest)) await requireStamp(join(folder, file.path), file, RESUME_REMEDY);
 }
 
 /** Files that a kill kept out of every manifest, in the folders that only the writer fills. */

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { hashFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import { type FileStamp, readStamp, sameStamp } from './file-stamp.ts';
+import { type FileStamp, requireStamp, sameStamp } from './file-stamp.ts';
 import type { ListedFile } from './manifest.ts';
 import { readPulledState } from './pulled-state.ts';
 
@@ -34,19 +34,6 @@ export interface CacheFiles {
 
 const REMEDY = 'Fetch the file again, or build the cache anew';
 
-async function requireStamp(path: string, file: ListedFile): Promise<FileStamp> {
-  const stamp = await readStamp(path);
-  if (stamp?.sizeBytes === file.sizeBytes) return stamp;
-  throw new StillhouseError({
-    code: stamp === undefined ? 'CACHE_FILE_MISSING' : 'CACHE_FILE_DAMAGED',
-    where: path,
-    problem: stamp === undefined ? 'the file is missing' : 'the file does not have its length',
-    expected: `${file.sizeBytes} bytes`,
-    ...(stamp === undefined ? {} : { got: `${stamp.sizeBytes} bytes` }),
-    remedy: REMEDY,
-  });
-}
-
 /**
  * The files of a cache in a folder. Each is hashed when it is first acquired; later its size and times are compared
  * and it is hashed again only if they have changed. What `cache pull` hashed counts as hashed.
@@ -73,7 +60,7 @@ export async function openFolderFiles(
   };
 
   const verify = async (file: ListedFile): Promise<void> => {
-    const stamp = await requireStamp(join(folder, file.path), file);
+    const stamp = await requireStamp(join(folder, file.path), file, REMEDY);
     if (verifyOnRead === 'never') return;
     const known = hashed.get(file.path);
     if (known !== undefined && sameStamp(await known, stamp)) return;
@@ -96,7 +83,7 @@ export async function openFolderFiles(
     where: folder,
     tokenizerFolder: join(folder, 'tokenizer'),
     check: async (file) => {
-      await requireStamp(join(folder, file.path), file);
+      await requireStamp(join(folder, file.path), file, REMEDY);
     },
     acquire: async (file) => {
       await verify(file);

@@ -1,4 +1,6 @@
 import { stat } from 'node:fs/promises';
+import { StillhouseError } from '@stillhouse/errors';
+import type { ListedFile } from './manifest.ts';
 
 /** What changes when a file's content does. The time of the last change of status cannot be set back by a program. */
 export interface FileStamp {
@@ -25,3 +27,20 @@ export const sameStamp = (a: FileStamp | undefined, b: FileStamp | undefined): b
   a.sizeBytes === b.sizeBytes &&
   a.mtimeMs === b.mtimeMs &&
   a.ctimeMs === b.ctimeMs;
+
+/**
+ * The stamp of a listed file that is there with its size.
+ * @throws StillhouseError CACHE_FILE_MISSING, CACHE_FILE_DAMAGED
+ */
+export async function requireStamp(path: string, file: ListedFile, remedy: string): Promise<FileStamp> {
+  const stamp = await readStamp(path);
+  if (stamp?.sizeBytes === file.sizeBytes) return stamp;
+  throw new StillhouseError({
+    code: stamp === undefined ? 'CACHE_FILE_MISSING' : 'CACHE_FILE_DAMAGED',
+    where: path,
+    problem: stamp === undefined ? 'the file is missing' : 'the file does not have its length',
+    expected: `${file.sizeBytes} bytes`,
+    ...(stamp === undefined ? {} : { got: `${stamp.sizeBytes} bytes` }),
+    remedy,
+  });
+}
