@@ -20,7 +20,7 @@ import type { BuildSettings } from './build-settings.ts';
 import { readOutputMatrix, readTokenizerFiles } from './fixed-files.ts';
 import { checkTeacher } from './known-teacher.ts';
 import { parsePartition } from './partition-setting.ts';
-import type { ScoringStep } from './row-scorer.ts';
+import { type ShardWork, scoreShards, takeRows } from './score-shards.ts';
 import { openTeacherSession, type TeacherSession } from './teacher-session.ts';
 
 export interface BuildStart extends BuildPlan {
@@ -204,27 +204,16 @@ async function writeShards(
   inputs: BuildInputs,
   writer: CacheWriter,
   session: TeacherSession,
-  events: {
-    readonly onStep: (place: number, step: ScoringStep) => void;
-    readonly onShard: (place: number) => void;
-  },
+  events: Pick<ShardWork, 'onStep' | 'onShard'>,
 ): Promise<void> {
   const { rowsPerShard, labels } = inputs.description;
   const ahead = new Set(writer.shards.slice(writer.completedShards));
   const rows = inputs.rows((row) => ahead.has(Math.floor(row / rowsPerShard)));
-  for (let place = writer.completedShards; place < writer.shards.length; place++) {
-    const shard = writer.shards[place]!;
-    const [first, end] = writer.shardRange(shard);
-    const members: CachedRow[] = [];
-    while (members.length < end - first) {
-      const { done, value } = await rows.next();
-      if (done) refuseChangedData(inputs);
-      members.push(value);
-    }
-    const labelled = await session.score(members, labels, writer, (step) => events.onStep(place, step));
-    await writer.writeShard(shard, labelled, session.settings);
-    events.onShard(place);
-  }
+  await scoreShards(writer, session, {
+    readRows: (_, count) => takeRows(rows, count, () => refuseChangedData(inputs)),
+    labelsOf: () => labels,
+    ...events,
+  });
   if ((await inputs.hashData()) !== inputs.description.data.sha256) refuseChangedData(inputs);
   await writer.finish();
 }

@@ -31,6 +31,7 @@ import { readOutputMatrix } from './fixed-files.ts';
 import { openKnownTeacher, openKnownTokenizer } from './known-teacher.ts';
 import { needTeacher } from './label-settings.ts';
 import { summariseRows } from './row-summary.ts';
+import { scoreShards, takeRows } from './score-shards.ts';
 import { openTeacherSession } from './teacher-session.ts';
 
 export interface ExtendEvents {
@@ -288,34 +289,26 @@ async function fillExtension(
     const ahead = writer.shards.slice(writer.completedShards).find((shard) => shard >= base.shards.length);
     const firstNew = ahead === undefined ? Infinity : writer.shardRange(ahead)[0] - base.rows.planned;
     const newRows = added && encodeAdded(settings, base, added, teacher, tokenizer, (row) => row >= firstNew);
-    for (let place = writer.completedShards; place < writer.shards.length; place++) {
-      const shard = writer.shards[place]!;
-      const [first, end] = writer.shardRange(shard);
-      const rows = (await extension.readFormerRows(shard)) ?? (await takeRows(newRows!, end - first, added!.data));
-      const labelled = await session.score(rows, extension.labelsOf(shard), writer, (step) => {
+    await scoreShards(writer, session, {
+      readRows: async (shard, count) =>
+        (await extension.readFormerRows(shard)) ?? takeRows(newRows!, count, () => refuseChange(added!.data)),
+      labelsOf: (shard) => extension.labelsOf(shard),
+      // Counted whether or not anyone listens.
+      onStep: (place, step) => {
         const done = progress.step(place, step);
         events.onProgress?.(done);
-      });
-      await writer.writeShard(shard, labelled, session.settings);
-      const done = progress.finishShard(place);
-      events.onProgress?.(done);
-    }
+      },
+      onShard: (place) => {
+        const done = progress.finishShard(place);
+        events.onProgress?.(done);
+      },
+    });
     if (added !== undefined && (await hashFile(added.data)).sha256 !== added.identity.sha256) refuseChange(added.data);
     await writer.finish();
     return progress.tokensPerSecond;
   } finally {
     await session.close();
   }
-}
-
-async function takeRows(rows: AsyncGenerator<EncodedRow>, count: number, data: string): Promise<readonly CachedRow[]> {
-  const taken: CachedRow[] = [];
-  while (taken.length < count) {
-    const { done, value } = await rows.next();
-    if (done) refuseChange(data);
-    taken.push(value);
-  }
-  return taken;
 }
 
 function refuseChange(data: string): never {
