@@ -128,15 +128,22 @@ export async function importRows(
     }
     let rows: LabelledRow[] = [];
     let [shard, taken] = [0, 0];
+    // A shard is synced while the rows of the next are read.
+    let storing = Promise.resolve();
     for await (const row of read(files)) {
       const labelled = toLabelledRow(row, positions, teacher.vocabSize, repairs, precision);
       positionCount += labelled.positions.length;
       if (shard >= writer.completedShards) rows.push(labelled);
       if (++taken < writer.shardRange(shard)[1]) continue;
-      if (shard >= writer.completedShards) await writer.writeShard(shard, rows);
+      if (rows.length > 0) {
+        await storing;
+        storing = writer.writeShard(shard, rows);
+        storing.catch(() => {});
+      }
       rows = [];
       shard++;
     }
+    await storing;
     await writer.finish();
     const { digest } = await readManifest(out);
     return { ...repairs, rowCount, positionCount, k, sizeBytes: writer.size.totalBytes, cacheDigest: digest };
