@@ -20,7 +20,13 @@ type Concatenate = <T extends Numbers>(parts: readonly T[]) => T;
  * Memory for the joined arrays of one batch, taken again for the next: garbage of this size would keep the collector
  * busier than the disk.
  */
-function openScratch(): { readonly concatenate: Concatenate; reuse(): void } {
+export interface Scratch {
+  readonly concatenate: Concatenate;
+  /** What was joined so far is no longer needed. */
+  reuse(): void;
+}
+
+export function openScratch(): Scratch {
   let memory = new ArrayBuffer(0);
   let usedBytes = 0;
   return {
@@ -222,6 +228,8 @@ export interface ShardCodecs {
   readonly zstd: ZstdCodec;
   /** Of the layer; needed for `coded`. */
   readonly scale?: HiddenScale | undefined;
+  /** Of an encoder that is done; a new one by default. */
+  readonly scratch?: Scratch | undefined;
 }
 
 /** Turns the rows of one group of a shard into record batches. The arrays of a batch are good until the next call. */
@@ -236,12 +244,12 @@ export interface ShardEncoder {
 export function openShardEncoder(
   group: ShardContent,
   description: CacheDescription,
-  { scale, zstd }: ShardCodecs,
+  { scale, zstd, scratch = openScratch() }: ShardCodecs,
 ): ShardEncoder {
   const schema = shardSchema(description, group);
   const coder = scale !== undefined && isCodebook(scale) ? openHiddenCoder(scale.coder) : undefined;
   const pack = openPacker(description, group, zstd);
-  const { concatenate, reuse } = openScratch();
+  const { concatenate, reuse } = scratch;
   let batch: LabelledRow[] = [];
   let blobs: Uint8Array[] = [];
   let batchBytes = 0;

@@ -2,10 +2,11 @@ import { createHash, randomUUID } from 'node:crypto';
 import { join } from 'node:path';
 import { type FolderLock, hashFile, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
+import { openScratch, type Scratch } from './arrow-encoding.ts';
 import { writeArrowFile } from './arrow-file-writer.ts';
 import { describeSize } from './cache-size.ts';
 import type { CacheWriter } from './cache-writer.ts';
-import { type CacheDescription, hiddenGroup } from './description.ts';
+import { type CacheDescription, hiddenGroup, type ShardGroup } from './description.ts';
 import { publishFirst } from './first-file.ts';
 import { type GroupFile, openGroupFile } from './group-file.ts';
 import type { HiddenLayer } from './hidden-layer.ts';
@@ -76,6 +77,8 @@ export async function makeShardWriter(plan: WriterPlan, initial: ManifestBody): 
   const zstd = await loadZstd();
   const rowIds = new Set(plan.takenIds);
   const scales = new Map<HiddenLayer, HiddenScale>();
+  // Shards are encoded one after the other, so each group has one.
+  const scratches = new Map<ShardGroup, Scratch>();
   const width = description.teacher?.hiddenSize ?? 0;
   for (const { layer, path } of initial.scales) scales.set(layer, await readScale(join(folder, path), description));
 
@@ -118,7 +121,9 @@ export async function makeShardWriter(plan: WriterPlan, initial: ManifestBody): 
       for (const group of task.groups) {
         const layer = description.labels.hidden?.layers.find((one) => hiddenGroup(one) === group);
         const content = layer ?? (group as 'rows' | 'topk' | 'sampled');
-        const codecs = { zstd, scale: layer === undefined ? undefined : scales.get(layer) };
+        const scratch = scratches.get(group) ?? openScratch();
+        scratches.set(group, scratch);
+        const codecs = { zstd, scratch, scale: layer === undefined ? undefined : scales.get(layer) };
         files.push(await openGroupFile(folder, task.pathOf(group), content, description, codecs));
       }
       for (const row of labelled) {
