@@ -5,9 +5,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { openCacheAt } from '@stillhouse/cache-remote';
 import type { ExactMatchResult } from '@stillhouse/evaluation';
 import { type NodeResult, runNode, startNode } from '@stillhouse/testing';
 import { carryOutSweep } from './carry-out-sweep.ts';
+import { checkSweep } from './check-sweep.ts';
 import { shareInputs } from './shared-inputs.ts';
 import { type RunFigures, readSweepFigures, type SweepFigures } from './sweep-figures.ts';
 import { readSweep } from './sweep-plan.ts';
@@ -295,6 +297,19 @@ test('a dry run checks the runs and writes nothing', async () => {
   const { figures, chosen, exitCode } = await inProcess('sweep.json', { out: 'dry', dryRun: true, partition: '2/2' });
   assert.deepEqual([figures, chosen, exitCode], [undefined, [TWO], 0]);
   assert.ok(!(await readdir(folder)).includes('dry'));
+});
+
+test('runs may learn from several caches, and are known by the digests of all', async () => {
+  const build = ['cache', 'build', '--teacher', golden('qwen2-tiny-untied'), '--data', 'rows.jsonl', '--limit', '8'];
+  const built = await runNode([bin, ...build, '--out', 'few', '--top-k', '8'], { cwd: folder });
+  assert.equal(built.code, 0, built.stderr);
+  const [cache, few] = [join(folder, 'cache'), join(folder, 'few')];
+  const list = [{ cache: `${cache},${few}`, cacheWeights: [2, 1] }, { cache: few }, { cache }];
+  await writeRecipe('mixed.json', { ...shared, cache: undefined, evalCache: cache, steps: 1, sweep: { list } });
+  const recipe = await readSweep(join(folder, 'mixed.json'), { out: join(folder, 'mixed') });
+  const checked = await checkSweep(recipe.plan, { openCache: openCacheAt, finiteStudents: new Set() });
+  const digestOf = (name: string) => checked.find(({ run }) => run.settings.cache === name)!.cacheDigest;
+  assert.equal(digestOf(`${cache},${few}`), `${digestOf(cache)},${digestOf(few)}`);
 });
 
 test('a sweep grows by runs, and no run becomes another', async () => {
