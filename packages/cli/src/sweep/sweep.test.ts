@@ -4,6 +4,7 @@ import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/pr
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { openCacheAt } from '@stillhouse/cache-remote';
 import type { ExactMatchResult } from '@stillhouse/evaluation';
@@ -12,6 +13,7 @@ import { carryOutSweep } from './carry-out-sweep.ts';
 import { checkSweep } from './check-sweep.ts';
 import { shareInputs } from './shared-inputs.ts';
 import { type RunFigures, readSweepFigures, type SweepFigures } from './sweep-figures.ts';
+import { inTurn } from './sweep-folder.ts';
 import { readSweep } from './sweep-plan.ts';
 import { writeSweepReport } from './sweep-report.ts';
 
@@ -230,7 +232,7 @@ test('parts of a sweep by separate processes make the whole, with one report', a
 test('two processes never work on one run', { skip }, async () => {
   await writeRecipe('long.json', { ...shared, steps: 100_000, sweep: { grid: { seed: [1, 2] } } });
   const { child, finished } = startNode([bin, 'sweep', 'long.json', '--out', 'busy'], { cwd: folder });
-  while ((await readSteps('busy', 'seed=1')).length === 0) await new Promise((resolve) => setTimeout(resolve, 20));
+  while ((await readSteps('busy', 'seed=1')).length === 0) await sleep(20);
   const second = await sweep('long.json', '--out', 'busy', '--only', 'seed=1');
   child.kill('SIGKILL');
   await finished;
@@ -329,6 +331,47 @@ test('a sweep grows by runs, and no run becomes another', async () => {
     message: /run temperature=1: .*\(steps: have 24, asked 4\)/,
   });
   assert.deepEqual(await names(), ['seed=5_steps=3', ONE, TWO]);
+});
+
+test('a run that fails keeps no other, and is tried again; runs are watched as those of train are', async () => {
+  const sweep = { grid: { seed: [1, 2] } };
+  await writeRecipe('watched.json', { ...shared, steps: 2, evalEvery: 1, tensorboard: true, sweep });
+  const blocked = join(folder, 'watched/runs/seed=1');
+  await mkdir(blocked, { recursive: true });
+  await writeFile(join(blocked, 'config.json'), '{}');
+  const { figures, exitCode } = await inProcess('watched.json', { out: 'watched' });
+  assert.equal(exitCode, 1);
+  const states = ({ runs }: SweepFigures) => Object.fromEntries(runs.map(({ name, state }) => [name, state]));
+  assert.deepEqual(states(figures!), { 'seed=1': 'failed', 'seed=2': 'finished' });
+  assert.equal(figures!.runs.find(({ name }) => name === 'seed=1')!.failure!.code, 'RUN_EXISTS');
+
+  await rm(join(blocked, 'config.json'));
+  const again = await inProcess('watched.json', { out: 'watched' });
+  assert.equal(again.exitCode, 0);
+  assert.deepEqual(states(again.figures!), { 'seed=1': 'finished', 'seed=2': 'finished' });
+  for (const name of ['seed=1', 'seed=2']) {
+    const heldOut = (await readText('watched/runs', name, 'held-out.jsonl')).trim().split('\n');
+    const { kl } = JSON.parse(heldOut.at(-1)!) as { readonly kl: number };
+    assert.ok(Math.abs(kl - again.figures!.runs.find((run) => run.name === name)!.klAt1!.value) < 1e-6);
+    assert.equal((await readdir(join(folder, 'watched/runs', name, 'tensorboard'))).length, 1);
+  }
+});
+
+test('processes write the files of a sweep one after the other', async () => {
+  const out = join(folder, 'turns');
+  await mkdir(out);
+  let isBusy = false;
+  const turns = Array.from({ length: 4 }, (_, turn) =>
+    inTurn(out, async () => {
+      assert.ok(!isBusy);
+      isBusy = true;
+      await sleep(20);
+      isBusy = false;
+      return turn;
+    }),
+  );
+  assert.deepEqual(await Promise.all(turns), [0, 1, 2, 3]);
+  assert.deepEqual(await readdir(out), []);
 });
 
 test('a run whose lock another process has taken is given up, and nothing is written over', async () => {
