@@ -357,6 +357,19 @@ test('a run that fails keeps no other, and is tried again; runs are watched as t
   }
 });
 
+test('all runs of a process share one opened cache', async () => {
+  const location = join(folder, 'cache');
+  await shareInputs(async ({ openCache }) => {
+    await assert.rejects(openCache(join(folder, 'later')), { code: 'CACHE_NOT_FOUND' });
+    await cp(location, join(folder, 'later'), { recursive: true });
+    assert.equal((await openCache(join(folder, 'later'))).rowCount, 12);
+    const [one, two] = [await openCache(location), await openCache(location)];
+    assert.equal(one.readRow, two.readRow);
+    await one.close();
+    assert.equal((await two.readRow(3)).row.id, 'row-3');
+  });
+});
+
 test('processes write the files of a sweep one after the other', async () => {
   const out = join(folder, 'turns');
   await mkdir(out);
