@@ -4,7 +4,7 @@ import { COMMAND_GROUPS, COMMANDS, type ListedCommand } from './catalogue.ts';
 import type { CommandContext, LoadedCommand } from './command.ts';
 import { EXIT_SUCCESS, EXIT_USAGE } from './failure.ts';
 import { addFlags, readFlags } from './flags.ts';
-import { readRecipeFile, resolveWithRecipe, writeRecipeFile } from './recipe.ts';
+import { type GivenSettings, readRecipeFile, resolveWithRecipe, writeRecipeFile } from './recipe.ts';
 import { explainUsage } from './usage.ts';
 
 /**
@@ -60,14 +60,27 @@ async function runCommand(command: Command, loaded: LoadedCommand, context: Comm
       ? {}
       : { [loaded.furtherArguments]: command.args.slice(1) }),
   };
-  const recipe =
-    recipePath === undefined ? undefined : { path: recipePath, settings: await readRecipeFile(recipePath) };
   const given = { ...flags, ...argument };
-  const settings = resolveWithRecipe(loaded.settings, given, recipe);
+  const settings = await resolveGiven(loaded, given, recipePath);
   const { result, summary, exitCode, recipeFile } = await loaded.run(settings, context, given);
   if (recipeFile !== undefined) await writeRecipeFile(recipeFile, settings);
   console.log(json === true ? JSON.stringify(result, null, 2) : summary);
   return exitCode ?? EXIT_SUCCESS;
+}
+
+/** All settings, with stages where the recipe has some and the command knows any. */
+async function resolveGiven(
+  { settings: table, resolveStages }: LoadedCommand,
+  given: GivenSettings,
+  path: string | undefined,
+): Promise<GivenSettings> {
+  if (path === undefined) return resolveWithRecipe(table, given, undefined);
+  const { stages, ...rest } = await readRecipeFile(path);
+  if (stages === undefined) return resolveWithRecipe(table, given, { path, settings: rest });
+  // To a command that knows none, it is a setting like any other unknown one.
+  if (resolveStages === undefined) return resolveWithRecipe(table, given, { path, settings: { stages, ...rest } });
+  const settings = resolveWithRecipe(table, given, { path, settings: rest });
+  return { ...settings, stages: resolveStages(stages, rest, given, path) };
 }
 
 /** The command that the leading words name, also behind `help`. */

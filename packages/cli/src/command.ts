@@ -24,6 +24,9 @@ export interface Outcome {
   readonly recipeFile?: string;
 }
 
+type GivenSettings = Readonly<Record<string, unknown>>;
+type ResolveStages = (stages: unknown, recipe: GivenSettings, flags: GivenSettings, path: string) => unknown;
+
 /** A command once its packages are loaded. */
 export interface LoadedCommand {
   readonly settings: SettingsTable;
@@ -33,6 +36,13 @@ export interface LoadedCommand {
   readonly secondArgument?: string;
   /** The list setting that takes all further plain arguments. */
   readonly furtherArguments?: string;
+  /**
+   * Reads what a recipe has under `stages`, for commands whose recipes may have any; the result goes to `run` under that name.
+   * @param recipe the other settings of the recipe
+   * @param flags what was given on the command line
+   * @param path of the recipe
+   */
+  readonly resolveStages?: ResolveStages;
   /** @param given what was given on the command line, without defaults */
   run(
     settings: Readonly<Record<string, unknown>>,
@@ -42,13 +52,14 @@ export interface LoadedCommand {
 }
 
 /** Ties a table of settings to the function that works with them. */
-export function defineCommand<const Table extends SettingsTable>(definition: {
+export function defineCommand<const Table extends SettingsTable, Stages = never>(definition: {
   readonly settings: Table;
   readonly argument?: keyof Table & string;
   readonly secondArgument?: keyof Table & string;
   readonly furtherArguments?: keyof Table & string;
+  readonly resolveStages?: (...args: Parameters<ResolveStages>) => Stages;
   readonly run: (
-    settings: SettingsOf<Table>,
+    settings: SettingsOf<Table> & { readonly stages?: Stages },
     context: CommandContext,
     given: Readonly<Record<string, unknown>>,
   ) => Promise<Outcome>;

@@ -4,10 +4,12 @@ import { writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { flagOf, resolveSettings, type SettingsOf, type SettingsTable } from '@stillhouse/settings';
 
+import { blankComments } from './json-comments.ts';
+
 export type GivenSettings = Readonly<Record<string, unknown>>;
 
 /**
- * The settings of a recipe file: a JSON object whose keys are setting names.
+ * The settings of a recipe file: a JSON object whose keys are setting names, with comments where one likes.
  * @throws StillhouseError RECIPE_NOT_READABLE, RECIPE_NOT_JSON
  */
 export async function readRecipeFile(path: string): Promise<GivenSettings> {
@@ -31,7 +33,7 @@ export async function readRecipeFile(path: string): Promise<GivenSettings> {
   };
   let value: unknown;
   try {
-    value = JSON.parse(text);
+    value = JSON.parse(blankComments(text));
   } catch (cause) {
     return refuse(`not valid JSON (${(cause as Error).message})`, cause);
   }

@@ -90,7 +90,7 @@ export function describeRun(
   const measured = heldOut.at(-1);
   return {
     title: `Training run ${out}`,
-    subtitle: `${state} at step ${printCount(last.step)} of ${printCount(plan.steps)}; labels ${plan.labels}; ${plan.device}; ${nameCaches(plan)}`,
+    subtitle: `${state} at step ${printCount(last.step)} of ${printCount(plan.steps)}; ${nameStage(plan, last)}; ${plan.device}; ${nameCaches(plan)}`,
     sections: [
       {
         blocks: [
@@ -151,6 +151,13 @@ function nameCaches({ caches }: TrainingPlan): string {
     ({ location, digest, share }) => `${location} ${digest.slice(0, 12)} (${printShare(share)})`,
   );
   return `caches ${named.join(', ')}`;
+}
+
+/** The labels that are trained on now; with stages which of them it is. */
+function nameStage({ labels, stages = [] }: TrainingPlan, { stage }: StepMetrics): string {
+  const index = stages.findIndex(({ name }) => name === stage);
+  if (index === -1) return `labels ${labels}`;
+  return `stage ${stage}, ${index + 1} of ${stages.length}; labels ${stages[index]!.labels}`;
 }
 
 const points = (name: string, heldOut: readonly HeldOutMetrics[], key: 'kl' | 'ce' | 'top1Agreement'): LineSeries => ({

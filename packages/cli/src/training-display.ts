@@ -24,8 +24,15 @@ export function openTrainingDisplay(out: string, { note, openProgress }: Command
       onPlan: (plan) => {
         startedAt = performance.now();
         const rows = `${printCount(plan.rows)} rows (${printCount(plan.tokensPerEpoch)} tokens)`;
-        note(`train: ${printCount(plan.steps)} steps over ${rows}, labels ${plan.labels}, on ${plan.device}`);
+        const what =
+          plan.stages === undefined ? `over ${rows}, labels ${plan.labels}` : `in ${plan.stages.length} stages`;
+        note(`train: ${printCount(plan.steps)} steps ${what}, on ${plan.device}`);
         if (plan.caches.length > 1) for (const one of plan.caches) note(`train: ${describeCache(one)}`);
+        for (const [i, { name, steps, rows, labels }] of (plan.stages ?? []).entries()) {
+          note(
+            `train: stage ${i + 1}, ${name}: ${printCount(steps)} steps over ${printCount(rows)} rows, labels ${labels}`,
+          );
+        }
         if (plan.stepsDone > 0) note(`train: going on after step ${printCount(plan.stepsDone)}`);
         page = openRunPage(out, plan, note);
       },
@@ -62,6 +69,7 @@ const describeCache = ({ location, digest, rows, tokens, share }: CacheUse) =>
 function describeStep(metrics: StepMetrics, heldOut: HeldOutMetrics | undefined): string {
   const terms = lossTerms(metrics).map(([name, value]) => `${name} ${printSignificant(value, 3)}`);
   return [
+    ...(metrics.stage === undefined ? [] : [`stage ${metrics.stage}`]),
     `loss ${printSignificant(metrics.loss)}${terms.length < 2 ? '' : ` (${terms.join(', ')})`}`,
     ...(heldOut === undefined
       ? []

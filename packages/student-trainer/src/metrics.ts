@@ -8,6 +8,8 @@ import type { LossSums } from './micro-batch.ts';
 /** One line of metrics.jsonl. Losses are means over the step's target tokens, by weight, in nats. */
 export interface StepMetrics {
   readonly step: number;
+  /** Its stage, where the run has stages; steps are counted over all of them. */
+  readonly stage?: string;
   /** alpha T² KL + (1 - alpha) CE + hiddenWeight hidden + attentionWeight attention. */
   readonly loss: number;
   /** The divergence at temperature T, without T²; 0 without soft labels. */

@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { StillhouseError } from '@stillhouse/errors';
+import { RUN_SETTINGS } from './stage-settings.ts';
 import { SETTINGS_FREE_ON_RESUME, TRAINING_SETTINGS, type TrainingSettings } from './training-settings.ts';
 
 /** The resolved settings of a run, written beside its output. */
@@ -17,6 +18,28 @@ export async function readRecipe(out: string): Promise<Recipe | undefined> {
   return text === undefined ? undefined : (JSON.parse(text) as Recipe);
 }
 
+/** What makes a run again from its beginning: how it was continued is no part of it. */
+export function makeRecipe(run: TrainingSettings, stages: readonly NamedSettings[]): Recipe {
+  const [only] = stages;
+  if (only!.name === undefined) {
+    const { resume: _, resumeStep: __, ...recipe } = only!.settings;
+    return recipe;
+  }
+  const ofRun: readonly string[] = RUN_SETTINGS;
+  const pick = (settings: TrainingSettings, isOfRun: boolean) =>
+    Object.fromEntries(
+      Object.entries(settings).filter(
+        ([key]) => ofRun.includes(key) === isOfRun && key !== 'resume' && key !== 'resumeStep',
+      ),
+    );
+  return { ...pick(run, true), stages: stages.map(({ name, settings }) => ({ name, ...pick(settings, false) })) };
+}
+
+interface NamedSettings {
+  readonly name: string | undefined;
+  readonly settings: TrainingSettings;
+}
+
 /**
  * A run goes on only as it was begun: another rate or another seed halfway would be neither run.
  * @param strict settings that may not differ either, though others of their kind may
@@ -24,22 +47,34 @@ export async function readRecipe(out: string): Promise<Recipe | undefined> {
  */
 export function refuseOtherRecipe(
   before: Recipe,
-  now: TrainingSettings,
+  now: Recipe,
   where: string,
   strict: readonly (keyof TrainingSettings)[] = [],
 ): void {
-  const differing = (Object.keys(TRAINING_SETTINGS) as (keyof TrainingSettings)[]).filter(
-    (key) =>
-      (strict.includes(key) || !SETTINGS_FREE_ON_RESUME.includes(key)) &&
-      JSON.stringify(before[key]) !== JSON.stringify(now[key]),
-  );
+  const differing = listDifferences(before, now, strict);
   if (differing.length === 0) return;
-  const show = (key: keyof TrainingSettings) =>
-    `${key}: have ${JSON.stringify(before[key])}, asked ${JSON.stringify(now[key])}`;
   throw new StillhouseError({
     code: 'RECIPE_DIFFERS',
     where,
-    problem: `the run was begun with other settings (${differing.map(show).join('; ')})`,
+    problem: `the run was begun with other settings (${differing.join('; ')})`,
     remedy: 'Resume with the same settings, or start a new run in another --out',
   });
+}
+
+/** The settings that differ and may not, each with both values; of stages too, where their names are the same. */
+function listDifferences(before: Recipe, now: Recipe, strict: readonly (keyof TrainingSettings)[]): readonly string[] {
+  const show = (key: string, have: unknown, asked: unknown) =>
+    `${key}: have ${JSON.stringify(have)}, asked ${JSON.stringify(asked)}`;
+  const own = (Object.keys(TRAINING_SETTINGS) as (keyof TrainingSettings)[])
+    .filter((key) => strict.includes(key) || !SETTINGS_FREE_ON_RESUME.includes(key))
+    .filter((key) => JSON.stringify(before[key]) !== JSON.stringify(now[key]))
+    .map((key) => show(key, before[key], now[key]));
+  const stagesOf = ({ stages }: Recipe) => (stages ?? []) as readonly (Recipe & { readonly name: string })[];
+  const [had, asked] = [stagesOf(before), stagesOf(now)];
+  const names = [had, asked].map((stages) => stages.map(({ name }) => name));
+  if (JSON.stringify(names[0]) !== JSON.stringify(names[1])) return [show('stages', names[0], names[1]), ...own];
+  const ofStages = asked.flatMap((stage, i) =>
+    listDifferences(had[i]!, stage, []).map((difference) => `stage ${stage.name}, ${difference}`),
+  );
+  return [...own, ...ofStages];
 }

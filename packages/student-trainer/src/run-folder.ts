@@ -2,13 +2,15 @@ import { access } from 'node:fs/promises';
 import { join } from 'node:path';
 import { makeFolder, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import { RECIPE_FILE, readRecipe, refuseOtherRecipe } from './recipe.ts';
+import { RECIPE_FILE, type Recipe, readRecipe, refuseOtherRecipe } from './recipe.ts';
 import { listCheckpoints } from './training-checkpoint.ts';
 import type { TrainingSettings } from './training-settings.ts';
 
 /** Refuses a folder that the run cannot begin or go on in; writes its recipe there. */
-export async function prepareFolder(settings: TrainingSettings & { readonly out: string }): Promise<void> {
-  const { out, resume } = settings;
+export async function prepareFolder(
+  { out, resume }: Pick<TrainingSettings, 'resume'> & { readonly out: string },
+  recipe: Recipe,
+): Promise<void> {
   const before = await readRecipe(out);
   if (resume) {
     if (before === undefined) {
@@ -21,7 +23,7 @@ export async function prepareFolder(settings: TrainingSettings & { readonly out:
     }
     // A checkpoint knows its cache and its student by content; without one their paths are all there is.
     const strict = (await listCheckpoints(out)).length > 0 ? [] : (['cache', 'student'] as const);
-    refuseOtherRecipe(before, settings, join(out, RECIPE_FILE), strict);
+    refuseOtherRecipe(before, recipe, join(out, RECIPE_FILE), strict);
   } else {
     const isTaken =
       before !== undefined || (await listCheckpoints(out)).length > 0 || (await exists(join(out, 'config.json')));
@@ -35,8 +37,6 @@ export async function prepareFolder(settings: TrainingSettings & { readonly out:
     }
   }
   await makeFolder(out);
-  // What makes this run again from its beginning: how it was continued is no part of it.
-  const { resume: _, resumeStep: __, ...recipe } = settings;
   await writeFileAtomically(join(out, RECIPE_FILE), `${JSON.stringify(recipe, null, 2)}\n`);
 }
 

@@ -14,6 +14,8 @@ import type { StudentState } from './student.ts';
 export interface TrainingState {
   /** Steps done. */
   readonly step: number;
+  /** The stage that made the last of them, where the run has stages. */
+  readonly stage?: string;
   readonly position: DataPosition;
   readonly tokensSeen: number;
   readonly elapsedMs: number;
@@ -126,24 +128,20 @@ async function removeOthers(out: string, step: number, keep: number): Promise<vo
   }
 }
 
-export interface RestoreOptions {
-  /** Step of the checkpoint; the newest if not given. */
-  readonly step?: number;
-  readonly identity: RunIdentity;
+/** A checkpoint whose files are all as they were written. */
+export interface FoundCheckpoint {
+  readonly step: number;
+  readonly folder: string;
 }
 
 /**
- * Puts a checkpoint's tensors back into `tensors`, once every file was found to be as it was written.
- * @returns its state, or `undefined` when there is no checkpoint at all
+ * Finds a checkpoint and checks its files.
+ * @param step of the checkpoint; the newest if not given
+ * @returns `undefined` when there is no checkpoint at all
  * @throws StillhouseError CHECKPOINT_DAMAGED naming the file and the checkpoint before, CHECKPOINT_ABSENT when there is
- *   none of that step, CHECKPOINT_MISMATCH when it belongs to another student or another cache
+ *   none of that step
  */
-export async function restoreCheckpoint(
-  engine: Engine,
-  out: string,
-  tensors: StudentState,
-  { step, identity }: RestoreOptions,
-): Promise<TrainingState | undefined> {
+export async function findCheckpoint(out: string, step: number | undefined): Promise<FoundCheckpoint | undefined> {
   const steps = await listCheckpoints(out);
   if (step !== undefined && !steps.includes(step)) {
     throw new StillhouseError({
@@ -158,11 +156,42 @@ export async function restoreCheckpoint(
   if (chosen === undefined) return undefined;
   const folder = folderOf(out, chosen);
   await checkFiles(folder, FILES, offerBefore(steps, chosen));
+  return { step: chosen, folder };
+}
+
+/**
+ * Puts a checkpoint's tensors back into `tensors`.
+ * @returns its state
+ * @throws StillhouseError CHECKPOINT_MISMATCH when it belongs to another student or another cache
+ */
+export async function restoreCheckpoint(
+  engine: Engine,
+  { folder }: FoundCheckpoint,
+  tensors: StudentState,
+  identity: RunIdentity,
+): Promise<TrainingState> {
   const state = JSON.parse(await readFile(join(folder, STATE_FILE), 'utf8')) as TrainingState & RunIdentity;
   refuseOtherRun(folder, state, identity);
   for (const part of TENSOR_FILES) await restoreTensors(engine, join(folder, fileOf(part)), tensors[part]);
-  const { position, tokensSeen, elapsedMs } = state;
-  return { step: state.step, position, tokensSeen, elapsedMs };
+  const { step, stage, position, tokensSeen, elapsedMs } = state;
+  return { step, ...(stage === undefined ? {} : { stage }), position, tokensSeen, elapsedMs };
+}
+
+/** Weights of a checkpoint by name; those that it does not hold are left out. */
+export async function readCheckpointWeights(
+  { folder }: FoundCheckpoint,
+  names: ReadonlySet<string>,
+): Promise<Map<string, Float32Array<ArrayBuffer>>> {
+  const source = await openSafetensors(join(folder, fileOf('weights')));
+  try {
+    const weights = new Map<string, Float32Array<ArrayBuffer>>();
+    for (const name of names) {
+      if (source.tensors.has(name)) weights.set(name, await source.readFloat32(name));
+    }
+    return weights;
+  } finally {
+    await source.close();
+  }
 }
 
 function offerBefore(steps: readonly number[], damaged: number): string {

@@ -1,29 +1,32 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
 import type { TeacherCache } from '@stillhouse/teacher-cache';
+import { describeFilter, keepsRow, type RowFilter } from './row-filter.ts';
 import type { TrainingRows } from './step-data.ts';
-import type { TrainingSettings } from './training-settings.ts';
 
-type RowSelection = Pick<TrainingSettings, 'split'> & { readonly cache: string };
+type RowSelection = RowFilter & { readonly cache: string };
 
 export interface SelectedRows extends TrainingRows {
   /** What the rows are of. */
   readonly tasks: ReadonlySet<string>;
+  /** Where they came from. */
+  readonly sources: ReadonlySet<string>;
 }
 
 /** The rows of the cache that the student trains on, checked against its context and vocabulary. */
 export async function selectRows(
   cache: TeacherCache,
   config: ModelConfig,
-  { split, cache: where }: RowSelection,
+  { cache: where, ...filter }: RowSelection,
 ): Promise<SelectedRows> {
   const indices: number[] = [];
   const lengths: number[] = [];
   const tasks = new Set<string>();
+  const sources = new Set<string>();
   let index = 0;
   for await (const { row } of cache.rows(undefined, { topk: false, hidden: [] })) {
     const place = index++;
-    if (split !== undefined && row.split !== split) continue;
+    if (!keepsRow(filter, row)) continue;
     if (row.inputIds.length > config.maxPositions) {
       throw new StillhouseError({
         code: 'ROW_TOO_LONG',
@@ -48,14 +51,16 @@ export async function selectRows(
     indices.push(place);
     lengths.push(row.inputIds.length);
     if (row.task !== undefined) tasks.add(row.task);
+    if (row.source !== undefined) sources.add(row.source);
   }
   if (indices.length === 0) {
+    const kept = describeFilter(filter);
     throw new StillhouseError({
       code: 'NO_TRAINING_ROWS',
       where,
-      problem: split === undefined ? 'the cache has no rows' : `no row is of split ${split}`,
-      remedy: 'Choose another cache or another --split',
+      problem: kept === '' ? 'the cache has no rows' : `no row is ${kept}`,
+      remedy: 'Choose another cache, or other rows with --split, --tasks, --sources or --verified-only',
     });
   }
-  return { indices, lengths: Int32Array.from(lengths), tasks };
+  return { indices, lengths: Int32Array.from(lengths), tasks, sources };
 }

@@ -5,6 +5,8 @@ import { OPTIMISER_STATE_FORMATS } from './optimiser-state.ts';
 import { isTaskWeight } from './task-weights.ts';
 import { isTrainLayersEntry, TRAIN_LAYERS_SYNTAX } from './train-layers.ts';
 
+const isName = (value: unknown): value is string => typeof value === 'string' && value !== '';
+
 /** Every setting of a training run: recipe keys and, in kebab case, flags of `stillhouse train`. */
 export const TRAINING_SETTINGS = {
   cache: text('the teacher cache to learn from; several, as A,B, are mixed', undefined, { joins: ',' }),
@@ -126,6 +128,9 @@ export const TRAINING_SETTINGS = {
   ),
   seed: integer('seed of the data order, of new projections and of new adapters', 0, { min: 0, max: 0xffffffff }),
   split: text('train only on rows of this split; left out: all rows', undefined),
+  tasks: list('train only on rows of these tasks; left out: all', isName, 'names of tasks', undefined),
+  sources: list('train only on rows from these sources; left out: all', isName, 'names of sources', undefined),
+  verifiedOnly: boolean('train only on rows that have a verified answer'),
   checkpointEvery: integer('steps between checkpoints', 200, { min: 1 }),
   keepCheckpoints: integer('newest checkpoints kept', 2, { min: 1 }),
   saveDtype: choice('dtype of the final weights', ['float32', 'bfloat16', 'float16'], 'float32'),

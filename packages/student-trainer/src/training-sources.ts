@@ -4,6 +4,7 @@ import type { HiddenLayer, HiddenScale, TeacherCache } from '@stillhouse/teacher
 import { type CacheShare, commonKind, haveOneCodebook, mixObjectives, parseCaches } from './cache-mixture.ts';
 import { type OrderedSource, sumLengths } from './data-order.ts';
 import { type ResolvedObjective, resolveObjective } from './objective-from-settings.ts';
+import { checkFilter } from './row-filter.ts';
 import type { StepSource, TrainingRows } from './step-data.ts';
 import { checkTaskWeights, parseTaskWeights } from './task-weights.ts';
 import { selectRows } from './training-rows.ts';
@@ -86,15 +87,21 @@ export async function resolveSources(
     }));
   const each = resolveWith(settings.labels);
   const resolved = mixObjectives(settings.labels === undefined ? resolveWith(commonKind(each)) : each);
-  const tasks = new Set<string>();
+  const [tasks, rowSources] = [new Set<string>(), new Set<string>()];
   const sources: TrainingSource[] = [];
   for (const { location, cache, weight, hiddenScale } of described) {
     await checkModelTokenizer(cache, settings.student);
-    const { tasks: own, ...rows } = await selectRows(cache, config, { ...settings, cache: location });
+    const {
+      tasks: own,
+      sources: ownSources,
+      ...rows
+    } = await selectRows(cache, config, { ...settings, cache: location });
     for (const task of own) tasks.add(task);
+    for (const source of ownSources) rowSources.add(source);
     const featureScales = await readFeatureScales(cache, resolved);
     sources.push({ location, cache, rows, weight: weight ?? sumLengths(rows.lengths), hiddenScale, featureScales });
   }
+  checkFilter(settings, { tasks, sources: rowSources }, settings.cache);
   if (settings.taskWeights !== undefined) {
     checkTaskWeights(parseTaskWeights(settings.taskWeights), tasks, settings.cache);
   }

@@ -1,4 +1,4 @@
-import { TRAINING_SETTINGS, trainStudent } from '@stillhouse/student-trainer';
+import { resolveStages, TRAINING_SETTINGS, trainStudent } from '@stillhouse/student-trainer';
 import { defineCommand } from '../command.ts';
 import { EXIT_SUCCESS, exitCodeOfSignal } from '../failure.ts';
 import { openEvaluator } from '../held-out-evaluator.ts';
@@ -8,11 +8,13 @@ import { openTrainingDisplay } from '../training-display.ts';
 
 export const train = defineCommand({
   settings: TRAINING_SETTINGS,
+  resolveStages,
   run: async (settings, context) => {
     let stoppedBy: NodeJS.Signals | undefined;
     const stop = new AbortController();
     const display = openTrainingDisplay(settings.out!, context);
-    const evaluator = await openEvaluator(settings);
+    // Stages share what is evaluated; rows that are trained on are theirs.
+    const evaluator = await openEvaluator(settings.stages?.[0]?.settings ?? settings);
     try {
       const result = await trainStudent(settings, {
         ...display.events,
@@ -37,10 +39,11 @@ export const train = defineCommand({
         summary: printPairs([
           isFinished ? ['student', out] : ['stopped', `${out}, go on with --resume`],
           ['steps', printCount(steps)],
+          ['stage', last?.stage],
           ['loss', last && printSignificant(last.loss)],
           ['kl', last && printSignificant(last.kl)],
           ['ce', last && printSignificant(last.ce)],
-          ['hidden', last && settings.hiddenWeight > 0 ? printSignificant(last.hidden) : undefined],
+          ['hidden', last === undefined || last.hidden === 0 ? undefined : printSignificant(last.hidden)],
           ['attention', last?.attention === undefined ? undefined : printSignificant(last.attention)],
           ['held-out KL@1', lastHeldOut && printSignificant(lastHeldOut.kl)],
           ['held-out top-1', lastHeldOut && printShare(lastHeldOut.top1Agreement)],
