@@ -89,7 +89,6 @@ const microBatch: MicroBatch = {
 };
 const stepMs: number[] = [];
 const cpuMs: number[] = [];
-const faults: number[] = [];
 const losses: number[] = [];
 for (let step = 1; step <= steps; step++) {
   const stepStartedAt = performance.now();
@@ -99,7 +98,6 @@ for (let step = 1; step <= steps; step++) {
   stepMs.push(performance.now() - stepStartedAt);
   const after = process.resourceUsage();
   cpuMs.push((after.userCPUTime + after.systemCPUTime - before.userCPUTime - before.systemCPUTime) / 1000);
-  faults.push(after.minorPageFault - before.minorPageFault);
   losses.push(sums.loss);
 }
 const sorted = stepMs.slice(warmUp).sort((a, b) => a - b);
@@ -114,9 +112,7 @@ console.log(
     peakRssBytes,
     setupMs,
     stepMs: medianMs,
-    minStepMs: Math.min(...stepMs.slice(warmUp)),
     cpuMs: Math.min(...cpuMs.slice(warmUp)),
-    pageFaults: faults.slice(warmUp),
     losses,
   }),
 );

@@ -108,11 +108,11 @@ def main():
     if arguments.mode == "compile":
         compute_loss = torch.compile(compute_loss)
 
-    losses, seconds = [], []
+    losses, seconds, cpu_seconds = [], [], []
     batches = draw_batches(arguments, config.vocab_size, teacher_width)
     for step in range(arguments.steps):
         batch = next(batches)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         loss = compute_loss(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -120,6 +120,7 @@ def main():
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - cpu_start)
         print(f"step {step + 1}/{arguments.steps}: loss {losses[-1]:.4f}, {seconds[-1]:.2f} s", file=sys.stderr)
 
     step_seconds = statistics.median(seconds[arguments.warm_up:])
@@ -136,6 +137,7 @@ def main():
         "steps": arguments.steps,
         "warmUp": arguments.warm_up,
         "stepMs": step_seconds * 1000,
+        "cpuMs": min(cpu_seconds[arguments.warm_up:]) * 1000,
         "tokensPerSecond": arguments.batch * arguments.length / step_seconds,
         "peakRssBytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "losses": losses,
