@@ -128,6 +128,17 @@ describe('tensors in buffers of a WebGPU device', { skip: obstacle }, () => {
     assert.ok(residentBytes < 2 ** 30);
   });
 
+  test('a tensor that the device has no buffer for is told as such, and the engine goes on', async () => {
+    const increment = await load(engine, 'increment');
+    const [x, y] = [1, 2].map(() => engine.allocate('float32', [2 ** 31])) as [DeviceTensor, DeviceTensor];
+    const call = { kind: 'run', program: increment, inputs: { x, step: upload([1]) }, outputs: { y } } as const;
+    await assert.rejects(engine.run([call]), { code: 'OUT_OF_MEMORY' });
+    await assert.rejects(engine.download(x), { code: 'OUT_OF_MEMORY' });
+    engine.free(x);
+    engine.free(y);
+    assert.deepEqual(await read(upload([3])), [3]);
+  });
+
   test('what a program made outlives it', async () => {
     const [increment, matmul] = [await load(engine, 'increment'), await load(engine, 'matmul')];
     const x = upload([1, 2]);

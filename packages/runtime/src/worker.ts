@@ -40,6 +40,11 @@ interface LoadedProgram {
   readonly shapeNames: readonly string[];
 }
 
+/** What to do when memory is exhausted. */
+const SMALLER = 'Free tensors, or work in smaller batches';
+/** ONNX Runtime's and Dawn's words for a device that has no memory left, or none in one piece. */
+const DEVICE_MEMORY_EXHAUSTED = /exceeds the max buffer size limit|out of memory|failed to create GPU buffer/i;
+
 const programs = new Map<number, LoadedProgram>();
 let options: WorkerOptions | undefined;
 let memory: TensorMemory = createHostMemory(enterNative);
@@ -102,11 +107,11 @@ async function executeCall(call: WorkerCall, position: string): Promise<void> {
     });
   } catch (error) {
     if (error instanceof Failure) throw error;
-    throw new Failure({
-      code: 'RUNTIME_FAILED',
-      where: `program ${name} (${position})`,
-      problem: `ONNX Runtime failed: ${describe(error)}`,
-    });
+    const where = `program ${name} (${position})`;
+    const problem = `ONNX Runtime failed: ${describe(error)}`;
+    if (DEVICE_MEMORY_EXHAUSTED.test(problem))
+      throw new Failure({ code: 'OUT_OF_MEMORY', where, problem, remedy: SMALLER });
+    throw new Failure({ code: 'RUNTIME_FAILED', where, problem });
   }
 }
 
@@ -230,12 +235,14 @@ function describe(error: unknown): string {
 
 function toFailure(error: unknown, kind: string): WorkerFailure {
   if (error instanceof Failure) return error.failure;
-  const outOfMemory = error instanceof RangeError && /alloc|array buffer|invalid.*length/i.test(error.message);
+  const outOfMemory =
+    (error instanceof RangeError && /alloc|array buffer|invalid.*length/i.test(error.message)) ||
+    DEVICE_MEMORY_EXHAUSTED.test(describe(error));
   return {
     code: outOfMemory ? 'OUT_OF_MEMORY' : 'RUNTIME_FAILED',
     where: `command ${kind}`,
     problem: describe(error),
-    ...(outOfMemory ? { remedy: 'Free tensors, or work in smaller batches' } : {}),
+    ...(outOfMemory ? { remedy: SMALLER } : {}),
   };
 }
 
