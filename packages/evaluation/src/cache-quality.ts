@@ -116,7 +116,7 @@ async function measure(
     const engine = await openEngine({ device, ...(threads === undefined ? {} : { threads }) });
     try {
       const positions = sample.reduce((sum, one) => sum + one.positions.length, 0);
-      const where = `${engine.device} (${engine.deviceReason})`;
+      const where = engine.deviceReason;
       events.onPlan?.({ rows: sample.length, positions, modes: modes.map(({ name }) => name), device: where });
       const startedAt = performance.now();
       events.onStage?.('teacher');

@@ -173,7 +173,7 @@ async function withModel<Figures>(
         elapsedMs,
         tokensPerSecond: (countTokens(figures) / elapsedMs) * 1000,
         peakRssBytes,
-        device: `${engine.device} (${engine.deviceReason})`,
+        device: engine.deviceReason,
         recipe: settings,
       };
     } finally {

@@ -92,7 +92,7 @@ async function runStages(inputs: TrainingInputs, events: TrainingEvents): Promis
           onReady: (state, caches) => {
             if (begun !== undefined) return;
             begun = state;
-            const where = `${engine.device} (${engine.deviceReason})`;
+            const where = engine.deviceReason;
             events.onPlan?.({ ...describePlan(stages, stage, caches), stepsDone: state.step, device: where });
           },
         });

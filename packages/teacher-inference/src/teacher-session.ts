@@ -53,7 +53,7 @@ export async function openTeacherSession(teacher: Teacher | null, settings: Sess
     return scorer;
   };
   return {
-    device: `${engine.device} (${engine.deviceReason})`,
+    device: engine.deviceReason,
     weights: keepAll ? 'resident' : 'streamed',
     settings: { device: engine.device, batchTokens },
     score: async (rows, labels, scales, onStep) => {
