@@ -41,6 +41,8 @@ export interface Objective {
   readonly divergence: Divergence;
   /** States of the student that are held to states of the teacher, each by a program of its own: `featureLossGraph`. */
   readonly features?: readonly FeatureMatch[];
+  /** Whether they are all there is: then `lossGraph` has no part in it, and there are no labels. */
+  readonly isFeaturesOnly?: boolean;
 }
 
 /** What the student's readout looks like: H, V (rows of the output matrix that take part) and the final norm's epsilon. */

@@ -5,9 +5,10 @@ import {
   blockParameters,
   type LowRankAdapter,
 } from '@stillhouse/decoder';
-import type { FeatureMatch } from '@stillhouse/objectives';
+import type { Objective } from '@stillhouse/objectives';
 import { attentionLayer } from '@stillhouse/teacher-cache';
 import type { StudentAdapter } from './adapters.ts';
+import { countRunLayers } from './feature-reach.ts';
 
 /** What a layer's backward pass gives. */
 export interface LayerBackward {
@@ -25,6 +26,8 @@ export interface LayerBackward {
 export interface BackwardPlan {
   /** By layer; `undefined` for those below the lowest thing that learns, which are run forwards only. */
   readonly layers: readonly (LayerBackward | undefined)[];
+  /** Layers that are run at all. */
+  readonly runLayers: number;
   /** The lowest layer that is run backwards; the number of layers where none is. */
   readonly lowestLayer: number;
   readonly hasEmbeddingGradient: boolean;
@@ -36,14 +39,16 @@ const EMBEDDING = 'model.embed_tokens.weight';
 
 /**
  * @param trained whether a parameter of the student learns, by its full name
- * @param features states of the student that are held to a teacher's
+ * @param objective which states of the student are held to a teacher's, and whether anything else counts
  */
 export function planBackward(
   config: ModelConfig,
   trained: (name: string) => boolean,
   adapter?: StudentAdapter,
-  features: readonly Pick<FeatureMatch, 'student'>[] = [],
+  objective: Pick<Objective, 'features' | 'isFeaturesOnly'> = {},
 ): BackwardPlan {
+  const { features = [] } = objective;
+  const runLayers = countRunLayers(objective, config.layerCount);
   const attentionLayers = new Set(
     features.flatMap(({ student }) => {
       const depth = attentionLayer(student);
@@ -61,13 +66,13 @@ export function planBackward(
     const hasInputGradient = isAnyBelow;
     isAnyBelow ||= own.size > 0;
     const hasAttentionSeed = attentionLayers.has(layer);
-    return isAnyBelow
+    return isAnyBelow && layer < runLayers
       ? { trained: own, adapter: isAdapted ? adapter : undefined, hasInputGradient, hasAttentionSeed }
       : undefined;
   });
   const lowest = layers.findIndex((layer) => layer !== undefined);
   const lowestLayer = lowest === -1 ? config.layerCount : lowest;
-  return { layers, lowestLayer, hasEmbeddingGradient, attentionLayers };
+  return { layers, runLayers, lowestLayer, hasEmbeddingGradient, attentionLayers };
 }
 
 /** Whether the gradient comes to the residual stream after `layer` layers: something at or below learns. */

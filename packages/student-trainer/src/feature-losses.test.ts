@@ -5,15 +5,16 @@ import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
 import { isStillhouseError } from '@stillhouse/errors';
-import type { FeatureMatch, LabelArrays } from '@stillhouse/objectives';
+import type { FeatureMatch, LabelArrays, Objective } from '@stillhouse/objectives';
 import { resolveSettings } from '@stillhouse/settings';
 import type { HiddenLayer } from '@stillhouse/teacher-cache';
 import { expectClose, openEngine, randomNormals } from '@stillhouse/testing';
+import { reachedBy } from './feature-reach.ts';
 import { type StepMetrics, TRAINING_SETTINGS, type TrainingSettings, trainStudent } from './index.ts';
 import type { MicroBatch } from './micro-batch.ts';
 import type { FloatData } from './parameters.ts';
 import { isProjection } from './projections.ts';
-import { createStudent, type StudentOptions } from './student.ts';
+import { createStudent, type Student, type StudentOptions } from './student.ts';
 import { writeSyntheticCache } from './testing/synthetic-cache.ts';
 
 const engine = await openEngine({ threads: 1 });
@@ -41,6 +42,8 @@ const FEATURES = PAIRS.map(
     ...{ student, teacher, loss: 'mse', normalisation: 'none', teacherHidden: WIDTH, hasProjection: true },
   }),
 );
+
+const OBJECTIVE: Objective = { labels: { kind: 'none' }, divergence: { kind: 'forward-kl' }, features: FEATURES };
 
 async function readMicroBatch(): Promise<MicroBatch> {
   const [ids, attention, labels, mask] = await Promise.all(
@@ -75,7 +78,7 @@ const openStudent = (more: Partial<StudentOptions> = {}) =>
     config,
     float: 'float64',
     read: (name) => (isProjection(name) ? targets : weights).readFloat64(name) as Promise<FloatData>,
-    objective: { labels: { kind: 'none' }, divergence: { kind: 'forward-kl' }, features: FEATURES },
+    objective: OBJECTIVE,
     scalars: { temperature: 1, alpha: 0.5, hiddenWeight: 0.5, attentionWeight: 0.25 },
     adamw: { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0, clip: 1 },
     vocabSize: config.vocabSize,
@@ -136,9 +139,8 @@ test('distances at every layer and their gradients are those of PyTorch, whateve
   }
 });
 
-test('the gradient of all weights and projections is the slope of the loss along a random direction', async () => {
+async function expectSlope(student: Student) {
   const batch = await readMicroBatch();
-  const student = await openStudent();
   const { trained: all } = student.parameters;
   const normal = randomNormals(11);
   const compute = async () => (await student.computeGradients([batch], batch.labels.count)).sums.loss;
@@ -164,6 +166,51 @@ test('the gradient of all weights and projections is the slope of the loss along
   const step = 1e-6;
   const numeric = ((await at(step)) - (await at(-step))) / (2 * step);
   assert.ok(Math.abs(slope - numeric) < 1e-7 * Math.abs(numeric), `${slope} against ${numeric}`);
+}
+
+test('the gradient of all weights and projections is the slope of the loss along a random direction', async () => {
+  await expectSlope(await openStudent());
+});
+
+test('with features alone the loss is theirs, and nothing above them learns', async () => {
+  const batch = await readMicroBatch();
+  const whole = await openStudent();
+  const { sums: wanted } = await whole.computeGradients([batch], batch.labels.count);
+  const cases: readonly [features: readonly FeatureMatch[], learns: RegExp][] = [
+    [FEATURES.filter(({ student }) => student === 1), /embed_tokens|layers\.0\./],
+    [
+      FEATURES.filter(({ student }) => student === 'attention.2'),
+      /embed_tokens|layers\.0\.|layers\.1\.(self_attn|input_l)/,
+    ],
+    [
+      FEATURES.filter(({ student }) => student === 'attention.1' || student === 0),
+      /embed_tokens|layers\.0\.(self_attn|input_l)/,
+    ],
+    [FEATURES.filter(({ student }) => student === 'final'), /./],
+  ];
+  for (const [features, learns] of cases) {
+    const objective = { ...OBJECTIVE, features, isFeaturesOnly: true };
+    for (const recompute of [false, true]) {
+      const student = await openStudent({ objective, trained: reachedBy(objective, config), recompute });
+      const { sums } = await student.computeGradients([batch], batch.labels.count);
+      assert.deepEqual([sums.kl, sums.ce], [0, 0]);
+      expectClose(
+        sums.features,
+        features.map((match) => wanted.features[FEATURES.indexOf(match)]!),
+        { absolute: 1e-12, where: 'distances' },
+      );
+      for (const { name, gradient } of student.parameters.tensors) {
+        if (isProjection(name)) continue;
+        assert.equal(gradient !== undefined, learns.test(name), name);
+        if (gradient !== undefined)
+          assert.ok(
+            ((await engine.download(gradient)) as Float64Array).some((value) => value !== 0),
+            name,
+          );
+      }
+      await expectSlope(student);
+    }
+  }
 });
 
 test('what is frozen changes no gradient of what learns', async () => {
@@ -255,8 +302,33 @@ test('the final states alone are the plain case: no pairs in metrics, no layers 
   );
 });
 
+test('a run on features alone leaves what is above them as it was', async () => {
+  const run = settings({ featuresOnly: true, labels: undefined, hiddenLayers: ['1:2'], weightDecay: 0.5 });
+  await trainStudent(run);
+  const { metrics, recipe } = await readRun(run.out!);
+  assert.ok(metrics.every(({ loss, kl, ce, hidden }) => kl === 0 && ce === 0 && Math.abs(loss - 0.3 * hidden) < 1e-6));
+  assert.equal(recipe.labels, 'none');
+  const saved = await openSafetensors(join(run.out!, 'model.safetensors'));
+  for (const name of weights.tensors.keys()) {
+    const isSame = Buffer.from(await saved.readRaw(name)).equals(Buffer.from(await weights.readRaw(name)));
+    assert.equal(isSame, /layers\.1\.|model\.norm/.test(name), name);
+  }
+});
+
 test('what nothing reads is refused', async () => {
   const cases: readonly [string, Partial<TrainingSettings>, RegExp][] = [
+    ['SETTING_UNUSED', { featuresOnly: true }, /--labels topk: with --features-only the output distribution/],
+    ['SETTING_UNUSED', { featuresOnly: true, labels: undefined, selectTokens: 0.5 }, /--select-tokens 0.5/],
+    [
+      'SETTING_MISSING',
+      { featuresOnly: true, labels: undefined, hiddenWeight: 0 },
+      /--features-only: no states are matched/,
+    ],
+    [
+      'SETTING_CONFLICT',
+      { featuresOnly: true, labels: undefined, hiddenLayers: ['1:2'], trainLayers: [1] },
+      /--train-layers: what is to learn lies above/,
+    ],
     ['SETTING_UNUSED', { hiddenWeight: 0, hiddenLayers: ['1:2'] }, /--hidden-layers.*--hidden-weight above 0/],
     ['SETTING_UNUSED', { hiddenWeight: 0, hiddenNormalise: 'rms' }, /--hidden-normalise.*no states are matched/],
     ['SETTING_UNUSED', { attentionLayers: ['1:1'] }, /--attention-layers.*--attention-weight above 0/],

@@ -138,7 +138,7 @@ export function createMicroBatchRunner(
   };
   const fixedOutputs = Object.fromEntries(accumulators.map(([name, gradient]) => [`gradient.${name}.sum`, gradient]));
   /** Whether anything before the final norm learns. */
-  const goesBack = takesGradient(plan, config.layerCount);
+  const goesBack = takesGradient(plan, plan.runLayers);
   const matched = new Set(programs.features.map(({ match }) => match.student));
 
   /** Everything the batch needs on the device for as long as it runs. */
@@ -286,7 +286,7 @@ export function createMicroBatchRunner(
     back: readonly [DeviceTensor, DeviceTensor] | undefined,
   ): readonly Call[] {
     const { cos, sin, bias } = tensors;
-    const last = config.layerCount;
+    const last = plan.runLayers;
     let [upstream, downstream] = back ?? [];
     // A layer's states are held to the teacher's where the gradient passes them.
     const featureCalls = (layer: HiddenLayer, x: DeviceTensor): readonly Call[] =>
@@ -342,7 +342,7 @@ export function createMicroBatchRunner(
         const state = () => hold(engine.allocate(float, [tensors.tokens, config.hiddenSize]));
         // Below the lowest layer that is run backwards no state is needed again: two buffers in turns.
         const inTurns = plan.lowestLayer === 0 ? [] : [state(), state()];
-        const states = Array.from({ length: config.layerCount + 1 }, (_, layer) =>
+        const states = Array.from({ length: plan.runLayers + 1 }, (_, layer) =>
           layer < plan.lowestLayer && !matched.has(layer) ? inTurns[layer % 2]! : state(),
         );
         const saved = programs.layers.map((layer, n) => activations.take(n, layer.saved, batch.rows, batch.length));
@@ -352,7 +352,7 @@ export function createMicroBatchRunner(
         const back = goesBack ? ([state(), state()] as const) : undefined;
         const chunks = Math.ceil(labels.count / setting.chunkPositions);
         const sums = hold(engine.allocate(float, [chunks, LOSS_TERMS]));
-        const positions = openLabels(batch, labels, denominator, states[config.layerCount]!);
+        const positions = openLabels(batch, labels, denominator, states[plan.runLayers]!);
         const features =
           programs.features.length === 0
             ? undefined
@@ -360,7 +360,7 @@ export function createMicroBatchRunner(
         await engine.run([
           biasCall(forward, tensors),
           embeddingCall(forward, tensors, store.embedding.weight, states[0]!),
-          ...store.layerWeights.flatMap((weights, layer) =>
+          ...store.layerWeights.slice(0, plan.runLayers).flatMap((weights, layer) =>
             Array.from({ length: tiles.count }, (_, tile): Call => {
               const { cos, sin, bias } = tensors;
               const inputs = { ...tiles.cut({ x: states[layer]!, cos, sin, bias }, tile), ...weights };
@@ -371,7 +371,7 @@ export function createMicroBatchRunner(
             }),
           ),
           ...positions.calls,
-          ...lossCalls(positions, back?.[0], sums),
+          ...(objective.isFeaturesOnly === true ? [] : lossCalls(positions, back?.[0], sums)),
           ...backwardCalls(batch, tensors, tiles, states, saved, attentionOutputs, features, back),
         ]);
         const { loss, ...others } = readSums((await engine.download(sums)) as FloatData);

@@ -52,10 +52,31 @@ export function resolveObjective(
 ): ResolvedObjective {
   const vocabSize = sharedVocabulary(cache, student.vocabSize, where);
   checkLossSchedule(settings);
-  const labels = resolveLabels(settings, cache, vocabSize, where, hiddenScale);
-  const divergence = resolveDivergence(settings, labels);
+  if (settings.featuresOnly) refuseOutputSettings(settings);
+  const given = settings.featuresOnly ? { ...settings, labels: 'none' as const } : settings;
+  const labels = resolveLabels(given, cache, vocabSize, where, hiddenScale);
+  const divergence = resolveDivergence(given, labels);
   const features = resolveFeatures(settings, cache, student, where);
-  return { objective: { labels, divergence, ...(features.length === 0 ? {} : { features }) }, vocabSize };
+  const objective: Objective = { labels, divergence, ...(features.length === 0 ? {} : { features }) };
+  return { objective: settings.featuresOnly ? { ...objective, isFeaturesOnly: true } : objective, vocabSize };
+}
+
+/** Without the output matrix there is no distribution to compare, nor to choose tokens by. */
+function refuseOutputSettings({ labels, selectTokens, hiddenWeight, attentionWeight }: TrainingSettings): void {
+  const unused = [
+    ...(labels === undefined || labels === 'none' ? [] : [`--labels ${labels}`]),
+    ...(selectTokens === 1 ? [] : [`--select-tokens ${selectTokens}`]),
+  ];
+  if (unused.length > 0) {
+    refuse('SETTING_UNUSED', unused[0]!, 'with --features-only the output distribution takes no part', {
+      remedy: 'Leave it out, or leave --features-only out',
+    });
+  }
+  if (hiddenWeight === 0 && attentionWeight === 0) {
+    refuse('SETTING_MISSING', '--features-only', 'no states are matched', {
+      remedy: 'Give --hidden-weight or --attention-weight',
+    });
+  }
 }
 
 const STATES = [

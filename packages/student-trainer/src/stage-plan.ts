@@ -1,10 +1,12 @@
 import { totalmem } from 'node:os';
-import type { ModelConfig } from '@stillhouse/checkpoint';
+import { describeParameters, type ModelConfig } from '@stillhouse/checkpoint';
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import { measureActivations } from './activation-store.ts';
 import { checkOptimiserState } from './adamw.ts';
+import { studentAdapterParameters } from './adapters.ts';
 import { type BackwardPlan, planBackward } from './backward-plan.ts';
 import { countSteps, sumLengths } from './data-order.ts';
+import { reachedBy } from './feature-reach.ts';
 import { resolveHeldOut } from './held-out.ts';
 import { namePair, type PairedStates, statesOf } from './layer-pairs.ts';
 import { type Learning, resolveLearning } from './learning.ts';
@@ -109,9 +111,12 @@ async function planStage(
   checkOptimiserState(settings, settings.device);
   // No stage may learn from the rows that the run is evaluated on.
   resolveHeldOut(settings);
-  const learning = resolveLearning(settings, config);
+  const asked = resolveLearning(settings, config);
   const { sources, resolved } = await resolveSources(caches, settings, config);
-  const backward = planBackward(config, learning.trained, learning.adapter, resolved.objective.features);
+  const isReached = reachedBy(resolved.objective, config);
+  const learning = { ...asked, trained: (name: string) => asked.trained(name) && isReached(name) };
+  refuseNothingToLearn(learning, settings, config);
+  const backward = planBackward(config, learning.trained, learning.adapter, resolved.objective);
   const resolvedSettings = resolveOpen(settings, { sources, resolved }, backward, config);
   return { name, stepsBefore, settings: resolvedSettings, learning, sources, resolved };
 }
@@ -174,6 +179,23 @@ function chooseRecompute(
   const mean = Math.min(...sources.map(({ rows }) => sumLengths(rows.lengths) / rows.lengths.length));
   const rowCount = Math.ceil(batchTokens / accumulate / (batching === 'packed' ? longest : mean)) + 1;
   return measureActivations(config, backward, rowCount, longest) > ACTIVATIONS_SHARE * totalmem() ? 'always' : 'never';
+}
+
+/** Projections alone would learn, and the student stay what it is. */
+function refuseNothingToLearn(
+  { trained, adapter }: Learning,
+  { trainLayers }: TrainingSettings,
+  config: ModelConfig,
+): void {
+  const adapters = adapter === undefined ? [] : studentAdapterParameters(config, adapter);
+  if ([...describeParameters(config), ...adapters].some(({ name }) => trained(name))) return;
+  throw new StillhouseError({
+    code: 'SETTING_CONFLICT',
+    where: '--train-layers',
+    problem: 'what is to learn lies above the layers that --features-only runs',
+    got: trainLayers.join(','),
+    remedy: 'Let lower layers learn, match higher ones, or leave --features-only out',
+  });
 }
 
 function refuseStepsAndEpochs({ steps, epochs }: TrainingSettings): void {

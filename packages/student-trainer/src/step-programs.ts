@@ -71,7 +71,7 @@ export async function compileStepPrograms(engine: Engine, options: StepProgramOp
   const { config, objective, vocabSize, float, selects, trained, adapter } = options;
   const { hiddenSize, rmsNormEpsilon } = config;
   const forward = await compileForwardPrograms(engine, config, float, adapter);
-  const plan = planBackward(config, trained, adapter, objective.features);
+  const plan = planBackward(config, trained, adapter, objective);
   const readout = { hiddenSize, vocabSize, rmsNormEpsilon };
   const wanted: LossGradients = {
     x: takesGradient(plan, config.layerCount),

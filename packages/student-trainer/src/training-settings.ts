@@ -66,6 +66,9 @@ export const TRAINING_SETTINGS = {
     'last, uniform, or pairs student:teacher of layers from 1',
     undefined,
   ),
+  featuresOnly: boolean(
+    'train on these states alone: no KL, no cross-entropy, nothing above the highest layer that is matched',
+  ),
   hiddenLoss: choice('distance of hidden states and of attention outputs', ['mse', 'cosine'], 'mse'),
   hiddenNormalise: choice(
     'both sides before they are compared: over their root mean square, or as layer norm does',

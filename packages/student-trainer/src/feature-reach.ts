@@ -1,0 +1,41 @@
+import type { FeatureMatch, Objective } from '@stillhouse/objectives';
+import { attentionLayer } from '@stillhouse/teacher-cache';
+
+/** Layers that must run for a state to be there. */
+const depthOf = ({ student }: Pick<FeatureMatch, 'student'>, layerCount: number): number =>
+  student === 'final' ? layerCount : (attentionLayer(student) ?? Number(student));
+
+/** Layers of the student that an objective runs: all, or with features alone as many as the highest of them needs. */
+export function countRunLayers(
+  { features = [], isFeaturesOnly = false }: Pick<Objective, 'features' | 'isFeaturesOnly'>,
+  layerCount: number,
+): number {
+  return isFeaturesOnly ? Math.max(...features.map((match) => depthOf(match, layerCount))) : layerCount;
+}
+
+/** In a layer, what comes before its attention output. */
+const BEFORE_ATTENTION_OUTPUT = /^(self_attn|input_layernorm)\./;
+
+/**
+ * Whether a gradient comes to a parameter, by its full name. What none comes to must not be updated: weight decay would
+ * shrink it all the same.
+ */
+export function reachedBy(
+  objective: Pick<Objective, 'features' | 'isFeaturesOnly'>,
+  { layerCount, tieWordEmbeddings }: { readonly layerCount: number; readonly tieWordEmbeddings: boolean },
+): (name: string) => boolean {
+  const { features = [], isFeaturesOnly = false } = objective;
+  if (!isFeaturesOnly) return () => true;
+  const depth = countRunLayers(objective, layerCount);
+  const highest = features.filter((match) => depthOf(match, layerCount) === depth);
+  const endsInAttention = highest.every(({ student }) => attentionLayer(student) !== undefined);
+  return (name) => {
+    const [, layer, part] = /^model\.layers\.(\d+)\.(.*)$/.exec(name) ?? [];
+    if (layer !== undefined) {
+      if (Number(layer) === depth - 1 && endsInAttention) return BEFORE_ATTENTION_OUTPUT.test(part!);
+      return Number(layer) < depth;
+    }
+    if (name === 'model.norm.weight') return highest.some(({ student }) => student === 'final');
+    return name !== 'lm_head.weight' || tieWordEmbeddings;
+  };
+}
