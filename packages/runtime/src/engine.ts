@@ -82,7 +82,8 @@ export interface Engine {
   /**
    * Runs a sequence with one message to the device. All calls are checked before the first one runs. Outputs are
    * written into the given tensors. An output that aliases an input (in place) is right only where data flow makes
-   * the write come after every read of that input: element-wise operators, Gemm with C as output, ScatterND.
+   * the write come after every read of that input: element-wise operators, Gemm with C as output, ScatterND. (On the
+   * device webgpu it is right always, and takes a buffer of the output's size while the program runs.)
    * @throws PROGRAM_* (see checkBindings), PROGRAM_RELEASED, RUNTIME_FAILED with ONNX Runtime's words
    */
   run(calls: readonly Call[]): Promise<void>;
