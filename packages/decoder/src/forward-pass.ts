@@ -12,7 +12,7 @@ import type { TokenBatch } from './token-batch.ts';
  */
 export function compileGraph(engine: Engine, graph: GraphBuilder): Promise<Program> {
   const { name } = graph;
-  const model = encodeModel(graph, engine.device === 'webgpu' ? 'webgpu' : 'any');
+  const model = encodeModel(graph, engine.device === 'cpu' ? 'any' : engine.device);
   return engine.compile(model, racesOnThreads(graph) ? { name, threads: 1 } : { name });
 }
 

@@ -1,10 +1,11 @@
 import { readFileSync } from 'node:fs';
 import protobuf from 'protobufjs';
 import type { GraphBuilder } from './builder.ts';
+import { chooseOldestOpset, type EncodingTarget, shapeInputName } from './encoding-target.ts';
 import { reachableNodes } from './reachable.ts';
 import type { AttributeValue, Dtype, Node, OperatorName, Shape, Value } from './types.ts';
 import { verifyGraph, verifyWebGpuGraph } from './verify.ts';
-import { chooseWebGpuOpset, lowerForWebGpu, shapeInputName } from './webgpu.ts';
+import { lowerForWebGpu } from './webgpu.ts';
 
 const IR_VERSION = 10;
 /** 26 brings BitCast; every other operator here is older. */
@@ -115,9 +116,6 @@ function encodeConstant(value: Value): object {
   };
 }
 
-/** The provider that a model is encoded for: `any` is ONNX as it stands, `webgpu` what ONNX Runtime's WebGPU provider has. */
-export type EncodingTarget = 'any' | 'webgpu';
-
 interface EncodedNode {
   readonly name: string;
   readonly op_type: string;
@@ -129,8 +127,9 @@ interface EncodedNode {
 /**
  * The graph as ONNX protobuf bytes; dead nodes and inputs that nothing reads are left out.
  *
- * For `webgpu` operators that the provider lacks are lowered to ones that it has, the operator set is the oldest that
- * will do, and shapes that only a run knows are inputs (`shapeInputName`): the runtime fills them in.
+ * For a provider that is not the CPU's the operator set is the oldest that will do, and shapes that only a run knows are
+ * inputs (`shapeInputName`): the runtime fills them in. For `webgpu` operators that it lacks are lowered to ones that it
+ * has, and a graph with any other is refused.
  * @throws StillhouseError GRAPH_INVALID when the graph does not verify, GRAPH_UNSUPPORTED_BY_DEVICE when the target has
  *   no kernel for some of its operators
  */
@@ -180,7 +179,7 @@ export function encodeModel(g: GraphBuilder, target: EncodingTarget = 'any'): Ui
     ir_version: IR_VERSION,
     producer_name: 'stillhouse',
     opset_import: [
-      { domain: '', version: target === 'webgpu' ? chooseWebGpuOpset(live) : OPSET_VERSION },
+      { domain: '', version: target === 'any' ? OPSET_VERSION : chooseOldestOpset(live) },
       { domain: 'com.microsoft', version: 1 },
     ],
     graph: {

@@ -53,6 +53,31 @@ test('a shape that only the run knows is an input that the engine fills in', asy
   );
 });
 
+test('a model for CUDA is of the oldest operator set that has its operators, and computes the same', async () => {
+  const g = new GraphBuilder('norm');
+  const x = g.floatInput('x', ['R', 'W', 4]);
+  g.output('y', g.reshape(g.rmsNormalization(x, g.floatInput('scale', [4]), 1e-6), ['W', 'R', 4]));
+  // opset_import, field 8 of the model: an empty domain and the version.
+  const isOfSet = (model: Uint8Array, version: number) =>
+    Buffer.from(model).includes(Buffer.from([0x42, 4, 0x0a, 0, 0x10, version]));
+  assert.ok(isOfSet(encodeModel(g), 26));
+  assert.ok(isOfSet(encodeModel(g, 'cuda'), 23));
+  const data = Float32Array.from({ length: 24 }, (_, i) => Math.sin(i));
+  const results = [];
+  for (const target of ['any', 'cuda'] as const) {
+    const program = await engine.compile(encodeModel(g, target), { name: target });
+    assert.equal(program.shapeInputs.length, target === 'cuda' ? 1 : 0);
+    const inputs = {
+      x: engine.upload(data, 'float32', [2, 3, 4]),
+      scale: engine.upload(new Float32Array(4).fill(1), 'float32', [4]),
+    };
+    const y = engine.allocate('float32', [3, 2, 4]);
+    await engine.run([{ kind: 'run', program, inputs, outputs: { y } }]);
+    results.push(await engine.download(y));
+  }
+  assert.deepEqual(results[1], results[0]);
+});
+
 test('operators that webgpu lacks are refused, all of them by name', () => {
   const g = new GraphBuilder('unfit');
   const x = g.floatInput('x', ['N']);

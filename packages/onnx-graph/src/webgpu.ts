@@ -1,4 +1,5 @@
-import type { AttributeValue, Dtype, Node, OperatorName, Shape } from './types.ts';
+import { chooseOldestOpset } from './encoding-target.ts';
+import type { AttributeValue, Dtype, Node, OperatorName } from './types.ts';
 
 /**
  * What ONNX Runtime's WebGPU provider computes, as of onnxruntime 1.30 and without its int64 kernels, which the Node.js
@@ -77,14 +78,9 @@ export const WEBGPU_OPERATORS: { readonly [Name in OperatorName]: Support | NoSu
   Shape: { reason: 'shapes come from the run, see `shapeInputName`' },
 };
 
-/** The oldest operator set that has all operators of a graph: kernels are registered for sets, and the newest have few. */
-export function chooseWebGpuOpset(nodes: readonly Node[]): number {
-  return nodes.some(({ op }) => op === 'RMSNormalization') ? 23 : 21;
-}
-
 /** Why the WebGPU provider cannot compute a graph's nodes, each problem naming its node; empty when it can. */
 export function findWebGpuProblems(nodes: readonly Node[]): readonly string[] {
-  const opset = chooseWebGpuOpset(nodes);
+  const opset = chooseOldestOpset(nodes);
   return nodes.flatMap((node) => {
     const support = WEBGPU_OPERATORS[node.op];
     const where = `${node.op} (${node.name})`;
@@ -103,12 +99,6 @@ export function findWebGpuProblems(nodes: readonly Node[]): readonly string[] {
     return problems;
   });
 }
-
-/**
- * The name of a graph input for a shape that only a run knows: int64 `[rank]` in main memory. Who runs the program reads
- * the sizes of its symbols off the other inputs, so the graph needs no nodes that compute them on the CPU.
- */
-export const shapeInputName = (target: Shape) => `shape(${target.join(',')})`;
 
 /** One operator of an encoded graph, operands and results by name. */
 export interface LoweredNode {

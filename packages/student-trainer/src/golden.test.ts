@@ -15,6 +15,9 @@ for (const float of ['float32', 'float64'] as const) {
   }
 }
 
+test('the models that CUDA gets take the same ten steps, computed on a CPU', () =>
+  expectTenSteps({ ...engine, device: 'cuda' }, 'tail', 'float32'));
+
 async function gradientsOf(
   groups: readonly (readonly number[])[],
   chunkPositions: number,
