@@ -1,7 +1,7 @@
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import { checkTraining, type SharedInputs } from '@stillhouse/student-trainer';
 import { type Measurement, planMeasurements } from './measurements.ts';
-import type { SweepPlan, SweepRun } from './sweep-plan.ts';
+import { type SweepPlan, type SweepRun, withSettings } from './sweep-plan.ts';
 
 export interface CheckedRun {
   readonly run: SweepRun;
@@ -45,6 +45,9 @@ async function checkRun(
   shared: Required<SharedInputs>,
 ): Promise<CheckedRun> {
   // With evaluation while training or not: the held-out rows must be others than those it learns from.
-  const { cacheDigest } = await checkTraining({ ...run.settings, evalEvery: run.settings.evalEvery ?? 1 }, shared);
+  const { cacheDigest } = await checkTraining(
+    withSettings(run.settings, { evalEvery: run.settings.evalEvery ?? 1 }),
+    shared,
+  );
   return { run, cacheDigest, measurements: await planMeasurements(run, measurement, shared) };
 }

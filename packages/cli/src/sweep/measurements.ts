@@ -24,7 +24,7 @@ const WITHOUT_EFFECT: readonly string[] = ['model', 'out', 'batchSize', 'chunkPo
 
 /**
  * The evaluations of a run, each checked with the student as it comes: held-out rows at T = 1 and at the run's own
- * temperature, which is left out where the held-out labels do not have it; questions where there are any.
+ * temperature (of its last stage), which is left out where the held-out labels do not have it; questions where there are any.
  * @throws StillhouseError those of `checkEvaluation`
  */
 export async function planMeasurements(
@@ -32,8 +32,10 @@ export async function planMeasurements(
   { questions, questionsLimit, maxNewTokens, evalBatchSize }: MeasurementSettings,
   shared: Required<SharedCaches>,
 ): Promise<readonly Measurement[]> {
-  const { temperature, chunkPositions, device, threads, out } = settings;
-  const rows = resolveHeldOut({ ...settings, evalEvery: 1 })!;
+  const { stages, chunkPositions, device, threads, out } = settings;
+  const { temperature } = stages?.at(-1)?.settings ?? settings;
+  const { split } = stages?.[0]?.settings ?? settings;
+  const rows = resolveHeldOut({ ...settings, split, evalEvery: 1 })!;
   const resolve = (given: Readonly<Record<string, unknown>>) =>
     resolveSettings(EVALUATION_SETTINGS, { ...given, model: out, batchSize: evalBatchSize, device, threads });
   const kd = (temperatures: readonly number[]) =>

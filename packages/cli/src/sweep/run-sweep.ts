@@ -10,6 +10,7 @@ import type { CheckedRun } from './check-sweep.ts';
 import { openCostMeter } from './cost-meter.ts';
 import type { Measurement } from './measurements.ts';
 import { lockRun, type RunFailure, type RunFiles, readRunFiles, writeRunRecord } from './run-folder.ts';
+import { withSettings } from './sweep-plan.ts';
 
 export interface SweepEvents {
   /** Told when a run is finished or has failed, and its files are written. */
@@ -116,10 +117,13 @@ async function train(
   const withoutEvaluation = { evalCache: undefined, evalSplit: undefined, evalLimit: undefined };
   const display = openTrainingDisplay(folder, context);
   const meter = openCostMeter(record, (cost) => writeRunRecord(folder, { ...cost, failure: null }));
-  const evaluator = settings.evalEvery === undefined ? undefined : await openEvaluator(settings, shared);
+  const evaluator =
+    settings.evalEvery === undefined
+      ? undefined
+      : await openEvaluator(settings.stages?.[0]?.settings ?? settings, shared);
   try {
     const { isFinished } = await trainStudent(
-      settings.evalEvery === undefined ? { ...settings, ...withoutEvaluation } : settings,
+      settings.evalEvery === undefined ? withSettings(settings, withoutEvaluation) : settings,
       {
         ...display.events,
         ...(evaluator === undefined ? {} : { evaluate: evaluator.evaluate }),

@@ -21,6 +21,7 @@ export interface RunFigures {
   /** Of the cache that it learned from. */
   readonly cacheDigest: string;
   readonly heldOutDigest: string | null;
+  /** Of the last stage, where there are several. */
   readonly temperature: number;
   /** On held-out rows, in nats, as `eval --task kd` has it; at T = 1 and at the run's temperature. */
   readonly klAt1: Estimate | null;
@@ -84,7 +85,7 @@ async function readRun(
   const folder = join(out, RUNS_FOLDER, name);
   const files = await readRunFiles(folder);
   const { trained, kd, exactMatch, record } = files;
-  const { temperature } = settings;
+  const { temperature } = settings.stages?.at(-1)?.settings ?? settings;
   const estimate = (value: number | undefined, standardError: number | null | undefined): Estimate | null =>
     value === undefined ? null : { value, standardError: standardError ?? null };
   const klAt = (t: number) => estimate(kd?.kl[String(t)], kd?.standardErrors.kl[String(t)]);

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { lockFolder, makeFolder, writeFileAtomically } from '@stillhouse/durable-files';
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
-import { SETTINGS_FREE_ON_RESUME } from '@stillhouse/student-trainer';
+import { SETTINGS_FREE_ON_RESUME, type StagedSettings } from '@stillhouse/student-trainer';
 import type { Overrides } from './sweep-axes.ts';
 import type { SweepPlan } from './sweep-plan.ts';
 import { type MeasurementSettings, RUN_SETTINGS, type RunSettings } from './sweep-settings.ts';
@@ -17,10 +17,12 @@ export interface SweepRecord {
 export interface RecordedRun {
   readonly name: string;
   readonly overrides: Overrides;
-  readonly settings: RunSettings;
+  readonly settings: RecordedSettings;
   /** Of the cache that it learns from. */
   readonly cacheDigest: string;
 }
+
+type RecordedSettings = RunSettings & Pick<StagedSettings, 'stages'>;
 
 export const SWEEP_FILE = 'sweep.json';
 
@@ -99,8 +101,13 @@ function refuseOther(before: RecordedRun, now: RecordedRun, where: string): void
   const keys = (Object.keys(RUN_SETTINGS) as (keyof RunSettings)[]).filter(
     (key) => !SETTINGS_FREE_ON_RESUME.includes(key),
   );
+  const compare = (one: RunSettings | undefined, other: RunSettings | undefined, place = '') =>
+    keys.map((key) => [`${place}${key}`, one?.[key], other?.[key]] as const);
+  const [had, asked] = [before, now].map(({ settings }) => settings.stages ?? []);
   const pairs = [
-    ...keys.map((key) => [key, before.settings[key], now.settings[key]] as const),
+    ...compare(before.settings, now.settings),
+    ['stages', had!.map(({ name }) => name), asked!.map(({ name }) => name)] as const,
+    ...asked!.flatMap(({ name, settings }, at) => compare(had![at]?.settings, settings, `${name}.`)),
     ['cache digest', before.cacheDigest, now.cacheDigest] as const,
   ];
   const differing = pairs.filter(([, one, other]) => JSON.stringify(one) !== JSON.stringify(other));

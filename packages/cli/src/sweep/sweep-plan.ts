@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { StillhouseError } from '@stillhouse/errors';
 import { flagOf, requireSetting, resolveSettings } from '@stillhouse/settings';
-import type { TrainingSettings } from '@stillhouse/student-trainer';
+import { resolveStages, type Stage, type StagedSettings, type TrainingSettings } from '@stillhouse/student-trainer';
 import { type GivenSettings, readRecipeFile, resolveWithRecipe } from '../recipe.ts';
 import { nameRuns } from './run-names.ts';
 import { expandAxes, type Overrides } from './sweep-axes.ts';
@@ -19,8 +19,8 @@ export interface SweepRun {
   readonly name: string;
   /** What it sets, beside what all runs have. */
   readonly overrides: Overrides;
-  /** With its own folder as `out`. */
-  readonly settings: TrainingSettings;
+  /** With its own folder as `out`; what it sets holds in every stage. */
+  readonly settings: StagedSettings;
 }
 
 /** All runs of a sweep, and how their students are measured. */
@@ -44,10 +44,10 @@ export interface SweepRequest {
  * The sweep of a recipe file: training settings for all runs, those of the sweep, and under `sweep` what differs.
  * @param flags given on the command line; they go before the file
  * @throws StillhouseError RECIPE_NOT_READABLE, RECIPE_NOT_JSON, SETTING_UNKNOWN, SETTING_INVALID, SETTING_UNUSED, and
- *   those of {@link planSweep} and `expandAxes`
+ *   those of {@link planSweep}, `expandAxes` and `resolveStages`
  */
 export async function readSweep(recipePath: string, flags: GivenSettings): Promise<SweepRequest> {
-  const { sweep, ...shared } = await readRecipeFile(recipePath);
+  const { sweep, stages, ...shared } = await readRecipeFile(recipePath);
   const settings = resolveWithRecipe(SWEEP_SETTINGS, flags, { path: recipePath, settings: shared });
   if (sweep === undefined) {
     throw new StillhouseError({
@@ -68,15 +68,24 @@ export async function readSweep(recipePath: string, flags: GivenSettings): Promi
       remedy: `Leave it out, or take ${overridden} out of "sweep" in ${recipePath}`,
     });
   }
-  return { settings, plan: planSweep(settings, { ...shared, ...flags }, axes) };
+  const stagesOf = (overrides: Overrides) =>
+    resolveStages(stages, pick(RUN_SETTINGS, shared), { ...pick(RUN_SETTINGS, flags), ...overrides }, recipePath);
+  const plan = planSweep(settings, { ...shared, ...flags }, axes, stages === undefined ? undefined : stagesOf);
+  return { settings, plan };
 }
 
 /**
  * Names the runs and gives each its settings and folder.
  * @param given the settings that were given for all runs, without defaults
+ * @param stagesOf the stages of a run that sets this, where the recipe has any
  * @throws StillhouseError SETTING_MISSING, SWEEP_DUPLICATE
  */
-export function planSweep(settings: SweepSettings, given: GivenSettings, axes: readonly Overrides[]): SweepPlan {
+export function planSweep(
+  settings: SweepSettings,
+  given: GivenSettings,
+  axes: readonly Overrides[],
+  stagesOf?: (overrides: Overrides) => readonly Stage[],
+): SweepPlan {
   const out = requireSetting(settings, 'out', 'DIR');
   if (settings.evalCache === undefined && settings.evalSplit === undefined) {
     throw new StillhouseError({
@@ -96,6 +105,7 @@ export function planSweep(settings: SweepSettings, given: GivenSettings, axes: r
       out: join(out, RUNS_FOLDER, names[at]!),
       resume: false,
       resumeStep: undefined,
+      ...(stagesOf === undefined ? {} : { stages: stagesOf(overrides) }),
     },
   }));
   refuseDuplicates(runs);
@@ -106,6 +116,12 @@ function pick(table: Readonly<Record<string, unknown>>, given: GivenSettings): G
   return Object.fromEntries(
     Object.entries(given).filter(([key, value]) => table[key] !== undefined && value !== undefined),
   );
+}
+
+/** The same run with other settings, in all its stages. */
+export function withSettings({ stages, ...run }: StagedSettings, changes: Partial<TrainingSettings>): StagedSettings {
+  const changed = stages?.map(({ name, settings }) => ({ name, settings: { ...settings, ...changes } }));
+  return { ...run, ...changes, ...(changed === undefined ? {} : { stages: changed }) };
 }
 
 function refuseDuplicates(runs: readonly SweepRun[]): void {

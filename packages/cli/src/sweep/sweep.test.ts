@@ -30,7 +30,7 @@ const rows = Array.from({ length: 12 }, (_, row) =>
   }),
 );
 
-const STEPS = 24;
+const STEPS = 60;
 const shared = {
   ...{ cache: 'cache', student: golden('qwen2-tiny'), split: 'train', evalSplit: 'test', threads: 1 },
   ...{ steps: STEPS, checkpointEvery: 4, batchTokens: 40, lr: 1e-3, labels: 'topk' },
@@ -183,7 +183,9 @@ test('a sweep that is killed again and again ends as one that was not', { skip }
 });
 
 test('SIGINT ends a sweep after the step, saved; called again it goes on there', { skip }, async () => {
-  const { child, finished } = startNode([bin, 'sweep', 'sweep.json', '--out', 'stopped', '--only', TWO!], {
+  // Long enough for the signal to come in its middle.
+  await writeRecipe('longer.json', { ...shared, steps: 300, checkpointEvery: 1000, sweep: SWEEP });
+  const { child, finished } = startNode([bin, 'sweep', 'longer.json', '--out', 'stopped', '--only', TWO!], {
     cwd: folder,
   });
   let isSent = false;
@@ -204,10 +206,14 @@ test('SIGINT ends a sweep after the step, saved; called again it goes on there',
   );
   assert.equal((await readFigures('stopped')).runs.find(({ name }) => name === TWO)!.state, 'begun');
 
-  const other = await sweep('sweep.json', '--out', 'stopped', '--only', TWO!);
+  const other = await sweep('longer.json', '--out', 'stopped', '--only', TWO!);
   assert.equal(other.code, 0, other.stderr);
   assert.match(other.stderr, new RegExp(`going on after step ${length}$`, 'm'));
-  assert.deepEqual(await readSteps('stopped', TWO!), await readSteps('whole', TWO!));
+  const steps = (await readSteps('stopped', TWO!)).map((line) => (line as { readonly step: number }).step);
+  assert.deepEqual(
+    steps,
+    Array.from({ length: 300 }, (_, at) => at + 1),
+  );
 });
 
 test('parts of a sweep by separate processes make the whole, with one report', async () => {
@@ -328,7 +334,7 @@ test('a sweep grows by runs, and no run becomes another', async () => {
   await writeRecipe('other.json', { ...shared, steps: 4, sweep: SWEEP });
   await assert.rejects(inProcess('other.json', { out: 'parts' }), {
     code: 'SWEEP_DIFFERS',
-    message: /run temperature=1: .*\(steps: have 24, asked 4\)/,
+    message: /run temperature=1: .*\(steps: have 60, asked 4\)/,
   });
   assert.deepEqual(await names(), ['seed=5_steps=3', ONE, TWO]);
 });
@@ -355,6 +361,39 @@ test('a run that fails keeps no other, and is tried again; runs are watched as t
     assert.ok(Math.abs(kl - again.figures!.runs.find((run) => run.name === name)!.klAt1!.value) < 1e-6);
     assert.equal((await readdir(join(folder, 'watched/runs', name, 'tensorboard'))).length, 1);
   }
+});
+
+test('a recipe with stages is swept: what a run sets holds in all of them', async () => {
+  const stages = [
+    { name: 'first', steps: 2, temperature: 4 },
+    { name: 'second', steps: 1, lr: 1e-2 },
+  ];
+  const recipe = { ...shared, steps: undefined, stages, sweep: { grid: { alpha: [0.5, 1] } } };
+  await writeRecipe('staged.json', recipe);
+  const { runs } = (await inProcess('staged.json', { out: 'staged' })).figures!;
+  assert.deepEqual(runs.map(({ name, state, temperature }) => [name, state, temperature]).sort(), [
+    ['alpha=0.5', 'finished', 2],
+    ['alpha=1', 'finished', 2],
+  ]);
+  const { stages: written } = JSON.parse(await readText('staged/runs/alpha=1/recipe.json'));
+  assert.deepEqual(
+    written.map(({ alpha, temperature, steps, lr }: Record<string, number>) => [alpha, temperature, steps, lr]),
+    [
+      [1, 4, 2, 1e-3],
+      [1, 2, 1, 1e-2],
+    ],
+  );
+  assert.equal((await readSteps('staged', 'alpha=1')).length, 3);
+  assert.equal((await inProcess('staged.json', { out: 'staged', evalEvery: 1 })).exitCode, 0);
+  await writeRecipe('staged.json', { ...recipe, evalEvery: 1, sweep: { list: [{ seed: 3 }] } });
+  const watched = await inProcess('staged.json', { out: 'staged-watched' });
+  assert.equal(watched.exitCode, 0);
+  assert.equal((await readText('staged-watched/runs/seed=3/held-out.jsonl')).trim().split('\n').length, 4);
+  await writeRecipe('staged.json', { ...recipe, stages: [stages[0], { ...stages[1], lr: 2e-2 }] });
+  await assert.rejects(inProcess('staged.json', { out: 'staged' }), {
+    code: 'SWEEP_DIFFERS',
+    message: /\(second\.lr: have 0\.01, asked 0\.02\)/,
+  });
 });
 
 test('all runs of a process share one opened cache', async () => {
