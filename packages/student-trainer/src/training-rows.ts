@@ -1,5 +1,6 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
+import { requireRowFits } from '@stillhouse/objectives';
 import type { TeacherCache } from '@stillhouse/teacher-cache';
 import { describeFilter, keepsRow, type RowFilter } from './row-filter.ts';
 import type { TrainingRows } from './step-data.ts';
@@ -27,27 +28,7 @@ export async function selectRows(
   for await (const { row } of cache.rows(undefined, { topk: false, hidden: [] })) {
     const place = index++;
     if (!keepsRow(filter, row)) continue;
-    if (row.inputIds.length > config.maxPositions) {
-      throw new StillhouseError({
-        code: 'ROW_TOO_LONG',
-        where: `${where}, row ${row.id}`,
-        problem: "the row is longer than the student's context",
-        expected: `at most ${config.maxPositions} tokens`,
-        got: String(row.inputIds.length),
-        remedy: 'Build the cache with a smaller --max-length',
-      });
-    }
-    const largest = row.inputIds.reduce((most, id) => Math.max(most, id), 0);
-    if (largest >= config.vocabSize) {
-      throw new StillhouseError({
-        code: 'VOCABULARY_MISMATCH',
-        where: `${where}, row ${row.id}`,
-        problem: 'the row has an id that the student does not know',
-        expected: `ids below ${config.vocabSize}`,
-        got: String(largest),
-        remedy: 'Use a student with the same tokenizer as the cache',
-      });
-    }
+    requireRowFits(row.inputIds, config, `${where}, row ${row.id}`);
     indices.push(place);
     lengths.push(row.inputIds.length);
     if (row.task !== undefined) tasks.add(row.task);
