@@ -214,3 +214,19 @@ test('rows that the run would learn from are no held-out rows', async () => {
   assert.equal(code, 1);
   assert.match(stderr, /\[HELD_OUT_OVERLAP\]/);
 });
+
+test('a dry run prints what a run takes and writes nothing; one that does not fit says what to change and fails', async () => {
+  const plan = (...more: string[]) => runNode(trainArgs('planned', '--dry-run', ...more), { cwd: folder });
+  const fits = await plan('--json');
+  assert.equal(fits.code, 0, fits.stderr);
+  const { memory, rows, fits: doesFit } = JSON.parse(fits.stdout);
+  assert.deepEqual([rows, doesFit], [8, true]);
+  assert.ok(memory.items.some(({ what }: { what: string }) => what === 'weights'));
+  assert.ok(!(await readdir(folder)).includes('planned'));
+  const tight = await plan('--memory', String(memory.peakBytes - 1), '--recompute', 'never');
+  assert.equal(tight.code, 1);
+  assert.match(tight.stdout, /peak memory, about +\d+ MiB\n.*\n\nIt does not fit/);
+  const unused = await runNode(trainArgs('planned', '--memory', '1'), { cwd: folder });
+  assert.equal(unused.code, 2);
+  assert.match(unused.stderr, /SETTING_UNUSED.*--memory|--memory.*a run takes what it needs/s);
+});

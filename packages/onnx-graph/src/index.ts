@@ -12,6 +12,7 @@ export {
   type NoGradient,
 } from './gradients.ts';
 export { OPERATORS } from './operators.ts';
+export { measureIntermediates } from './peak-memory.ts';
 export { printGraph } from './print.ts';
 export { findCut, racesOnThreads } from './reachable.ts';
 export type {

@@ -2,6 +2,7 @@
 export { type AdamWSettings, createAdamW } from './adamw.ts';
 export { type CacheShare, parseCaches } from './cache-mixture.ts';
 export { countSteps, type DataOrder, type DataPosition, openDataOrder, shuffledOrder } from './data-order.ts';
+export { type DryRun, type MemoryAdvice, planTraining } from './dry-run.ts';
 export {
   HELD_OUT_FILE,
   type HeldOutEvaluator,

@@ -6,11 +6,13 @@ import { RECIPE_FILE, type Recipe, readRecipe, refuseOtherRecipe } from './recip
 import { listCheckpoints } from './training-checkpoint.ts';
 import type { TrainingSettings } from './training-settings.ts';
 
-/** Refuses a folder that the run cannot begin or go on in; writes its recipe there. */
-export async function prepareFolder(
-  { out, resume }: Pick<TrainingSettings, 'resume'> & { readonly out: string },
-  recipe: Recipe,
-): Promise<void> {
+type FolderSettings = Pick<TrainingSettings, 'resume'> & { readonly out: string };
+
+/**
+ * Refuses a folder that the run cannot begin or go on in.
+ * @throws StillhouseError RUN_ABSENT, RUN_EXISTS, RECIPE_DIFFERS
+ */
+export async function checkFolder({ out, resume }: FolderSettings, recipe: Recipe): Promise<void> {
   const before = await readRecipe(out);
   if (resume) {
     if (before === undefined) {
@@ -36,6 +38,12 @@ export async function prepareFolder(
       });
     }
   }
+}
+
+/** As {@link checkFolder}; writes the run's recipe there. */
+export async function prepareFolder(settings: FolderSettings, recipe: Recipe): Promise<void> {
+  await checkFolder(settings, recipe);
+  const { out } = settings;
   await makeFolder(out);
   await writeFileAtomically(join(out, RECIPE_FILE), `${JSON.stringify(recipe, null, 2)}\n`);
 }

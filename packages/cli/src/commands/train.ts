@@ -1,15 +1,41 @@
-import { resolveStages, TRAINING_SETTINGS, trainStudent } from '@stillhouse/student-trainer';
-import { defineCommand } from '../command.ts';
-import { EXIT_SUCCESS, exitCodeOfSignal } from '../failure.ts';
+import { StillhouseError } from '@stillhouse/errors';
+import { boolean, integer } from '@stillhouse/settings';
+import {
+  planTraining,
+  resolveStages,
+  type StagedSettings,
+  TRAINING_SETTINGS,
+  trainStudent,
+} from '@stillhouse/student-trainer';
+import { defineCommand, type Outcome } from '../command.ts';
+import { EXIT_FAILURE, EXIT_SUCCESS, exitCodeOfSignal } from '../failure.ts';
 import { openEvaluator } from '../held-out-evaluator.ts';
 import { printBytes, printCount, printPairs, printSignificant } from '../quantities.ts';
 import { printShare, RUN_PAGE_FILE } from '../run-page.ts';
 import { openTrainingDisplay } from '../training-display.ts';
 
+const SETTINGS = {
+  ...TRAINING_SETTINGS,
+  dryRun: boolean('say what would be done and how much memory it takes, and do nothing'),
+  memory: integer("with --dry-run: bytes that the run may take; left out: this machine's", undefined, { min: 1 }),
+} as const;
+
+/** What makes a run, without what asks for a plan of it. */
+const ofTheRun = ({ dryRun: _, memory: __, ...settings }: Readonly<Record<string, unknown>>) => settings;
+
 export const train = defineCommand({
-  settings: TRAINING_SETTINGS,
-  resolveStages,
-  run: async (settings, context) => {
+  settings: SETTINGS,
+  resolveStages: (stages, recipe, flags, path) => resolveStages(stages, ofTheRun(recipe), ofTheRun(flags), path),
+  run: async ({ dryRun, memory, ...settings }, context) => {
+    if (dryRun) return plan(settings, memory);
+    if (memory !== undefined) {
+      throw new StillhouseError({
+        code: 'SETTING_UNUSED',
+        where: '--memory',
+        problem: 'a run takes what it needs',
+        remedy: 'Give --dry-run too, or leave it out',
+      });
+    }
     let stoppedBy: NodeJS.Signals | undefined;
     const stop = new AbortController();
     const display = openTrainingDisplay(settings.out!, context);
@@ -62,3 +88,44 @@ export const train = defineCommand({
     }
   },
 });
+
+async function plan(settings: StagedSettings, memory: number | undefined): Promise<Outcome> {
+  const result = await planTraining(settings, memory);
+  // Held-out rows are checked as they are before a run.
+  await (await openEvaluator(settings.stages?.[0]?.settings ?? settings))?.close();
+  const { rows, steps, labels, recompute, batch, fits, advice } = result;
+  const { items, peakBytes, limitBytes } = result.memory;
+  const lines = [
+    printPairs([
+      ['rows', printCount(rows)],
+      ['steps', printCount(steps)],
+      ['stage that takes most', result.stage],
+      ['labels', labels],
+      ['activations', recompute ? 'computed again' : 'kept'],
+      ['largest micro-batch', `${printCount(batch.rows)} rows of ${printCount(batch.length)} tokens`],
+      ['cache digest', result.cacheDigest],
+    ]),
+    '',
+    printPairs([
+      ...items.map(({ what, sizeBytes }): [string, string] => [what, printBytes(sizeBytes)]),
+      ['peak memory, about', printBytes(peakBytes)],
+      ['there is', printBytes(limitBytes)],
+    ]),
+  ];
+  if (!fits) {
+    const [last] = advice.slice(-1);
+    const isEnough = last !== undefined && last.peakBytes <= limitBytes;
+    lines.push(
+      '',
+      isEnough ? 'It does not fit. With these changes it does:' : 'It does not fit, nor would it with all of these:',
+      printPairs(
+        advice.map(({ flags, savedBytes, peakBytes: peak, effect }): [string, string] => [
+          flags,
+          `saves ${printBytes(savedBytes)}, then ${printBytes(peak)} (${effect})`,
+        ]),
+      ),
+    );
+    if (!isEnough) lines.push('Take a smaller student, shorter rows or a larger machine.');
+  }
+  return { result, exitCode: fits ? EXIT_SUCCESS : EXIT_FAILURE, summary: lines.join('\n') };
+}
