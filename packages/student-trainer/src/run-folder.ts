@@ -1,12 +1,38 @@
 import { access } from 'node:fs/promises';
 import { join } from 'node:path';
-import { makeFolder, writeFileAtomically } from '@stillhouse/durable-files';
+import { type FolderLock, lockFolder, makeFolder, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { RECIPE_FILE, type Recipe, readRecipe, refuseOtherRecipe } from './recipe.ts';
 import { listCheckpoints } from './training-checkpoint.ts';
 import type { TrainingSettings } from './training-settings.ts';
 
 type FolderSettings = Pick<TrainingSettings, 'resume'> & { readonly out: string };
+
+/**
+ * Opens the folder of a run for this process alone, and writes its recipe there. A folder that the run cannot begin or go on in
+ * is refused and left as it is.
+ * @throws StillhouseError as {@link checkFolder}, and RUN_IN_USE, DISK_FULL, NOT_WRITABLE; of the lock, RUN_LOCK_LOST
+ */
+export async function openRunFolder(settings: FolderSettings, recipe: Recipe): Promise<FolderLock> {
+  const { out } = settings;
+  await checkFolder(settings, recipe);
+  await makeFolder(out);
+  const lock = await lockFolder(out, '.run-lock', {
+    inUseCode: 'RUN_IN_USE',
+    inUse: 'another process is training in this folder',
+    lostCode: 'RUN_LOCK_LOST',
+    lost: 'another process has taken this run over',
+  });
+  try {
+    // Another process may have begun and ended a run in between.
+    await checkFolder(settings, recipe);
+    await writeFileAtomically(join(out, RECIPE_FILE), `${JSON.stringify(recipe, null, 2)}\n`);
+    return lock;
+  } catch (error) {
+    await lock.release();
+    throw error;
+  }
+}
 
 /**
  * Refuses a folder that the run cannot begin or go on in.
@@ -26,26 +52,17 @@ export async function checkFolder({ out, resume }: FolderSettings, recipe: Recip
     // A checkpoint knows its cache and its student by content; without one their paths are all there is.
     const strict = (await listCheckpoints(out)).length > 0 ? [] : (['cache', 'student'] as const);
     refuseOtherRecipe(before, recipe, join(out, RECIPE_FILE), strict);
-  } else {
-    const isTaken =
-      before !== undefined || (await listCheckpoints(out)).length > 0 || (await exists(join(out, 'config.json')));
-    if (isTaken) {
-      throw new StillhouseError({
-        code: 'RUN_EXISTS',
-        where: out,
-        problem: 'the folder holds a run or a model already',
-        remedy: 'Continue it with --resume, or choose another --out',
-      });
-    }
+    return;
   }
-}
-
-/** As {@link checkFolder}; writes the run's recipe there. */
-export async function prepareFolder(settings: FolderSettings, recipe: Recipe): Promise<void> {
-  await checkFolder(settings, recipe);
-  const { out } = settings;
-  await makeFolder(out);
-  await writeFileAtomically(join(out, RECIPE_FILE), `${JSON.stringify(recipe, null, 2)}\n`);
+  const isTaken =
+    before !== undefined || (await listCheckpoints(out)).length > 0 || (await exists(join(out, 'config.json')));
+  if (!isTaken) return;
+  throw new StillhouseError({
+    code: 'RUN_EXISTS',
+    where: out,
+    problem: 'the folder holds a run or a model already',
+    remedy: 'Continue it with --resume, or choose another --out',
+  });
 }
 
 const exists = (path: string) =>

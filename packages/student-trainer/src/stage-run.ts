@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto';
+import type { FolderLock } from '@stillhouse/durable-files';
 import { uploadTeacherHead } from '@stillhouse/objectives';
 import type { Engine } from '@stillhouse/runtime';
 import { initialAdapter, isAdapterName } from './adapters.ts';
@@ -58,6 +59,8 @@ export interface StageRun {
   readonly carried: CarriedWeights;
   /** Where the run goes on from, in its first stage that is run. */
   readonly checkpoint: FoundCheckpoint | undefined;
+  /** Of the run's folder: asked before anything in it is replaced. */
+  readonly lock: FolderLock;
   /** Told once the stage is ready to begin, or to go on, from `state`. */
   readonly onReady: (state: TrainingState, caches: readonly CacheUse[]) => void;
 }
@@ -141,6 +144,7 @@ export async function runStage(engine: Engine, run: StageRun): Promise<CarriedWe
   const isStopped = () => events.stopSignal?.aborted === true;
   const save = async () => {
     if (state.step === progress.savedStep) return;
+    await run.lock.requireHeld();
     await saveCheckpoint(engine, out, kept, state, identity, runSettings.keepCheckpoints);
     progress.savedStep = state.step;
   };
@@ -208,6 +212,7 @@ export async function runStage(engine: Engine, run: StageRun): Promise<CarriedWe
     }
     if (state.step === allSteps) {
       const { student: from, saveDtype } = runSettings;
+      await run.lock.requireHeld();
       await saveStudent(engine, student.parameters, { out, student: from, config, dtype: saveDtype });
     } else await save();
     progress.caches = describeCaches(sources, order.countEpochs(state.position));

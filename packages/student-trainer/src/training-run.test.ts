@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
-import { cp, readdir, readFile, writeFile } from 'node:fs/promises';
+import { writeFileSync } from 'node:fs';
+import { cp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
@@ -207,4 +208,28 @@ test('weights that are not numbers are refused before anything is written', asyn
     isStillhouseError(error, 'WEIGHT_NOT_FINITE'),
   );
   assert.ok(!(await readdir(folder)).includes('out'));
+});
+
+test("a folder that a run is under way in is no other run's, and one whose lock was taken saves nothing", async (t) => {
+  const folder = await makeTemporaryFolder(t);
+  const [cache, out] = [join(folder, 'cache'), join(folder, 'out')];
+  await writeSyntheticCache(cache, TEACHER);
+  let second: Promise<unknown> | undefined;
+  await assert.rejects(
+    trainStudent(settings({ cache, out, labels: 'topk' }), {
+      onStep: ({ step }) => {
+        if (step === 2) second = trainStudent(settings({ cache, out, labels: 'topk', resume: true }));
+        second?.catch(() => undefined);
+        // As one on another machine does that has seen no sign of life for long.
+        if (step === 3)
+          writeFileSync(join(out, '.run-lock'), JSON.stringify({ pid: 1, host: 'elsewhere', token: 'another' }));
+      },
+    }),
+    (error) => isStillhouseError(error, 'RUN_LOCK_LOST') && error.message.includes('step 2'),
+  );
+  await assert.rejects(second!, (error) => isStillhouseError(error, 'RUN_IN_USE'));
+  assert.deepEqual(await readdir(join(out, 'checkpoints')), ['step-00000002']);
+  await rm(join(out, '.run-lock'));
+  await trainStudent(settings({ cache, out, labels: 'topk', resume: true }));
+  assert.ok(!(await readdir(out)).includes('.run-lock'));
 });

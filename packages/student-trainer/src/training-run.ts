@@ -1,6 +1,6 @@
 import { join } from 'node:path';
 import { describeParameters } from '@stillhouse/checkpoint';
-import { writeFileAtomically } from '@stillhouse/durable-files';
+import { type FolderLock, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { openEngine } from '@stillhouse/runtime';
 import { studentAdapterParameters } from './adapters.ts';
@@ -8,7 +8,7 @@ import { type CarriedWeights, namesBefore } from './carried-weights.ts';
 import type { HeldOutMetrics } from './held-out.ts';
 import { METRICS_FILE, type StepMetrics } from './metrics.ts';
 import { makeRecipe } from './recipe.ts';
-import { prepareFolder } from './run-folder.ts';
+import { openRunFolder } from './run-folder.ts';
 import { countAllSteps, findStage, type StagePlan } from './stage-plan.ts';
 import { type RunProgress, runStage } from './stage-run.ts';
 import type { StagedSettings } from './stage-settings.ts';
@@ -35,7 +35,7 @@ export interface TrainingResult {
 /**
  * Trains a student from a teacher cache. The teacher is never loaded. Everything that could be wrong is checked
  * before the first step, of all stages; a run that fails leaves metrics and checkpoints, and no model under its final name.
- * @throws StillhouseError of each part, and TRAINING_DIVERGED, RUN_EXISTS, RUN_ABSENT, NO_TRAINING_ROWS, ROW_TOO_LONG,
+ * @throws StillhouseError of each part, and TRAINING_DIVERGED, RUN_EXISTS, RUN_ABSENT, RUN_IN_USE, RUN_LOCK_LOST, NO_TRAINING_ROWS, ROW_TOO_LONG,
  *   EVALUATOR_ABSENT; what fails between steps says which checkpoint is whole
  */
 export async function trainStudent(
@@ -53,14 +53,18 @@ export async function trainStudent(
         remedy: 'Pass `evaluate` with the events, or leave evalEvery out',
       });
     }
-    await prepareFolder(inputs.settings, makeRecipe(inputs.settings, inputs.stages));
-    return await runStages(inputs, events);
+    const lock = await openRunFolder(inputs.settings, makeRecipe(inputs.settings, inputs.stages));
+    try {
+      return await runStages(inputs, events, lock);
+    } finally {
+      await lock.release();
+    }
   } finally {
     await inputs.close();
   }
 }
 
-async function runStages(inputs: TrainingInputs, events: TrainingEvents): Promise<TrainingResult> {
+async function runStages(inputs: TrainingInputs, events: TrainingEvents, lock: FolderLock): Promise<TrainingResult> {
   const { stages, settings } = inputs;
   const { out, device, threads, resume, resumeStep } = settings;
   const steps = countAllSteps(stages);
@@ -88,7 +92,7 @@ async function runStages(inputs: TrainingInputs, events: TrainingEvents): Promis
       });
       try {
         const next = await runStage(engine, {
-          ...{ inputs, stage, events, progress, carried, checkpoint },
+          ...{ inputs, stage, events, lock, progress, carried, checkpoint },
           onReady: (state, caches) => {
             if (begun !== undefined) return;
             begun = state;
