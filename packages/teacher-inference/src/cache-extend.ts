@@ -4,7 +4,6 @@ import { StillhouseError } from '@stillhouse/errors';
 import { requireSetting } from '@stillhouse/settings';
 import {
   type CacheDescription,
-  type CachedRow,
   type CacheExtension,
   type CacheManifest,
   type CacheSize,
