@@ -13,10 +13,9 @@ import {
   uploadBatch,
 } from '@stillhouse/decoder';
 import { isStillhouseError } from '@stillhouse/errors';
-import { resolveSettings } from '@stillhouse/settings';
 import { expectClose, makeTemporaryFolder, openEngine, randomNormals } from '@stillhouse/testing';
 import { initialAdapter, isAdapterName, type StudentAdapter, studentAdapterParameters } from './adapters.ts';
-import { TRAINING_SETTINGS, type TrainingSettings, trainStudent } from './index.ts';
+import { type TrainingSettings, trainStudent } from './index.ts';
 import { resolveLearning } from './learning.ts';
 import { isProjection } from './projections.ts';
 import { openMergedReader } from './save-adapter.ts';
@@ -24,13 +23,12 @@ import type { Student } from './student.ts';
 import { viewAsDecoder } from './student-decoder.ts';
 import { openGoldenStudent, readStep } from './testing/golden-student.ts';
 import { writeSyntheticCache } from './testing/synthetic-cache.ts';
+import { stopAt, TINY_STUDENT, TINY_TEACHER, tinyRun } from './testing/tiny-run.ts';
 
 const engine = await openEngine({ threads: 1 });
 after(() => engine.close());
 
-const STUDENT = new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname;
-const TEACHER = { vocabSize: 512, hiddenSize: 24, rows: 10, k: 12, temperatures: [1, 2] };
-const config = await readModelConfig(STUDENT);
+const config = await readModelConfig(TINY_STUDENT);
 
 const everywhere: StudentAdapter = {
   rank: 3,
@@ -41,9 +39,9 @@ const everywhere: StudentAdapter = {
 };
 const upperOnly: StudentAdapter = { ...everywhere, targets: ['v_proj', 'down_proj'], layers: new Set([1]) };
 
-const base = await openSafetensors(`${STUDENT}/model.safetensors`);
+const base = await openSafetensors(`${TINY_STUDENT}/model.safetensors`);
 after(() => base.close());
-const projection = await openSafetensors(`${STUDENT}/../train-10-steps/projection.safetensors`);
+const projection = await openSafetensors(`${TINY_STUDENT}/../train-10-steps/projection.safetensors`);
 after(() => projection.close());
 
 /** Values of A and B that are zero nowhere. */
@@ -224,18 +222,7 @@ test('new adapters change nothing, are uniform within 1/√in, and the same for 
   }
 });
 
-const settings = (given: Partial<TrainingSettings>): TrainingSettings =>
-  resolveSettings(TRAINING_SETTINGS, {
-    student: STUDENT,
-    labels: 'topk',
-    steps: 6,
-    batchTokens: 24,
-    lr: 1e-2,
-    threads: 1,
-    checkpointEvery: 2,
-    loraRank: 2,
-    ...given,
-  });
+const settings = (given: Partial<TrainingSettings>): TrainingSettings => tinyRun({ lr: 1e-2, loraRank: 2, ...given });
 
 test('a run trains adapters alone, resumes to the same, and writes both the merged student and the adapters', async (t) => {
   const folder = await makeTemporaryFolder(t);
@@ -244,16 +231,10 @@ test('a run trains adapters alone, resumes to the same, and writes both the merg
     string,
     string,
   ];
-  await writeSyntheticCache(cache, TEACHER);
+  await writeSyntheticCache(cache, TINY_TEACHER);
   const common = { cache, loraAlpha: 4, loraTargets: ['q_proj', 'up_proj'] as const, trainLayers: ['last-1'] };
   await trainStudent(settings({ ...common, out: straight }));
-  const stop = new AbortController();
-  await trainStudent(settings({ ...common, out: cut }), {
-    stopSignal: stop.signal,
-    onStep: ({ step }) => {
-      if (step === 3) stop.abort();
-    },
-  });
+  await trainStudent(settings({ ...common, out: cut }), stopAt(3));
   assert.ok(!(await readdir(cut)).includes('adapter'));
   await trainStudent(settings({ ...common, out: cut, resume: true }));
   const files = ['model.safetensors', 'adapter/adapter_model.safetensors', 'adapter/adapter_config.json'];

@@ -5,57 +5,22 @@ import { cp, mkdir, readdir, readFile, rename, rm, truncate, writeFile } from 'n
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
-import { resolveSettings } from '@stillhouse/settings';
 import { makeTemporaryFolder } from '@stillhouse/testing';
-import {
-  type StepMetrics,
-  TRAINING_SETTINGS,
-  type TrainingEvents,
-  type TrainingSettings,
-  trainStudent,
-} from './index.ts';
+import { type TrainingEvents, trainStudent } from './index.ts';
 import { openStepLog, readStepLog } from './metrics.ts';
 import { writeSyntheticCache } from './testing/synthetic-cache.ts';
+import { readMetrics, stopAt, TINY_STUDENT, TINY_TEACHER, tinyRun } from './testing/tiny-run.ts';
 
-const STUDENT = new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname;
-const TEACHER = { vocabSize: 512, hiddenSize: 24, rows: 10, k: 12, temperatures: [1, 2] };
-
-const settings = (given: Partial<TrainingSettings>): TrainingSettings =>
-  resolveSettings(TRAINING_SETTINGS, {
-    student: STUDENT,
-    labels: 'topk',
-    steps: 6,
-    batchTokens: 24,
-    lr: 1e-3,
-    threads: 1,
-    checkpointEvery: 2,
-    ...given,
-  });
+const settings = tinyRun;
 
 async function makeCache(t: Parameters<typeof makeTemporaryFolder>[0]) {
   const folder = await makeTemporaryFolder(t);
   const cache = join(folder, 'cache');
-  await writeSyntheticCache(cache, TEACHER);
+  await writeSyntheticCache(cache, TINY_TEACHER);
   return { folder, cache };
 }
 
 const readWeights = (out: string) => readFile(join(out, 'model.safetensors'));
-const readMetrics = async (out: string) =>
-  (await readFile(join(out, 'metrics.jsonl'), 'utf8'))
-    .trim()
-    .split('\n')
-    .map((line) => JSON.parse(line) as StepMetrics);
-
-/** Events that stop a run in its step `at`, as a signal would. */
-function stopAt(at: number): TrainingEvents {
-  const stop = new AbortController();
-  return {
-    stopSignal: stop.signal,
-    onStep: ({ step }) => {
-      if (step === at) stop.abort();
-    },
-  };
-}
 
 const fails =
   (code: string, ...messages: readonly RegExp[]) =>
@@ -160,7 +125,7 @@ test('a run goes on with another split of its steps, to float tolerance, and whe
   await trainStudent(settings({ ...common, cache, out: cut }), stopAt(3));
   const [moved, student] = [join(folder, 'moved'), join(folder, 'student')];
   await rename(cache, moved);
-  await cp(STUDENT, student, { recursive: true });
+  await cp(TINY_STUDENT, student, { recursive: true });
   const other = { accumulate: 3, chunkPositions: 5, recompute: 'always', resume: true } as const;
   await trainStudent(settings({ ...common, ...other, cache: moved, student, out: cut }));
   const [one, two] = [await readMetrics(straight), await readMetrics(cut)];
@@ -177,15 +142,15 @@ test('a checkpoint of another cache or another student is refused', async (t) =>
   const { folder, cache } = await makeCache(t);
   const out = join(folder, 'out');
   const other = join(folder, 'other');
-  await writeSyntheticCache(other, { ...TEACHER, rows: 9 });
+  await writeSyntheticCache(other, { ...TINY_TEACHER, rows: 9 });
   await trainStudent(settings({ cache, out }), stopAt(2));
   await assert.rejects(
     trainStudent(settings({ cache: other, out, resume: true })),
     fails('CHECKPOINT_MISMATCH', /another cache/),
   );
   const student = join(folder, 'student');
-  await cp(STUDENT, student, { recursive: true });
-  const config = JSON.parse(await readFile(join(STUDENT, 'config.json'), 'utf8')) as Record<string, unknown>;
+  await cp(TINY_STUDENT, student, { recursive: true });
+  const config = JSON.parse(await readFile(join(TINY_STUDENT, 'config.json'), 'utf8')) as Record<string, unknown>;
   await writeFile(join(student, 'config.json'), JSON.stringify({ ...config, rope_theta: 20000 }));
   await assert.rejects(
     trainStudent(settings({ cache, student, out, resume: true })),
@@ -215,7 +180,7 @@ test('an overflow names step, rows and the first layer, and keeps what was saved
   assert.ok(!(await readdir(out)).includes('model.safetensors'));
   const again = join(folder, 'again');
   const student = join(folder, 'student');
-  await cp(STUDENT, student, { recursive: true });
+  await cp(TINY_STUDENT, student, { recursive: true });
   const weights = await readFile(join(student, 'model.safetensors'));
   const headerBytes = Number(weights.readBigUInt64LE());
   const header = JSON.parse(weights.subarray(8, 8 + headerBytes).toString('utf8')) as Record<

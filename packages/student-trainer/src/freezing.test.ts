@@ -4,20 +4,18 @@ import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { type ModelConfig, openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
 import { isStillhouseError } from '@stillhouse/errors';
-import { resolveSettings } from '@stillhouse/settings';
 import { expectClose, makeTemporaryFolder, openEngine } from '@stillhouse/testing';
-import { TRAINING_SETTINGS, type TrainingSettings, trainStudent } from './index.ts';
+import { trainStudent } from './index.ts';
 import { PROJECTION_NAME } from './projections.ts';
 import { openGoldenStudent, readStep } from './testing/golden-student.ts';
 import { writeSyntheticCache } from './testing/synthetic-cache.ts';
+import { stopAt, TINY_STUDENT, TINY_TEACHER, tinyRun } from './testing/tiny-run.ts';
 import { resolveTrainLayers, trainedNames } from './train-layers.ts';
 
 const engine = await openEngine({ threads: 1 });
 after(() => engine.close());
 
-const STUDENT = new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname;
-const config = await readModelConfig(STUDENT);
-const TEACHER = { vocabSize: 512, hiddenSize: 24, rows: 10, k: 12, temperatures: [1, 2] };
+const config = await readModelConfig(TINY_STUDENT);
 
 const untied = { ...config, tieWordEmbeddings: false };
 
@@ -92,17 +90,7 @@ test('activations are kept and accumulators allocated only where something learn
   assert.equal(norm.activations, 0);
 });
 
-const settings = (given: Partial<TrainingSettings>): TrainingSettings =>
-  resolveSettings(TRAINING_SETTINGS, {
-    student: STUDENT,
-    labels: 'topk',
-    steps: 6,
-    batchTokens: 24,
-    lr: 1e-3,
-    threads: 1,
-    checkpointEvery: 2,
-    ...given,
-  });
+const settings = tinyRun;
 
 test('a run leaves what is frozen bit for bit, writes a whole student, and resumes to the same', async (t) => {
   const folder = await makeTemporaryFolder(t);
@@ -111,11 +99,11 @@ test('a run leaves what is frozen bit for bit, writes a whole student, and resum
     string,
     string,
   ];
-  await writeSyntheticCache(cache, TEACHER);
+  await writeSyntheticCache(cache, TINY_TEACHER);
   const common = { cache, trainLayers: [1, 'norm'] } as const;
   await trainStudent(settings({ ...common, out: straight }));
   const [before, after] = [
-    await openSafetensors(join(STUDENT, 'model.safetensors')),
+    await openSafetensors(join(TINY_STUDENT, 'model.safetensors')),
     await openSafetensors(join(straight, 'model.safetensors')),
   ];
   const changed: string[] = [];
@@ -128,20 +116,14 @@ test('a run leaves what is frozen bit for bit, writes a whole student, and resum
   const expected = [...before.tensors.keys()].filter((name) => select('1', 'norm')(name));
   assert.deepEqual(changed.sort(), expected.sort());
 
-  const stop = new AbortController();
-  await trainStudent(settings({ ...common, out: cut }), {
-    stopSignal: stop.signal,
-    onStep: ({ step }) => {
-      if (step === 3) stop.abort();
-    },
-  });
+  await trainStudent(settings({ ...common, out: cut }), stopAt(3));
   const [checkpoint] = (await readdir(join(cut, 'checkpoints'))).slice(-1);
   const kept = await openSafetensors(join(cut, 'checkpoints', checkpoint!, 'weights.safetensors'));
   assert.deepEqual([...kept.tensors.keys()].sort(), expected);
   await kept.close();
 
   const other = join(folder, 'other');
-  await cp(STUDENT, other, { recursive: true });
+  await cp(TINY_STUDENT, other, { recursive: true });
   const weights = await readFile(join(other, 'model.safetensors'));
   // The first element of the first tensor, which is no part of layer 1.
   weights.writeFloatLE(0.123, 8 + Number(weights.readBigUInt64LE(0)));

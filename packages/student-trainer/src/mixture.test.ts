@@ -9,15 +9,10 @@ import { resolveSettings } from '@stillhouse/settings';
 import { openCache } from '@stillhouse/teacher-cache';
 import { expectClose, makeTemporaryFolder } from '@stillhouse/testing';
 import { openDataOrder } from './data-order.ts';
-import {
-  type StepMetrics,
-  TRAINING_SETTINGS,
-  type TrainingPlan,
-  type TrainingSettings,
-  trainStudent,
-} from './index.ts';
+import { TRAINING_SETTINGS, type TrainingPlan, type TrainingSettings, trainStudent } from './index.ts';
 import { loadStepData } from './step-data.ts';
 import { type SyntheticTeacher, writeSyntheticCache } from './testing/synthetic-cache.ts';
+import { readMetrics, stopAt } from './testing/tiny-run.ts';
 import { openCaches, orderSources, readSources, resolveSources } from './training-sources.ts';
 
 const STUDENT = new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname;
@@ -27,12 +22,6 @@ function settings(given: Partial<TrainingSettings>): TrainingSettings & { cache:
   const all = { student: STUDENT, steps: 6, batchTokens: 30, lr: 1e-3, threads: 1, checkpointEvery: 2, ...given };
   return resolveSettings(TRAINING_SETTINGS, all) as TrainingSettings & { cache: string; student: string };
 }
-
-const readMetrics = async (out: string) =>
-  (await readFile(join(out, 'metrics.jsonl'), 'utf8'))
-    .trim()
-    .split('\n')
-    .map((line) => JSON.parse(line) as StepMetrics);
 
 /** Caches of one teacher in a folder, by name; each with rows of its own. */
 async function writeCaches(
@@ -86,13 +75,7 @@ test('a run on two caches by weight goes on bit for bit, and says what it learnt
   assert.ok(Math.abs(seen[0]! / (seen[0]! + seen[1]!) - 0.75) < 0.06, `shares ${seen}`);
   assert.ok(result.caches[0]!.epochs > 2 && result.caches[1]!.epochs < 1);
 
-  const stop = new AbortController();
-  const stopped = await trainStudent(settings({ ...common, out: cut }), {
-    stopSignal: stop.signal,
-    onStep: ({ step }) => {
-      if (step === 4) stop.abort();
-    },
-  });
+  const stopped = await trainStudent(settings({ ...common, out: cut }), stopAt(4));
   assert.equal(stopped.steps, 4);
   await trainStudent(settings({ ...common, out: cut, resume: true, accumulate: 1, prefetchSteps: 5 }));
   assert.deepEqual(await readFile(join(cut, 'model.safetensors')), await readFile(join(straight, 'model.safetensors')));
@@ -105,13 +88,7 @@ test('a mixture that differs in a cache, a weight or the order of caches does no
   const [a, b, c] = (await writeCaches(folder, { a: [{}], b: [{}], c: [{}] })) as [string, string, string];
   const out = join(folder, 'out');
   const common = { cacheWeights: [1, 1], labels: 'topk', steps: 4, out } as const;
-  const stop = new AbortController();
-  await trainStudent(settings({ ...common, cache: `${a},${b}` }), {
-    stopSignal: stop.signal,
-    onStep: ({ step }) => {
-      if (step === 2) stop.abort();
-    },
-  });
+  await trainStudent(settings({ ...common, cache: `${a},${b}` }), stopAt(2));
   const cases = [
     ['CHECKPOINT_MISMATCH', { cache: `${a},${c}` }, /another cache; expected \w{64},\w{64}, got \w{64},\w{64}/],
     ['CHECKPOINT_MISMATCH', { cache: `${b},${a}` }, /another cache/],

@@ -4,13 +4,13 @@ import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { openSafetensors } from '@stillhouse/checkpoint';
 import { isStillhouseError } from '@stillhouse/errors';
-import { resolveSettings } from '@stillhouse/settings';
 import { expectClose, makeTemporaryFolder, openEngine, randomNormals } from '@stillhouse/testing';
 import { checkOptimiserState, createAdamW } from './adamw.ts';
-import { TRAINING_SETTINGS, type TrainingSettings, trainStudent } from './index.ts';
+import { type TrainingSettings, trainStudent } from './index.ts';
 import { measureMoments, OPTIMISER_STATE_FORMATS, type OptimiserStateFormat } from './optimiser-state.ts';
 import type { Parameter } from './parameters.ts';
 import { writeSyntheticCache } from './testing/synthetic-cache.ts';
+import { stopAt, TINY_TEACHER, tinyRun } from './testing/tiny-run.ts';
 
 const engine = await openEngine({ threads: 1 });
 after(() => engine.close());
@@ -146,36 +146,18 @@ test('no second moment is ever read as zero beside a first moment that is not', 
   assert.ok(largest < 6 * 3e-3, `a weight moved by ${largest} in six steps of 1e-3`);
 });
 
-const STUDENT = new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname;
-const TEACHER = { vocabSize: 512, hiddenSize: 24, rows: 10, k: 12, temperatures: [1, 2] };
-const settings = (given: Partial<TrainingSettings>): TrainingSettings =>
-  resolveSettings(TRAINING_SETTINGS, {
-    student: STUDENT,
-    labels: 'topk',
-    steps: 5,
-    batchTokens: 24,
-    lr: 1e-3,
-    threads: 1,
-    checkpointEvery: 2,
-    ...given,
-  });
+const settings = (given: Partial<TrainingSettings>): TrainingSettings => tinyRun({ steps: 5, ...given });
 
 test('checkpoints hold the codes themselves: a resumed run is the uninterrupted one, bit for bit', async (t) => {
   const folder = await makeTemporaryFolder(t);
   const cache = join(folder, 'cache');
-  await writeSyntheticCache(cache, TEACHER);
+  await writeSyntheticCache(cache, TINY_TEACHER);
   const stored = { bfloat16: ['bfloat16', 'bfloat16'], int8: ['int8', 'uint8'] } as const;
   const sizes = new Map<string, number>();
   for (const optimiserState of OPTIMISER_STATE_FORMATS) {
     const [straight, cut] = [join(folder, `straight-${optimiserState}`), join(folder, `cut-${optimiserState}`)];
     await trainStudent(settings({ cache, optimiserState, out: straight }));
-    const stop = new AbortController();
-    await trainStudent(settings({ cache, optimiserState, out: cut }), {
-      stopSignal: stop.signal,
-      onStep: ({ step }) => {
-        if (step === 3) stop.abort();
-      },
-    });
+    await trainStudent(settings({ cache, optimiserState, out: cut }), stopAt(3));
     const checkpoint = join(cut, 'checkpoints', (await readdir(join(cut, 'checkpoints'))).at(-1)!);
     const moments = ['first-moments.safetensors', 'second-moments.safetensors'].map((file) => join(checkpoint, file));
     const bytes = await Promise.all(moments.map(async (file) => (await stat(file)).size));

@@ -15,6 +15,7 @@ import {
   trainStudent,
 } from './index.ts';
 import { writeSyntheticCache } from './testing/synthetic-cache.ts';
+import { readMetrics, stopAt } from './testing/tiny-run.ts';
 
 const STUDENT = new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname;
 const root = await mkdtemp(join(tmpdir(), 'stillhouse-'));
@@ -69,12 +70,8 @@ function staged(
   return { ...settings, out, stages: resolveStages(stages, RUN, flags, 'recipe.json') };
 }
 
-const readMetrics = async (out: string) =>
-  (await readFile(join(out, 'metrics.jsonl'), 'utf8'))
-    .trim()
-    .split('\n')
-    .map((line) => JSON.parse(line) as StepMetrics)
-    .map(({ elapsedMs: _, dataWaitMs: __, ...rest }) => rest);
+const readFigures = async (out: string) =>
+  (await readMetrics(out)).map(({ elapsedMs: _, dataWaitMs: __, ...rest }) => rest);
 const readWeights = (out: string) => readFile(join(out, 'model.safetensors'));
 
 const straight = staged();
@@ -90,7 +87,7 @@ test('stages are their runs one after the other, bit for bit, in one list of ste
       ['all', 2, 'full'],
     ],
   );
-  const metrics = await readMetrics(straight.out);
+  const metrics = await readFigures(straight.out);
   assert.deepEqual(
     metrics.map(({ step, stage }) => [step, stage]),
     [1, 2, 3, 4, 5, 6, 7].map((step) => [step, step <= 2 ? 'features' : step <= 5 ? 'hot' : 'all']),
@@ -100,7 +97,7 @@ test('stages are their runs one after the other, bit for bit, in one list of ste
   for (const { settings } of straight.stages!) {
     const out = join(root, `run-${++runs}`);
     await trainStudent({ ...settings, out, student });
-    chained.push(...((await readMetrics(out)) as StepMetrics[]));
+    chained.push(...((await readFigures(out)) as StepMetrics[]));
     student = out;
   }
   assert.deepEqual(await readWeights(straight.out), await readWeights(student));
@@ -110,18 +107,14 @@ test('stages are their runs one after the other, bit for bit, in one list of ste
 });
 
 test('a run that is stopped before, at and after a switch goes on to the same end', async () => {
-  const [weights, metrics] = [await readWeights(straight.out), await readMetrics(straight.out)];
+  const [weights, metrics] = [await readWeights(straight.out), await readFigures(straight.out)];
   for (const stopAfter of [1, 2, 3, 5, 6]) {
     const cut = staged();
-    const stop = new AbortController();
-    const { isFinished } = await trainStudent(cut, {
-      stopSignal: stop.signal,
-      onStep: ({ step }) => step === stopAfter && stop.abort(),
-    });
+    const { isFinished } = await trainStudent(cut, stopAt(stopAfter));
     assert.equal(isFinished, false);
     const { steps } = await trainStudent({ ...cut, resume: true });
     assert.equal(steps, 7);
-    assert.deepEqual(await readMetrics(cut.out), metrics, `stopped after ${stopAfter}`);
+    assert.deepEqual(await readFigures(cut.out), metrics, `stopped after ${stopAfter}`);
     assert.deepEqual(await readWeights(cut.out), weights, `stopped after ${stopAfter}`);
   }
 });
@@ -220,11 +213,10 @@ test('adapters go on from stage to stage', async () => {
   const whole = staged({ loraRank: 2 }, stages);
   await trainStudent(whole);
   const cut = staged({ loraRank: 2 }, stages);
-  const stop = new AbortController();
-  await trainStudent(cut, { stopSignal: stop.signal, onStep: ({ step }) => step === 3 && stop.abort() });
+  await trainStudent(cut, stopAt(3));
   await trainStudent({ ...cut, resume: true });
   assert.deepEqual(await readWeights(cut.out), await readWeights(whole.out));
-  const [first, , third] = await readMetrics(whole.out);
+  const [first, , third] = await readFigures(whole.out);
   assert.notEqual(first!.ce, third!.ce, 'the second stage begins where the first ended');
 });
 

@@ -8,6 +8,7 @@ import { TRAINING_SETTINGS, type TrainingSettings, trainStudent } from './index.
 import { crc32c, encodeScalars, encodeVersion, readEvents } from './tensorboard-events.ts';
 import { openTensorboardLog, TENSORBOARD_FOLDER } from './tensorboard-log.ts';
 import { writeSyntheticCache } from './testing/synthetic-cache.ts';
+import { stopAt } from './testing/tiny-run.ts';
 
 const STUDENT = new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname;
 
@@ -110,13 +111,7 @@ test('a resumed run has one event for each line of its logs', async (t) => {
       ...{ cache, out, student: STUDENT, labels: 'topk', batchTokens: 24, threads: 1, steps: 5, checkpointEvery: 2 },
       ...{ tensorboard: true, ...given },
     });
-  const stop = new AbortController();
-  await trainStudent(settings({}), {
-    stopSignal: stop.signal,
-    onStep: ({ step }) => {
-      if (step === 3) stop.abort();
-    },
-  });
+  await trainStudent(settings({}), stopAt(3));
   await trainStudent(settings({ resume: true, resumeStep: 2 }));
   assert.deepEqual(await readSteps(out), { train: [1, 2, 3, 4, 5] });
 });

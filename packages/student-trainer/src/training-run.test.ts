@@ -4,38 +4,22 @@ import { cp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
-import { resolveSettings } from '@stillhouse/settings';
 import { makeTemporaryFolder } from '@stillhouse/testing';
-import { type StepMetrics, TRAINING_SETTINGS, type TrainingSettings, trainStudent } from './index.ts';
+import { type StepMetrics, type TrainingSettings, trainStudent } from './index.ts';
 import { writeSyntheticCache } from './testing/synthetic-cache.ts';
+import { readMetrics, TINY_STUDENT, TINY_TEACHER, tinyRun } from './testing/tiny-run.ts';
 
-const STUDENT = new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname;
 const VOCAB = 512;
-const TEACHER = { vocabSize: VOCAB, hiddenSize: 24, rows: 10, k: 12, temperatures: [1, 2] };
 
-function settings(given: Partial<TrainingSettings>): TrainingSettings {
-  return resolveSettings(TRAINING_SETTINGS, {
-    student: STUDENT,
-    steps: 6,
-    batchTokens: 24,
-    lr: 1e-3,
-    threads: 1,
-    checkpointEvery: 2,
-    ...given,
-  });
-}
+/** With the labels that the cache has, where a test names none. */
+const settings = (given: Partial<TrainingSettings>): TrainingSettings => tinyRun({ labels: undefined, ...given });
 
-const readMetrics = async (out: string) =>
-  (await readFile(join(out, 'metrics.jsonl'), 'utf8'))
-    .trim()
-    .split('\n')
-    .map((line) => JSON.parse(line) as StepMetrics);
 const numbers = (metrics: readonly StepMetrics[]) => metrics.map(({ elapsedMs: _, dataWaitMs: __, ...rest }) => rest);
 
 test('a run that is cut short and resumed equals a straight one, bit for bit', async (t) => {
   const folder = await makeTemporaryFolder(t);
   const cache = join(folder, 'cache');
-  await writeSyntheticCache(cache, TEACHER);
+  await writeSyntheticCache(cache, TINY_TEACHER);
   const [straight, cut] = [join(folder, 'straight'), join(folder, 'cut')];
   const common = { cache, labels: 'topk', hiddenWeight: 0.1 } as const;
   await trainStudent(settings({ ...common, out: straight }));
@@ -59,7 +43,7 @@ test('a run that is cut short and resumed equals a straight one, bit for bit', a
 test('a step does not depend on how it is split, and equal settings give equal students', async (t) => {
   const folder = await makeTemporaryFolder(t);
   const cache = join(folder, 'cache');
-  await writeSyntheticCache(cache, TEACHER);
+  await writeSyntheticCache(cache, TINY_TEACHER);
   const run = async (name: string, given: Partial<TrainingSettings>) => {
     const out = join(folder, name);
     await trainStudent(settings({ cache, out, labels: 'full', batchTokens: 60, ...given }));
@@ -91,7 +75,7 @@ test('a step does not depend on how it is split, and equal settings give equal s
 test('top-k labels of the whole vocabulary equal full labels', async (t) => {
   const folder = await makeTemporaryFolder(t);
   const cache = join(folder, 'cache');
-  await writeSyntheticCache(cache, { ...TEACHER, k: VOCAB });
+  await writeSyntheticCache(cache, { ...TINY_TEACHER, k: VOCAB });
   const run = async (labels: 'full' | 'topk') => {
     const out = join(folder, labels);
     await trainStudent(settings({ cache, out, labels, steps: 3 }));
@@ -110,7 +94,7 @@ test('top-k labels of the whole vocabulary equal full labels', async (t) => {
 test('without soft labels the loss is cross-entropy alone, over the rows of one split', async (t) => {
   const folder = await makeTemporaryFolder(t);
   const cache = join(folder, 'cache');
-  await writeSyntheticCache(cache, TEACHER, { teacher: null, labels: { topk: null, hidden: null, head: false } });
+  await writeSyntheticCache(cache, TINY_TEACHER, { teacher: null, labels: { topk: null, hidden: null, head: false } });
   const out = join(folder, 'out');
   await trainStudent(settings({ cache, out, labels: 'none', split: 'test', steps: 4 }));
   for (const { loss, ce, kl } of await readMetrics(out)) {
@@ -126,9 +110,9 @@ test('what does not fit is refused before the first step, with its own code and 
     string,
     string,
   ];
-  await writeSyntheticCache(cache, TEACHER);
-  await writeSyntheticCache(bare, TEACHER, { teacher: null, labels: { topk: null, hidden: null, head: false } });
-  await writeSyntheticCache(narrow, { ...TEACHER, vocabSize: 600 });
+  await writeSyntheticCache(cache, TINY_TEACHER);
+  await writeSyntheticCache(bare, TINY_TEACHER, { teacher: null, labels: { topk: null, hidden: null, head: false } });
+  await writeSyntheticCache(narrow, { ...TINY_TEACHER, vocabSize: 600 });
   const out = join(folder, 'out');
   const cases: readonly [code: string, given: Partial<TrainingSettings>, message: RegExp][] = [
     ['SETTING_MISSING', { out }, /--cache/],
@@ -167,10 +151,10 @@ test('what does not fit is refused before the first step, with its own code and 
 test('a row longer than the context and an id beyond the vocabulary name the row', async (t) => {
   const folder = await makeTemporaryFolder(t);
   const cache = join(folder, 'cache');
-  await writeSyntheticCache(cache, TEACHER, { teacher: null, labels: { topk: null, hidden: null, head: false } });
+  await writeSyntheticCache(cache, TINY_TEACHER, { teacher: null, labels: { topk: null, hidden: null, head: false } });
   const student = join(folder, 'student');
-  await cp(STUDENT, student, { recursive: true });
-  const config = JSON.parse(await readFile(join(STUDENT, 'config.json'), 'utf8')) as Record<string, unknown>;
+  await cp(TINY_STUDENT, student, { recursive: true });
+  const config = JSON.parse(await readFile(join(TINY_STUDENT, 'config.json'), 'utf8')) as Record<string, unknown>;
   await writeFile(join(student, 'config.json'), JSON.stringify({ ...config, max_position_embeddings: 5 }));
   await assert.rejects(
     trainStudent(settings({ cache, student, out: join(folder, 'out'), labels: 'none' })),
@@ -185,7 +169,7 @@ test('a row longer than the context and an id beyond the vocabulary name the row
 test('a loss that is not a number stops the run with step and rows, and leaves no model', async (t) => {
   const folder = await makeTemporaryFolder(t);
   const cache = join(folder, 'cache');
-  await writeSyntheticCache(cache, TEACHER);
+  await writeSyntheticCache(cache, TINY_TEACHER);
   const out = join(folder, 'out');
   await assert.rejects(trainStudent(settings({ cache, out, lr: 1e30, steps: 6, labels: 'topk' })), (error) => {
     assert.ok(isStillhouseError(error, 'TRAINING_DIVERGED'), String(error));
@@ -198,9 +182,9 @@ test('a loss that is not a number stops the run with step and rows, and leaves n
 test('weights that are not numbers are refused before anything is written', async (t) => {
   const folder = await makeTemporaryFolder(t);
   const cache = join(folder, 'cache');
-  await writeSyntheticCache(cache, TEACHER);
+  await writeSyntheticCache(cache, TINY_TEACHER);
   const student = join(folder, 'student');
-  await cp(STUDENT, student, { recursive: true });
+  await cp(TINY_STUDENT, student, { recursive: true });
   const weights = await readFile(join(student, 'model.safetensors'));
   weights.writeFloatLE(Number.NaN, weights.length - 4);
   await writeFile(join(student, 'model.safetensors'), weights);
@@ -213,7 +197,7 @@ test('weights that are not numbers are refused before anything is written', asyn
 test("a folder that a run is under way in is no other run's, and one whose lock was taken saves nothing", async (t) => {
   const folder = await makeTemporaryFolder(t);
   const [cache, out] = [join(folder, 'cache'), join(folder, 'out')];
-  await writeSyntheticCache(cache, TEACHER);
+  await writeSyntheticCache(cache, TINY_TEACHER);
   let second: Promise<unknown> | undefined;
   await assert.rejects(
     trainStudent(settings({ cache, out, labels: 'topk' }), {
