@@ -1,5 +1,6 @@
-import { differentiate, type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
+import { type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
 import type { HiddenLayer } from '@stillhouse/teacher-cache';
+import { outputGradients } from './loss-gradients.ts';
 
 export type HiddenLoss = 'mse' | 'cosine';
 
@@ -107,17 +108,7 @@ export function featureLossGraph(
   const distance = emitHiddenLoss(g, match.loss, student, teacher, projection, match.normalisation);
   const sum = g.sumAll(g.mul(distance, weights));
   const total = g.mul(g.floatInput('weight', []), sum);
-  const hasInputGradient = wanted.x ?? true;
-  const accumulateInto = new Map(
-    trained.map(([name, value]) => [value, g.floatInput(`gradient.${name}`, value.shape)]),
-  );
-  const gradients = differentiate(g, {
-    seeds: [[total, g.scalar(1)]],
-    withRespectTo: [...(hasInputGradient ? [x] : []), ...trained.map(([, value]) => value)],
-    accumulateInto,
-  });
-  if (hasInputGradient) g.output('dx', gradients.get(x)!);
-  for (const [name, value] of trained) g.output(`gradient.${name}.sum`, gradients.get(value)!);
+  outputGradients(g, total, (wanted.x ?? true) ? x : undefined, trained);
   g.output('sums', g.concat([g.reshape(total, [1]), g.reshape(sum, [1])], 0));
   return g;
 }

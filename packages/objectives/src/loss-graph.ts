@@ -1,4 +1,4 @@
-import { differentiate, type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
+import { type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
 import { type Divergence, emitDivergence, emitForwardKl, type LogDistributions } from './divergence.ts';
 import type { FeatureMatch } from './feature-match.ts';
 import {
@@ -7,6 +7,7 @@ import {
   emitTopKDistributions,
   type TailKind,
 } from './label-distributions.ts';
+import { outputGradients } from './loss-gradients.ts';
 import { emitRefinedTeacher, type RefinementNormaliser } from './refined-distribution.ts';
 import { emitCrossEntropy } from './token-losses.ts';
 
@@ -104,17 +105,7 @@ export function lossGraph(
     const squared = g.mul(temperature, temperature);
     total = g.add(g.mul(g.mul(alpha, squared), kl), g.mul(g.sub(g.scalar(1), alpha), ce));
   }
-  const hasInputGradient = wanted.x ?? true;
-  const accumulateInto = new Map(
-    trained.map(([name, value]) => [value, g.floatInput(`gradient.${name}`, value.shape)]),
-  );
-  const gradients = differentiate(g, {
-    seeds: [[total, g.scalar(1)]],
-    withRespectTo: [...(hasInputGradient ? [x] : []), ...trained.map(([, value]) => value)],
-    accumulateInto,
-  });
-  if (hasInputGradient) g.output('dx', gradients.get(x)!);
-  for (const [name, value] of trained) g.output(`gradient.${name}.sum`, gradients.get(value)!);
+  outputGradients(g, total, (wanted.x ?? true) ? x : undefined, trained);
   const sums = [total, kl ?? g.scalar(0), ce];
   g.output(
     'sums',

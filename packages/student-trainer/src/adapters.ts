@@ -1,4 +1,4 @@
-import type { ModelConfig } from '@stillhouse/checkpoint';
+import { describeParameters, type ModelConfig } from '@stillhouse/checkpoint';
 import { adapterParameters, type LowRankAdapter } from '@stillhouse/decoder';
 import { seededUniform } from './seeded-weights.ts';
 
@@ -18,6 +18,12 @@ export function studentAdapterParameters(config: ModelConfig, adapter: StudentAd
     .sort((a, b) => a - b)
     .flatMap((layer) => ofLayer.map(({ name, shape }) => ({ name: `model.layers.${layer}.${name}`, shape })));
 }
+
+/** The tensors of a student, in checkpoint order, and of its adapters where it has any. */
+export const studentParameters = (config: ModelConfig, adapter: StudentAdapter | undefined) => [
+  ...describeParameters(config),
+  ...(adapter === undefined ? [] : studentAdapterParameters(config, adapter)),
+];
 
 const ADAPTER_STREAM = 2_000_003;
 

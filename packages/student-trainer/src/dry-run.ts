@@ -1,7 +1,7 @@
 import { availableParallelism, totalmem } from 'node:os';
 import { flagOf } from '@stillhouse/settings';
 import { openDataOrder } from './data-order.ts';
-import { reachedBy } from './feature-reach.ts';
+import { keepReached } from './feature-reach.ts';
 import { resolveLearning } from './learning.ts';
 import { type BatchShape, forecastMemory, type MemoryForecast, type MemoryItem } from './memory-forecast.ts';
 import { makeRecipe } from './recipe.ts';
@@ -58,7 +58,7 @@ export async function planTraining(settings: StagedSettings, limitBytes = availa
     await checkFolder(inputs.settings, makeRecipe(inputs.settings, inputs.stages));
     const { batch, memory, stage } = forecast(inputs, {});
     const base = stage.settings;
-    const advice = memory.peakBytes <= limitBytes ? [] : advise(inputs, memory.peakBytes, limitBytes);
+    const advice = memory.peakBytes <= limitBytes ? [] : advise(inputs, stage, memory.peakBytes, limitBytes);
     return {
       cacheDigest: joinDigests(stage.sources),
       ...(stage.name === undefined ? {} : { stage: stage.name }),
@@ -117,13 +117,11 @@ function forecastStage(
       if (count * length > batch.rows * batch.length) batch = { rows: count, length, stepTokens };
     }
   }
-  const { trained, adapter } = resolveLearning(changed, config);
-  const isReached = reachedBy(resolved.objective, config);
   const memory = forecastMemory({
     config,
     objective: resolved.objective,
     vocabSize: resolved.vocabSize,
-    learning: { trained: (name) => trained(name) && isReached(name), adapter },
+    learning: keepReached(resolveLearning(changed, config), resolved.objective, config),
     optimiserState: changed.optimiserState,
     recompute: changed.recompute === 'always',
     chunkPositions: changed.chunkPositions,
@@ -159,8 +157,12 @@ function listChanges(
 }
 
 /** Changes one after the other, those that save something, until the run fits or there are no more. */
-function advise(inputs: TrainingInputs, peakBytes: number, limitBytes: number): readonly MemoryAdvice[] {
-  const { stage } = forecast(inputs, {});
+function advise(
+  inputs: TrainingInputs,
+  stage: StagePlan,
+  peakBytes: number,
+  limitBytes: number,
+): readonly MemoryAdvice[] {
   const advice: MemoryAdvice[] = [];
   let [settings, peak]: [Partial<TrainingSettings>, number] = [{}, peakBytes];
   for (const [change, effect] of listChanges(stage, inputs)) {

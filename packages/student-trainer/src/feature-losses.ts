@@ -3,8 +3,9 @@ import { compileGraph } from '@stillhouse/decoder';
 import { type FeatureMatch, featureLossGraph, type LabelArrays, sliceLabel } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
-import { attentionLayer, type HiddenLayer } from '@stillhouse/teacher-cache';
+import type { HiddenLayer } from '@stillhouse/teacher-cache';
 import { type BackwardPlan, takesGradient } from './backward-plan.ts';
+import { depthOf } from './feature-reach.ts';
 import type { FloatData, ParameterStore } from './parameters.ts';
 import { projectionName } from './projections.ts';
 
@@ -36,10 +37,7 @@ export async function compileFeaturePrograms(
   for (const match of features) {
     const { student, teacher: _, ...form } = match;
     const isFinal = student === 'final';
-    const hasInputGradient = takesGradient(
-      plan,
-      isFinal ? config.layerCount : (attentionLayer(student) ?? Number(student)),
-    );
+    const hasInputGradient = takesGradient(plan, depthOf(match, config.layerCount));
     const key = JSON.stringify({ ...form, isFinal, hasInputGradient });
     const wanted = { x: hasInputGradient, norm };
     const program =
@@ -116,7 +114,8 @@ export function openFeatureLosses(engine: Engine, context: FeatureContext, batch
     const { from, to, indices, indexColumn } = chunks[chunk]!;
     const projection = match.hasProjection ? store.get(projectionName(match)) : undefined;
     const target = sliceLabel(labels.features!.get(match.teacher)!, from, to);
-    const [rows, dRows] = [0, 1].map(() => hold(engine.allocate(float, [to - from, hiddenSize])));
+    const state = () => hold(engine.allocate(float, [to - from, hiddenSize]));
+    const [rows, dRows] = [state(), hasInputGradient ? state() : undefined];
     const fixed = {
       ...(match.student === 'final' ? { norm } : {}),
       ...(projection === undefined ? {} : { projection }),
@@ -126,12 +125,12 @@ export function openFeatureLosses(engine: Engine, context: FeatureContext, batch
       gradient === undefined ? [] : [[`gradient.${name}`, gradient] as const],
     );
     const calls: Call[] = [
-      { kind: 'run', program: gatherRows, inputs: { x, indices }, outputs: { rows: rows! } },
+      { kind: 'run', program: gatherRows, inputs: { x, indices }, outputs: { rows } },
       {
         kind: 'run',
         program,
         inputs: {
-          x: rows!,
+          x: rows,
           teacher: hold(engine.upload(target.data as FloatData, float, target.shape)),
           weights: engine.view(weights, { offset: from, shape: [to - from] }),
           weight: weightOf(match),
@@ -139,14 +138,14 @@ export function openFeatureLosses(engine: Engine, context: FeatureContext, batch
           ...Object.fromEntries(accumulators),
         },
         outputs: {
-          ...(hasInputGradient ? { dx: dRows! } : {}),
+          ...(dRows === undefined ? {} : { dx: dRows }),
           sums: engine.view(sums, { offset: (feature * chunks.length + chunk) * SUMS, shape: [SUMS] }),
           ...Object.fromEntries(accumulators.map(([name, gradient]) => [`${name}.sum`, gradient])),
         },
       },
     ];
-    if (!hasInputGradient) return calls;
-    const inputs = { x: dx!, indices: indexColumn, rows: dRows! };
+    if (dRows === undefined) return calls;
+    const inputs = { x: dx!, indices: indexColumn, rows: dRows };
     return [...calls, { kind: 'run', program: scatterRows, inputs, outputs: { 'x.sum': dx! } }];
   }
 

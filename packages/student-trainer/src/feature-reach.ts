@@ -1,8 +1,9 @@
 import type { FeatureMatch, Objective } from '@stillhouse/objectives';
 import { attentionLayer } from '@stillhouse/teacher-cache';
+import type { Learning } from './learning.ts';
 
-/** Layers that must run for a state to be there. */
-const depthOf = ({ student }: Pick<FeatureMatch, 'student'>, layerCount: number): number =>
+/** Layers that must run for a student's state to be there. */
+export const depthOf = ({ student }: Pick<FeatureMatch, 'student'>, layerCount: number): number =>
   student === 'final' ? layerCount : (attentionLayer(student) ?? Number(student));
 
 /** Layers of the student that an objective runs: all, or with features alone as many as the highest of them needs. */
@@ -38,4 +39,14 @@ export function reachedBy(
     if (name === 'model.norm.weight') return highest.some(({ student }) => student === 'final');
     return name !== 'lm_head.weight' || tieWordEmbeddings;
   };
+}
+
+/** Of what is to learn, what a gradient comes to. */
+export function keepReached(
+  learning: Learning,
+  objective: Pick<Objective, 'features' | 'isFeaturesOnly'>,
+  config: Parameters<typeof reachedBy>[1],
+): Learning {
+  const isReached = reachedBy(objective, config);
+  return { ...learning, trained: (name) => learning.trained(name) && isReached(name) };
 }

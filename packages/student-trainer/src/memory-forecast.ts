@@ -1,9 +1,9 @@
-import { describeParameters, type ModelConfig } from '@stillhouse/checkpoint';
+import type { ModelConfig } from '@stillhouse/checkpoint';
 import { blockGradientGraph, blockGraph, savingBlockGraphs } from '@stillhouse/decoder';
 import { lossGraph, type Objective } from '@stillhouse/objectives';
 import { measureIntermediates } from '@stillhouse/onnx-graph';
 import { measureActivations } from './activation-store.ts';
-import { studentAdapterParameters } from './adapters.ts';
+import { studentParameters } from './adapters.ts';
 import { gradientOptions, layerKey, planBackward, takesGradient } from './backward-plan.ts';
 import type { Learning } from './learning.ts';
 import { measureMoments, type OptimiserStateFormat } from './optimiser-state.ts';
@@ -63,8 +63,7 @@ export function forecastMemory(question: MemoryQuestion): MemoryForecast {
   const { config, objective, vocabSize, learning, optimiserState, chunkPositions, batch } = question;
   const { trained, adapter } = learning;
   const specs = [
-    ...describeParameters(config),
-    ...(adapter === undefined ? [] : studentAdapterParameters(config, adapter)),
+    ...studentParameters(config, adapter),
     ...describeProjections(objective.features).map(({ name, teacherHidden }) => ({
       name,
       shape: [teacherHidden, config.hiddenSize],

@@ -1,9 +1,9 @@
 import { createHash } from 'node:crypto';
-import { describeParameters, type ModelConfig } from '@stillhouse/checkpoint';
+import type { ModelConfig } from '@stillhouse/checkpoint';
 import { gradientName, type LayerTensors } from '@stillhouse/decoder';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
-import { type StudentAdapter, studentAdapterParameters } from './adapters.ts';
+import { type StudentAdapter, studentParameters } from './adapters.ts';
 import { isProjection, type ProjectionSpec } from './projections.ts';
 
 /** One tensor of the student on the device. */
@@ -54,8 +54,7 @@ export interface StoreOptions {
 export async function createParameterStore(engine: Engine, options: StoreOptions): Promise<ParameterStore> {
   const { config, float, read, projections = [], adapter, trained = () => true } = options;
   const specs = [
-    ...describeParameters(config),
-    ...(adapter === undefined ? [] : studentAdapterParameters(config, adapter)),
+    ...studentParameters(config, adapter),
     ...projections.map(({ name, teacherHidden }) => ({ name, shape: [teacherHidden, config.hiddenSize] })),
   ];
   const byName = new Map<string, StudentTensor>();

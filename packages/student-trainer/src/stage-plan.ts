@@ -1,12 +1,12 @@
 import { totalmem } from 'node:os';
-import { describeParameters, type ModelConfig } from '@stillhouse/checkpoint';
+import type { ModelConfig } from '@stillhouse/checkpoint';
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import { measureActivations } from './activation-store.ts';
 import { checkOptimiserState } from './adamw.ts';
-import { studentAdapterParameters } from './adapters.ts';
+import { studentParameters } from './adapters.ts';
 import { type BackwardPlan, planBackward } from './backward-plan.ts';
 import { countSteps, sumLengths } from './data-order.ts';
-import { reachedBy } from './feature-reach.ts';
+import { keepReached } from './feature-reach.ts';
 import { resolveHeldOut } from './held-out.ts';
 import { namePair, type PairedStates, statesOf } from './layer-pairs.ts';
 import { type Learning, resolveLearning } from './learning.ts';
@@ -113,8 +113,7 @@ async function planStage(
   resolveHeldOut(settings);
   const asked = resolveLearning(settings, config);
   const { sources, resolved } = await resolveSources(caches, settings, config);
-  const isReached = reachedBy(resolved.objective, config);
-  const learning = { ...asked, trained: (name: string) => asked.trained(name) && isReached(name) };
+  const learning = keepReached(asked, resolved.objective, config);
   refuseNothingToLearn(learning, settings, config);
   const backward = planBackward(config, learning.trained, learning.adapter, resolved.objective);
   const resolvedSettings = resolveOpen(settings, { sources, resolved }, backward, config);
@@ -187,8 +186,7 @@ function refuseNothingToLearn(
   { trainLayers }: TrainingSettings,
   config: ModelConfig,
 ): void {
-  const adapters = adapter === undefined ? [] : studentAdapterParameters(config, adapter);
-  if ([...describeParameters(config), ...adapters].some(({ name }) => trained(name))) return;
+  if (studentParameters(config, adapter).some(({ name }) => trained(name))) return;
   throw new StillhouseError({
     code: 'SETTING_CONFLICT',
     where: '--train-layers',

@@ -1,9 +1,8 @@
 import { join } from 'node:path';
-import { describeParameters } from '@stillhouse/checkpoint';
 import { type FolderLock, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { openEngine } from '@stillhouse/runtime';
-import { studentAdapterParameters } from './adapters.ts';
+import { studentParameters } from './adapters.ts';
 import { type CarriedWeights, namesBefore } from './carried-weights.ts';
 import type { HeldOutMetrics } from './held-out.ts';
 import { METRICS_FILE, type StepMetrics } from './metrics.ts';
@@ -141,11 +140,7 @@ async function readCarried(
 ): Promise<CarriedWeights> {
   if (checkpoint === undefined || stage === 0) return new Map();
   const { adapter } = stages[stage]!.learning;
-  const specs = [
-    ...describeParameters(config),
-    ...(adapter === undefined ? [] : studentAdapterParameters(config, adapter)),
-  ];
-  const names = specs.map(({ name }) => name);
+  const names = studentParameters(config, adapter).map(({ name }) => name);
   return readCheckpointWeights(checkpoint, namesBefore(stages, stage, names));
 }
 
