@@ -1,7 +1,7 @@
 import { join } from 'node:path';
+import { pathExists } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { configValueInvalid, type Fields, type JsonObject, readFields, readJsonObject } from './json-fields.ts';
-import { pathExists } from './path-exists.ts';
 import { parseRope, type RopeConfig } from './rotary-config.ts';
 
 export type Architecture = 'qwen2' | 'llama';

@@ -1,9 +1,9 @@
 import { join } from 'node:path';
+import { pathExists } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { isJsonObject, readJsonObject } from './json-fields.ts';
 import type { ModelConfig } from './model-config.ts';
 import { checkModelWeights, checkRedundantHead } from './model-weights-check.ts';
-import { pathExists } from './path-exists.ts';
 import type { TensorInfo } from './safetensors-header.ts';
 import { createTensorSource, openTensorFile, type TensorFile, type TensorSource } from './tensor-source.ts';
 

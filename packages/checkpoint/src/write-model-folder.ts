@@ -2,6 +2,7 @@ import { readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   explainWriteFailure,
+  pathExists,
   publishDirectory,
   stageDirectory,
   syncDirectory,
@@ -13,7 +14,6 @@ import type { JsonObject } from './json-fields.ts';
 import { CONFIG_FILE, GENERATION_CONFIG_FILE, parseModelConfig, requireFolder } from './model-config.ts';
 import { WEIGHT_FILE, WEIGHT_INDEX_FILE } from './model-weights.ts';
 import { describeParameters, type ParameterSpec } from './parameters.ts';
-import { pathExists } from './path-exists.ts';
 import { countElements, elementBytes } from './stored-dtype.ts';
 import { writeSafetensors } from './write-safetensors.ts';
 

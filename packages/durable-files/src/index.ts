@@ -1,4 +1,5 @@
 /** Files that are either whole or absent: written under a temporary name, synced, then renamed; and locks of folders. */
+export { pathExists, readTextIfThere } from './absent-files.ts';
 export { type FileDigest, hashFile } from './digest.ts';
 export { type FolderLock, type LockTimes, type LockWords, lockFolder } from './folder-lock.ts';
 export { makeFolder } from './make-folder.ts';

@@ -1,4 +1,3 @@
-import { access } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   countParameters,
@@ -8,6 +7,7 @@ import {
   readModelConfig,
   writeModelFolder,
 } from '@stillhouse/checkpoint';
+import { pathExists } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { integer, number, type SettingsOf, text } from '@stillhouse/settings';
 import { seededNormals } from './seeded-weights.ts';
@@ -53,11 +53,7 @@ export async function initStudent(settings: InitSettings): Promise<NewStudent> {
       remedy: 'Give --like DIR and --out DIR',
     });
   }
-  const isTaken = await access(join(out, 'config.json')).then(
-    () => true,
-    () => false,
-  );
-  if (isTaken)
+  if (await pathExists(join(out, 'config.json')))
     throw new StillhouseError({
       code: 'RUN_EXISTS',
       where: out,

@@ -1,5 +1,5 @@
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { readTextIfThere } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { RUN_SETTINGS } from './stage-settings.ts';
 import { SETTINGS_FREE_ON_RESUME, TRAINING_SETTINGS, type TrainingSettings } from './training-settings.ts';
@@ -11,10 +11,7 @@ export type Recipe = Readonly<Record<string, unknown>>;
 
 /** The recipe of the run in `out`, or `undefined` when there is none. */
 export async function readRecipe(out: string): Promise<Recipe | undefined> {
-  const text = await readFile(join(out, RECIPE_FILE), 'utf8').catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return undefined;
-    throw error;
-  });
+  const text = await readTextIfThere(join(out, RECIPE_FILE));
   return text === undefined ? undefined : (JSON.parse(text) as Recipe);
 }
 

@@ -1,6 +1,5 @@
-import { access } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type FolderLock, lockFolder, makeFolder, writeFileAtomically } from '@stillhouse/durable-files';
+import { type FolderLock, lockFolder, makeFolder, pathExists, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { RECIPE_FILE, type Recipe, readRecipe, refuseOtherRecipe } from './recipe.ts';
 import { listCheckpoints } from './training-checkpoint.ts';
@@ -55,7 +54,7 @@ export async function checkFolder({ out, resume }: FolderSettings, recipe: Recip
     return;
   }
   const isTaken =
-    before !== undefined || (await listCheckpoints(out)).length > 0 || (await exists(join(out, 'config.json')));
+    before !== undefined || (await listCheckpoints(out)).length > 0 || (await pathExists(join(out, 'config.json')));
   if (!isTaken) return;
   throw new StillhouseError({
     code: 'RUN_EXISTS',
@@ -64,9 +63,3 @@ export async function checkFolder({ out, resume }: FolderSettings, recipe: Recip
     remedy: 'Continue it with --resume, or choose another --out',
   });
 }
-
-const exists = (path: string) =>
-  access(path).then(
-    () => true,
-    () => false,
-  );

@@ -1,5 +1,6 @@
-import { access, readFile, stat } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { pathExists } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { type CacheDescription, type ShardGroup, shardGroups } from './description.ts';
 import { readData, readDescription, readLayer } from './description-parser.ts';
@@ -333,11 +334,7 @@ export async function readManifestIfThere(folder: string): Promise<CacheManifest
 }
 
 async function refuseUnmerged(folder: string): Promise<void> {
-  const isInParts = await access(join(folder, 'parts/plan.json')).then(
-    () => true,
-    () => false,
-  );
-  if (!isInParts) return;
+  if (!(await pathExists(join(folder, 'parts/plan.json')))) return;
   throw new StillhouseError({
     code: 'CACHE_NOT_MERGED',
     where: folder,

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { link, open, readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { explainWriteFailure, writeFileAtomically } from '@stillhouse/durable-files';
+import { explainWriteFailure, readTextIfThere, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { PARTS_FOLDER, requireSameDescription } from './build-state.ts';
 import type { CacheDescription } from './description.ts';
@@ -115,7 +115,7 @@ export async function readPlan(
   folder: string,
 ): Promise<{ readonly count: number; readonly body: ManifestBody } | undefined> {
   const path = join(folder, PLAN_PATH);
-  const content = await readOrNothing(path);
+  const content = await readTextIfThere(path);
   if (content === undefined) return undefined;
   const sealed = openSealed(content, path, PLAN_FORMAT);
   return {
@@ -135,7 +135,7 @@ export async function writePart(folder: string, partition: Partition, body: Mani
 /** @returns undefined where the part was not begun */
 export async function readPart(folder: string, partition: Partition): Promise<PartManifest | undefined> {
   const path = join(folder, partPath(partition));
-  const content = await readOrNothing(path);
+  const content = await readTextIfThere(path);
   if (content === undefined) return undefined;
   const sealed = openSealed(content, path, PART_FORMAT);
   const { reader, root } = sealed;
@@ -158,9 +158,3 @@ export async function listParts(folder: string): Promise<readonly Partition[]> {
     return match === null ? [] : [{ index: Number(match[1]), count: Number(match[2]) }];
   });
 }
-
-const readOrNothing = (path: string): Promise<string | undefined> =>
-  readFile(path, 'utf8').catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return undefined;
-    throw error;
-  });

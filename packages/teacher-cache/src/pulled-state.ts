@@ -1,6 +1,6 @@
-import { access, readFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { writeFileAtomically } from '@stillhouse/durable-files';
+import { pathExists, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import type { CacheGroup } from './description.ts';
 import type { FileStamp } from './file-stamp.ts';
@@ -42,11 +42,7 @@ export async function listOmittedGroups(folder: string, manifest: CacheManifest)
   if (omitted.size === 0) return omitted;
   for (const { group, file } of listFiles(manifest)) {
     if (!omitted.has(group)) continue;
-    const isThere = await access(join(folder, file.path)).then(
-      () => true,
-      () => false,
-    );
-    if (isThere) omitted.delete(group);
+    if (await pathExists(join(folder, file.path))) omitted.delete(group);
   }
   return omitted;
 }

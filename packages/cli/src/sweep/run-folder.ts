@@ -1,6 +1,11 @@
-import { access, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type FolderLock, lockFolder, writeFileAtomically } from '@stillhouse/durable-files';
+import {
+  type FolderLock,
+  lockFolder,
+  pathExists,
+  readTextIfThere,
+  writeFileAtomically,
+} from '@stillhouse/durable-files';
 import type { ExactMatchResult, KdResult } from '@stillhouse/evaluation';
 import { RECIPE_FILE, type StepMetrics } from '@stillhouse/student-trainer';
 
@@ -44,10 +49,7 @@ export async function readRunFiles(folder: string): Promise<RunFiles> {
   const [record, trained, kd, exactMatch] = await Promise.all(
     [RUN_RECORD_FILE, 'training.json', KD_FILE, EXACT_MATCH_FILE].map((file) => readJson(join(folder, file))),
   );
-  const isBegun = await access(join(folder, RECIPE_FILE)).then(
-    () => true,
-    () => false,
-  );
+  const isBegun = await pathExists(join(folder, RECIPE_FILE));
   return {
     isBegun,
     record: (record as RunRecord | undefined) ?? NEW_RECORD,
@@ -59,10 +61,7 @@ export async function readRunFiles(folder: string): Promise<RunFiles> {
 
 /** All these files are written in one step: they are whole or absent. */
 async function readJson(path: string): Promise<unknown> {
-  const text = await readFile(path, 'utf8').catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return undefined;
-    throw error;
-  });
+  const text = await readTextIfThere(path);
   return text === undefined ? undefined : JSON.parse(text);
 }
 

@@ -1,7 +1,6 @@
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { lockFolder, makeFolder, writeFileAtomically } from '@stillhouse/durable-files';
+import { lockFolder, makeFolder, readTextIfThere, writeFileAtomically } from '@stillhouse/durable-files';
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import { SETTINGS_FREE_ON_RESUME, type StagedSettings } from '@stillhouse/student-trainer';
 import type { Overrides } from './sweep-axes.ts';
@@ -58,10 +57,7 @@ export async function inTurn<Result>(out: string, work: () => Promise<Result>): 
  */
 export async function readSweepRecord(out: string): Promise<SweepRecord | undefined> {
   const path = join(out, SWEEP_FILE);
-  const text = await readFile(path, 'utf8').catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return undefined;
-    throw error;
-  });
+  const text = await readTextIfThere(path);
   if (text === undefined) return undefined;
   try {
     const record = JSON.parse(text) as SweepRecord;
