@@ -5,19 +5,19 @@ import {
   biasCall,
   embeddingCall,
   embeddingGradientCalls,
-  flatIndex,
   freeBatch,
   packSequences,
   type TokenBatch,
   uploadBatch,
 } from '@stillhouse/decoder';
-import { countSelected, type FeatureMatch, type LabelArrays, type Objective, sliceLabel } from '@stillhouse/objectives';
+import { type FeatureMatch, type LabelArrays, type Objective, sliceLabel } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import type { HiddenLayer } from '@stillhouse/teacher-cache';
 import { createActivationStore } from './activation-store.ts';
 import { takesGradient } from './backward-plan.ts';
-import { type FeatureLosses, type LabelChunk, openFeatureLosses } from './feature-losses.ts';
+import { type FeatureLosses, openFeatureLosses } from './feature-losses.ts';
+import { type LabelPositions, openLabelPositions } from './label-positions.ts';
 import { type PairedStates, statesOf } from './layer-pairs.ts';
 import type { FloatData, ParameterStore } from './parameters.ts';
 import { openRowTiles, type RowTiles } from './row-tiles.ts';
@@ -157,84 +157,17 @@ export function createMicroBatchRunner(
     float,
     weightOf: (match: FeatureMatch) => shares[statesOf(match)],
   };
-  const uploadFloats = (data: Float64Array) =>
-    hold(engine.upload(float === 'float64' ? data : Float32Array.from(data), float, [data.length]));
-  const viewPart = (tensor: DeviceTensor, from: number, to: number) =>
-    engine.view(tensor, { offset: from, shape: [to - from] });
-
-  /** Integers [N] as [N, 1]: a view, as no graph needs to reshape them then, which not every device can. */
-  const asColumn = (tensor: DeviceTensor) => engine.view(tensor, { offset: 0, shape: [tensor.shape[0]!, 1] });
-
-  /** With their residual stream after the last layer. */
-  interface Chunk extends LabelChunk {
-    readonly rows: DeviceTensor;
-  }
-
-  /** The label positions of a micro-batch, and what each weighs over the denominator. */
-  interface LabelPositions {
-    readonly labels: LabelArrays;
-    readonly chunks: readonly Chunk[];
-    readonly weights: DeviceTensor;
-    /** Finds rows and weights. */
-    readonly calls: readonly Call[];
-  }
-
-  /** Entropies of all chunks first, as a position is judged among all of its row. */
-  function selectionCalls(
-    { entropy, select }: NonNullable<StepPrograms['selection']>,
-    { rows, count }: LabelArrays,
-    chunks: readonly Chunk[],
-    weights: DeviceTensor,
-    selected: DeviceTensor,
-  ): readonly Call[] {
-    const entropies = hold(engine.allocate(float, [count]));
-    const calls = chunks.map((chunk): Call => {
-      const outputs = { entropy: viewPart(entropies, chunk.from, chunk.to) };
-      return { kind: 'run', program: entropy, inputs: { x: chunk.rows, norm: norm.weight, head }, outputs };
-    });
-    const order = uploadFloats(Float64Array.from({ length: count }, (_, n) => n));
-    for (let start = 0, end = 0; start < count; start = end) {
-      while (end < count && rows[end] === rows[start]) end += 1;
-      const kept = hold(scalar(countSelected(end - start, setting.selectTokens)));
-      const row = { 'row.entropy': viewPart(entropies, start, end), 'row.order': viewPart(order, start, end), kept };
-      for (let from = start; from < end; from += setting.chunkPositions) {
-        const to = Math.min(end, from + setting.chunkPositions);
-        const part = (tensor: DeviceTensor) => viewPart(tensor, from, to);
-        const own = { entropy: part(entropies), order: part(order), weights: part(weights) };
-        calls.push({ kind: 'run', program: select, inputs: { ...own, ...row }, outputs: { selected: part(selected) } });
-      }
-    }
-    return calls;
-  }
-
-  function openLabels(batch: TokenBatch, labels: LabelArrays, denominator: number, x: DeviceTensor): LabelPositions {
-    const byPlacement = batch.placements;
-    const flat = BigInt64Array.from(labels.positions, (position, n) =>
-      BigInt(flatIndex(batch, byPlacement[labels.rows[n]!]!, position)),
-    );
-    const chunks: Chunk[] = [];
-    for (let from = 0; from < labels.count; from += setting.chunkPositions) {
-      const to = Math.min(labels.count, from + setting.chunkPositions);
-      const indices = hold(engine.upload(flat.slice(from, to), 'int64', [to - from]));
-      const indexColumn = asColumn(indices);
-      chunks.push({
-        from,
-        to,
-        indices,
-        indexColumn,
-        rows: hold(engine.allocate(float, [to - from, config.hiddenSize])),
-      });
-    }
-    const given = labels.weights ?? new Float64Array(labels.count).fill(1);
-    const weights = uploadFloats(given.map((weight) => weight / denominator));
-    const calls = chunks.map(({ indices, rows }): Call => {
-      return { kind: 'run', program: forward.gatherRows, inputs: { x, indices }, outputs: { rows } };
-    });
-    if (programs.selection === undefined) return { labels, chunks, weights, calls };
-    const selected = hold(engine.allocate(float, [labels.count]));
-    calls.push(...selectionCalls(programs.selection, labels, chunks, weights, selected));
-    return { labels, chunks, weights: selected, calls };
-  }
+  const positionsContext = {
+    gatherRows: forward.gatherRows,
+    selection: programs.selection,
+    norm: norm.weight,
+    head,
+    hiddenSize: config.hiddenSize,
+    float,
+    chunkPositions: setting.chunkPositions,
+    selectTokens: setting.selectTokens,
+    hold,
+  };
 
   function lossCalls(
     { labels, chunks, weights }: LabelPositions,
@@ -255,7 +188,7 @@ export function createMicroBatchRunner(
         inputs: {
           x: rows,
           labels: hold(engine.upload(labels.labels.slice(from, to), 'int64', [size, 1])),
-          weights: viewPart(weights, from, to),
+          weights: engine.view(weights, { offset: from, shape: [size] }),
           ...fixedInputs,
           ...Object.fromEntries(teacher),
         },
@@ -352,7 +285,8 @@ export function createMicroBatchRunner(
         const back = goesBack ? ([state(), state()] as const) : undefined;
         const chunks = Math.ceil(labels.count / setting.chunkPositions);
         const sums = hold(engine.allocate(float, [chunks, LOSS_TERMS]));
-        const positions = openLabels(batch, labels, denominator, states[plan.runLayers]!);
+        const x = states[plan.runLayers]!;
+        const positions = openLabelPositions(engine, positionsContext, { batch, labels, denominator, x });
         const features =
           programs.features.length === 0
             ? undefined
