@@ -1,17 +1,18 @@
 import { openHeldOut, type SharedCaches } from '@stillhouse/evaluation';
-import { type HeldOutEvaluator, resolveHeldOut, type TrainingSettings } from '@stillhouse/student-trainer';
+import { type HeldOutEvaluator, resolveHeldOut, type StagedSettings } from '@stillhouse/student-trainer';
 
 /** Rows of a batch of the evaluation while training; it has no flag of its own, as it changes no figure. */
 const EVALUATION_BATCH_SIZE = 8;
 
 /**
- * Opens the rows that a run is evaluated on while it trains; undefined where its settings ask for none.
+ * Opens the rows that a run is evaluated on while it trains, the same in all its stages; undefined where its settings ask for none.
  * @throws StillhouseError those of `openHeldOut` and `resolveHeldOut`
  */
 export async function openEvaluator(
-  settings: TrainingSettings,
+  run: StagedSettings,
   shared: SharedCaches = {},
 ): Promise<{ readonly evaluate: HeldOutEvaluator; close(): Promise<void> } | undefined> {
+  const settings = run.stages?.[0]?.settings ?? run;
   const { student, chunkPositions } = settings;
   const plan = resolveHeldOut(settings);
   // The trainer says that a student is missing.

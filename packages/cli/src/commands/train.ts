@@ -40,7 +40,7 @@ export const train = defineCommand({
     const stop = new AbortController();
     const display = openTrainingDisplay(settings.out!, context);
     // Stages share what is evaluated; rows that are trained on are theirs.
-    const evaluator = await openEvaluator(settings.stages?.[0]?.settings ?? settings);
+    const evaluator = await openEvaluator(settings);
     try {
       const result = await trainStudent(settings, {
         ...display.events,
@@ -92,7 +92,7 @@ export const train = defineCommand({
 async function plan(settings: StagedSettings, memory: number | undefined): Promise<Outcome> {
   const result = await planTraining(settings, memory);
   // Held-out rows are checked as they are before a run.
-  await (await openEvaluator(settings.stages?.[0]?.settings ?? settings))?.close();
+  await (await openEvaluator(settings))?.close();
   const { rows, steps, labels, recompute, batch, fits, advice } = result;
   const { items, peakBytes, limitBytes } = result.memory;
   const lines = [

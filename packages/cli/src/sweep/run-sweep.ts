@@ -117,10 +117,7 @@ async function train(
   const withoutEvaluation = { evalCache: undefined, evalSplit: undefined, evalLimit: undefined };
   const display = openTrainingDisplay(folder, context);
   const meter = openCostMeter(record, (cost) => writeRunRecord(folder, { ...cost, failure: null }));
-  const evaluator =
-    settings.evalEvery === undefined
-      ? undefined
-      : await openEvaluator(settings.stages?.[0]?.settings ?? settings, shared);
+  const evaluator = settings.evalEvery === undefined ? undefined : await openEvaluator(settings, shared);
   try {
     const { isFinished } = await trainStudent(
       settings.evalEvery === undefined ? withSettings(settings, withoutEvaluation) : settings,
