@@ -36,6 +36,9 @@ test('a plan says what a run does and takes, checks what the run checks, and wri
   const find = (what: string) => items.find((item) => item.what === what)?.sizeBytes;
   assert.equal(find('weights'), 4 * countParameters(config));
   assert.equal(find("the teacher's output matrix"), 4 * 512 * 24);
+  const further = await planTraining(settings({ cache, out, labels: 'full', steps: 4, prefetchSteps: 6 }));
+  const ahead = 'labels of the steps that are read ahead';
+  assert.equal(further.memory.items.find(({ what }) => what === ahead)?.sizeBytes, 2 * find(ahead)!, '8 steps for 4');
   assert.deepEqual(await readdir(folder), ['cache']);
   for (const [code, given] of [
     ['LABELS_NOT_IN_CACHE', { labels: 'sampled' }],
@@ -115,6 +118,7 @@ test('what a student holds on the device is what the forecast counts', async () 
         recompute: false,
         chunkPositions: 128,
         batch: { rows, length, stepTokens: 48 },
+        prefetchSteps: 2,
         evaluates: false,
       };
       const counted = forecastMemory(question).items.filter(({ what }) =>
@@ -141,6 +145,7 @@ test('a forecast falls with each rung of the ladder', () => {
       recompute: false,
       chunkPositions: 512,
       batch: { rows: 16, length: 128, stepTokens: 2048 },
+      prefetchSteps: 2,
       evaluates: false,
       ...changes,
     }).peakBytes;

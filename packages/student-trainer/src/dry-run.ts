@@ -126,6 +126,7 @@ function forecastStage(
     recompute: changed.recompute === 'always',
     chunkPositions: changed.chunkPositions,
     batch,
+    prefetchSteps: changed.prefetchSteps,
     evaluates: heldOut !== undefined,
   });
   return { stage, batch, memory };

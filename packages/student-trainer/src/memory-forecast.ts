@@ -29,6 +29,8 @@ export interface MemoryQuestion {
   readonly recompute: boolean;
   readonly chunkPositions: number;
   readonly batch: BatchShape;
+  /** Steps that are read ahead. */
+  readonly prefetchSteps: number;
   readonly evaluates: boolean;
 }
 
@@ -49,8 +51,8 @@ const BASE_BYTES = 350e6;
 /** What programs held of their intermediate values, against what is alive at a time: blocks of an arena do not fit perfectly. */
 const ARENA_SHARE = 1.25;
 
-/** Steps whose labels are in memory: the one that is computed and those that are read ahead. */
-const STEPS_IN_MEMORY = 4;
+/** Steps whose labels are in memory beside those that are read ahead: the one that is computed, here and on the device. */
+const STEPS_COMPUTED = 2;
 
 const count = (shape: readonly number[]) => shape.reduce((product, dim) => product * dim, 1);
 const sum = (numbers: readonly number[]) => numbers.reduce((total, one) => total + one, 0);
@@ -164,12 +166,12 @@ function measureLossWork({ config, objective, vocabSize, learning }: MemoryQuest
   return ARENA_SHARE * measureIntermediates(graph, { N: chunk, K: 64 });
 }
 
-function measureLoader({ objective: { labels, features = [] }, batch }: MemoryQuestion): number {
+function measureLoader({ objective: { labels, features = [] }, batch, prefetchSteps }: MemoryQuestion): number {
   const widths = [
     labels.kind === 'full' ? labels.teacherHidden : 0,
     labels.kind === 'topk' ? 3 * labels.k : 0,
     labels.kind === 'full' && labels.refinement !== undefined ? 3 * labels.refinement.k : 0,
     ...features.map(({ teacherHidden }) => teacherHidden),
   ];
-  return 4 * batch.stepTokens * STEPS_IN_MEMORY * sum(widths);
+  return 4 * batch.stepTokens * (prefetchSteps + STEPS_COMPUTED) * sum(widths);
 }
