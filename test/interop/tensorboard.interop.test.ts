@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
-import { readdir, readFile, writeFile } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { makeTemporaryFolder, runNode, startNode } from '@stillhouse/testing';
+import { makeTemporaryFolder, runNode, startNode, writeDataRows } from '@stillhouse/testing';
 import { runPython, skipWithout } from './exchange.ts';
 
 const path = (name: string) => fileURLToPath(new URL(name, import.meta.url));
@@ -27,15 +27,7 @@ test('TensorBoard reads what a killed run has left, and of the resumed run every
   skip: skipWithout('tensorboard'),
 }, async (t) => {
   const folder = await makeTemporaryFolder(t);
-  const rows = Array.from({ length: 12 }, (_, row) =>
-    JSON.stringify({
-      id: `row-${row}`,
-      split: row < 8 ? 'train' : 'test',
-      input_ids: Array.from({ length: 20 }, (_, i) => (row * 97 + i * i * 13 + 7) % 512),
-      loss_mask: Array.from({ length: 20 }, (_, i) => (i >= 8 ? 1 : 0)),
-    }),
-  );
-  await writeFile(join(folder, 'rows.jsonl'), rows.join('\n'));
+  await writeDataRows(join(folder, 'rows.jsonl'));
   const run = (...args: string[]) => runNode([bin, ...args], { cwd: folder });
   const teacher = path('../golden/qwen2-tiny-untied');
   const built = await run('cache', 'build', '--teacher', teacher, '--data', 'rows.jsonl', '--out', 'cache');

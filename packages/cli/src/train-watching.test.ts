@@ -4,26 +4,17 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { type NodeResult, runNode, startNode } from '@stillhouse/testing';
+import { type NodeResult, runNode, startNode, writeDataRows } from '@stillhouse/testing';
 
 const bin = fileURLToPath(new URL('../bin/stillhouse.js', import.meta.url));
 const golden = (name: string) => fileURLToPath(new URL(`../../../test/golden/${name}`, import.meta.url));
 const student = golden('qwen2-tiny');
 const skip = process.platform === 'win32';
 
-const rows = Array.from({ length: 12 }, (_, row) =>
-  JSON.stringify({
-    id: `row-${row}`,
-    split: row < 8 ? 'train' : 'test',
-    input_ids: Array.from({ length: 20 }, (_, i) => (row * 97 + i * i * 13 + 7) % 512),
-    loss_mask: Array.from({ length: 20 }, (_, i) => (i >= 8 ? 1 : 0)),
-  }),
-);
-
 let folder = '';
 before(async () => {
   folder = await mkdtemp(join(tmpdir(), 'stillhouse-'));
-  await writeFile(join(folder, 'rows.jsonl'), `${rows.join('\n')}\n`);
+  await writeDataRows(join(folder, 'rows.jsonl'));
   const build = ['cache', 'build', '--teacher', golden('qwen2-tiny-untied'), '--data', 'rows.jsonl', '--out', 'cache'];
   const { code, stderr } = await runNode([bin, ...build], { cwd: folder });
   assert.equal(code, 0, stderr);

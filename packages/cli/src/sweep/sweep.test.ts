@@ -8,7 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { openCacheAt } from '@stillhouse/cache-remote';
 import type { ExactMatchResult } from '@stillhouse/evaluation';
-import { type NodeResult, runNode, startNode } from '@stillhouse/testing';
+import { type NodeResult, runNode, startNode, writeDataRows } from '@stillhouse/testing';
 import { carryOutSweep } from './carry-out-sweep.ts';
 import { checkSweep } from './check-sweep.ts';
 import { shareInputs } from './shared-inputs.ts';
@@ -20,15 +20,6 @@ import { writeSweepReport } from './sweep-report.ts';
 const bin = fileURLToPath(new URL('../../bin/stillhouse.js', import.meta.url));
 const golden = (name: string) => fileURLToPath(new URL(`../../../../test/golden/${name}`, import.meta.url));
 const skip = process.platform === 'win32';
-
-const rows = Array.from({ length: 12 }, (_, row) =>
-  JSON.stringify({
-    id: `row-${row}`,
-    split: row < 8 ? 'train' : 'test',
-    input_ids: Array.from({ length: 20 }, (_, i) => (row * 97 + i * i * 13 + 7) % 512),
-    loss_mask: Array.from({ length: 20 }, (_, i) => (i >= 8 ? 1 : 0)),
-  }),
-);
 
 const STEPS = 60;
 const shared = {
@@ -46,7 +37,7 @@ const writeRecipe = (name: string, recipe: object) => writeFile(join(folder, nam
 
 before(async () => {
   folder = await mkdtemp(join(tmpdir(), 'stillhouse-'));
-  await writeFile(join(folder, 'rows.jsonl'), `${rows.join('\n')}\n`);
+  await writeDataRows(join(folder, 'rows.jsonl'));
   const build = ['cache', 'build', '--teacher', golden('qwen2-tiny-untied'), '--data', 'rows.jsonl', '--out', 'cache'];
   const built = await runNode([bin, ...build, '--top-k', '8'], { cwd: folder });
   assert.equal(built.code, 0, built.stderr);

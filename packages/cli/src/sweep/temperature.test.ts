@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
-import { readFile, writeFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { estimateRatio, type KdRecord, type KdResult } from '@stillhouse/evaluation';
 import { resolveSettings } from '@stillhouse/settings';
-import { makeTemporaryFolder, runNode } from '@stillhouse/testing';
+import { makeTemporaryFolder, runNode, writeDataRows } from '@stillhouse/testing';
 import { shareInputs } from './shared-inputs.ts';
 import { chooseTemperature, type TemperatureChoice } from './temperature-choice.ts';
 import { explainChoice, tabulateTemperatures } from './temperature-report.ts';
@@ -65,15 +65,7 @@ test('what seeds vary is part of the noise', () => {
 
 test('temperatures that the labels do not have are refused, all at once, before anything is trained', async (t) => {
   const folder = await makeTemporaryFolder(t);
-  const rows = Array.from({ length: 12 }, (_, row) =>
-    JSON.stringify({
-      id: `row-${row}`,
-      split: row < 6 ? 'train' : 'test',
-      input_ids: Array.from({ length: 16 }, (_, i) => (row * 97 + i * i * 13 + 7) % 512),
-      loss_mask: Array.from({ length: 16 }, (_, i) => (i >= 6 ? 1 : 0)),
-    }),
-  );
-  await writeFile(join(folder, 'rows.jsonl'), rows.join('\n'));
+  await writeDataRows(join(folder, 'rows.jsonl'), { trainRows: 6, length: 16, promptTokens: 6 });
   const cache = join(folder, 'cache');
   const build = ['--teacher', golden('qwen2-tiny-untied'), '--data', join(folder, 'rows.jsonl'), '--out', cache];
   const built = await runNode([bin, 'cache', 'build', ...build, '--top-k', '8']);
