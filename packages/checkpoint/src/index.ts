@@ -7,7 +7,7 @@ export { checkModelWeights } from './model-weights-check.ts';
 export { countParameters, describeParameters, type ParameterSpec } from './parameters.ts';
 export type { Llama3RopeScaling, RopeConfig } from './rotary-config.ts';
 export type { TensorInfo } from './safetensors-header.ts';
-export type { StoredDtype } from './stored-dtype.ts';
+export { countElements, type StoredDtype } from './stored-dtype.ts';
 export { openSafetensors, type TensorArray, type TensorSource } from './tensor-source.ts';
 export { type ModelToWrite, writeModelFolder } from './write-model-folder.ts';
 export { type TensorToWrite, writeSafetensors } from './write-safetensors.ts';

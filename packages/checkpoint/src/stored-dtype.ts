@@ -71,6 +71,7 @@ export function isStoredFloat(dtype: StoredDtype): dtype is StoredFloatDtype {
   return dtype === 'float32' || dtype === 'bfloat16' || dtype === 'float16' || dtype === 'float64';
 }
 
+/** The numbers that a tensor of this shape has. */
 export const countElements = (shape: readonly number[]): number => shape.reduce((count, size) => count * size, 1);
 
 /** `float32 [2, 3]`, for messages. */

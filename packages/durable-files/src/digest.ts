@@ -8,6 +8,7 @@ export interface FileDigest {
   readonly sizeBytes: number;
 }
 
+/** Lower-case hexadecimal. */
 export const sha256Of = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
 
 /** What a thread reads at a time: others may have something for it too. */

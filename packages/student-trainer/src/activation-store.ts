@@ -1,4 +1,4 @@
-import type { ModelConfig } from '@stillhouse/checkpoint';
+import { countElements, type ModelConfig } from '@stillhouse/checkpoint';
 import { type SavedActivation, savingBlockGraphs } from '@stillhouse/decoder';
 import { type FloatDtype, resolveDim, type Shape } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
@@ -27,8 +27,6 @@ function resolveShape(shape: Shape, rows: number, length: number): readonly numb
     return size;
   });
 }
-
-const countElements = (shape: readonly number[]) => shape.reduce((product, dim) => product * dim, 1);
 
 export function createActivationStore(engine: Engine, float: FloatDtype): ActivationStore {
   const buffers = new Map<string, DeviceTensor>();

@@ -1,3 +1,4 @@
+import { countElements } from '@stillhouse/checkpoint';
 import { compileGraph } from '@stillhouse/decoder';
 import { StillhouseError } from '@stillhouse/errors';
 import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
@@ -203,8 +204,6 @@ export async function createAdamW(
     },
   };
 }
-
-const countElements = (shape: readonly number[]) => shape.reduce((product, dim) => product * dim, 1);
 
 const nameTensors = (name: string, { values, scale }: MomentTensors): readonly StateTensor[] =>
   scale === undefined

@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 import {
+  countElements,
   countParameters,
   describeParameters,
   type ModelConfig,
@@ -66,7 +67,7 @@ export async function initStudent(settings: InitSettings): Promise<NewStudent> {
   const streams = new Map(parameters.map(({ name, shape }, stream) => [name, { shape, stream }]));
   const read = async (name: string) => {
     const { shape, stream } = streams.get(name)!;
-    const count = shape.reduce((product, dim) => product * dim, 1);
+    const count = countElements(shape);
     if (shape.length >= 2) return seededNormals(count, deviation, seed, stream);
     return new Float32Array(count).fill(name.endsWith('norm.weight') ? 1 : 0);
   };

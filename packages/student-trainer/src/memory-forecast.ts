@@ -1,4 +1,4 @@
-import type { ModelConfig } from '@stillhouse/checkpoint';
+import { countElements, type ModelConfig } from '@stillhouse/checkpoint';
 import { blockGradientGraph, blockGraph, savingBlockGraphs } from '@stillhouse/decoder';
 import { lossGraph, type Objective } from '@stillhouse/objectives';
 import { measureIntermediates } from '@stillhouse/onnx-graph';
@@ -54,7 +54,6 @@ const ARENA_SHARE = 1.25;
 /** Steps whose labels are in memory beside those that are read ahead: the one that is computed, here and on the device. */
 const STEPS_COMPUTED = 2;
 
-const count = (shape: readonly number[]) => shape.reduce((product, dim) => product * dim, 1);
 const sum = (numbers: readonly number[]) => numbers.reduce((total, one) => total + one, 0);
 
 /**
@@ -77,7 +76,7 @@ export function forecastMemory(question: MemoryQuestion): MemoryForecast {
   const teacherWidth = labels.kind === 'full' ? labels.teacherHidden : 0;
   const teacherHeadBytes = 4 * vocabSize * teacherWidth;
   const chunk = Math.min(chunkPositions, tokens);
-  const largest = 4 * Math.max(...specs.map(({ shape }) => count(shape)));
+  const largest = 4 * Math.max(...specs.map(({ shape }) => countElements(shape)));
   const streams = measureStreams(question);
   const labelBytes = 4 * tokens * (2 * config.hiddenSize + teacherWidth);
   // Checkpoints and the student are written tensor by tensor, when the micro-batch is gone.
@@ -95,11 +94,11 @@ export function forecastMemory(question: MemoryQuestion): MemoryForecast {
   ].reduce((most, one) => (one.sizeBytes > most.sizeBytes ? one : most));
   const items: MemoryItem[] = [
     { what: 'program and ONNX Runtime', sizeBytes: BASE_BYTES },
-    { what: 'weights', sizeBytes: 4 * sum(specs.map(({ shape }) => count(shape))) },
-    { what: 'gradients', sizeBytes: 4 * sum(learned.map(({ shape }) => count(shape))) },
+    { what: 'weights', sizeBytes: 4 * sum(specs.map(({ shape }) => countElements(shape))) },
+    { what: 'gradients', sizeBytes: 4 * sum(learned.map(({ shape }) => countElements(shape))) },
     {
       what: "AdamW's moments",
-      sizeBytes: sum(learned.map(({ shape }) => measureMoments(optimiserState, count(shape)))),
+      sizeBytes: sum(learned.map(({ shape }) => measureMoments(optimiserState, countElements(shape)))),
     },
     { what: "the teacher's output matrix", sizeBytes: teacherHeadBytes },
     { what: 'activations that are kept', sizeBytes: measureKept(question) },

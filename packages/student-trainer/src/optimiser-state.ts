@@ -1,3 +1,4 @@
+import { countElements } from '@stillhouse/checkpoint';
 import type { Dtype, FloatDtype, GraphBuilder, Value } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine, TensorDtype } from '@stillhouse/runtime';
 
@@ -54,7 +55,7 @@ export function allocateMoment(
 ): MomentTensors {
   const values = engine.allocate(dtypeOf(format, moment, float), shape);
   if (!hasScale(format)) return { values };
-  const elements = shape.reduce((product, dim) => product * dim, 1);
+  const elements = countElements(shape);
   return { values, scale: engine.allocate(float, [Math.ceil(elements / BLOCK_ELEMENTS)]) };
 }
 

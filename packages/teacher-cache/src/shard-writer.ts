@@ -1,6 +1,6 @@
-import { createHash, randomUUID } from 'node:crypto';
+import { randomUUID } from 'node:crypto';
 import { join } from 'node:path';
-import { type FolderLock, hashFile, writeFileAtomically } from '@stillhouse/durable-files';
+import { type FolderLock, hashFile, sha256Of, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { openScratch, type Scratch } from './arrow-encoding.ts';
 import { writeArrowFile } from './arrow-file-writer.ts';
@@ -322,5 +322,3 @@ export async function makeShardWriter(plan: WriterPlan, initial: ManifestBody): 
     },
   };
 }
-
-const sha256Of = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');

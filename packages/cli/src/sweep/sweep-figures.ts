@@ -1,6 +1,6 @@
 import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { describeParameters, readModelConfig } from '@stillhouse/checkpoint';
+import { countParameters, readModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
 import { type RunFailure, type RunFiles, readRunFiles } from './run-folder.ts';
 import type { Overrides } from './sweep-axes.ts';
@@ -126,10 +126,7 @@ async function measureStudent(
 ): Promise<{ readonly parameters: number | null; readonly weightBytes: number | null }> {
   if (!isThere) return { parameters: null, weightBytes: null };
   const config = await readModelConfig(folder);
-  const parameters = describeParameters(config).reduce(
-    (sum, { shape }) => sum + shape.reduce((product, size) => product * size, 1),
-    0,
-  );
+  const parameters = countParameters(config);
   const weights = (await readdir(folder)).filter((file) => /^model.*\.safetensors$/.test(file));
   const sizes = await Promise.all(weights.map((file) => stat(join(folder, file))));
   return { parameters, weightBytes: sizes.reduce((sum, { size }) => sum + size, 0) };
