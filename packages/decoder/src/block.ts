@@ -1,7 +1,7 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { type GraphBuilder, multiplyDims, type Value } from '@stillhouse/onnx-graph';
 import { type AdapterValues, emitAdapter } from './low-rank-adapter.ts';
-import { emitRotary, type RotaryTables } from './rotary.ts';
+import type { RotaryTables } from './rotary.ts';
 
 /** The weights of one layer by their name below `model.layers.N.`, e.g. `self_attn.q_proj.weight`, in checkpoint layout. */
 export type BlockWeights = ReadonlyMap<string, Value>;
@@ -103,20 +103,20 @@ function emitAttention(g: GraphBuilder, config: ModelConfig, inputs: BlockInputs
   const { rotary, cache } = inputs;
   const group = headCount / kvHeadCount;
   const [batch, length] = rotary.cos.shape as [string, string];
-  const heads = (name: string, count: number) =>
-    g.reshape(emitLinear(g, inputs, `self_attn.${name}`, normed), [batch, length, count, headDim]);
+  const project = (name: string, count: number) =>
+    g.reshape(emitLinear(g, inputs, `self_attn.${name}`, normed), [batch, length, count * headDim]);
+  const turn = (x: Value, count: number, scale = 1) =>
+    g.rotaryEmbedding(x, g.scale(rotary.cos, scale), g.scale(rotary.sin, scale), count);
+  const perHead = (x: Value) => g.reshape(x, [batch, length, kvHeadCount, headDim]);
 
-  // Scaling the queries instead of the scores touches headDim numbers a query instead of T.
-  const rotated = g.scale(
-    g.scope('rotary_q', () => emitRotary(g, heads('q_proj', headCount), rotary)),
-    1 / Math.sqrt(headDim),
-  );
+  // Scaled tables instead of scaled scores: headDim numbers a column instead of T for each of its heads.
+  const rotated = g.scope('rotary_q', () => turn(project('q_proj', headCount), headCount, 1 / Math.sqrt(headDim)));
   const queries = g.reshape(
     g.transpose(g.reshape(rotated, [batch, length, kvHeadCount, group, headDim]), [0, 2, 3, 1, 4]),
     [batch, kvHeadCount, multiplyDims(group, length), headDim],
   );
-  const newKeys = g.scope('rotary_k', () => emitRotary(g, heads('k_proj', kvHeadCount), rotary));
-  const newValues = heads('v_proj', kvHeadCount);
+  const newKeys = perHead(g.scope('rotary_k', () => turn(project('k_proj', kvHeadCount), kvHeadCount)));
+  const newValues = perHead(project('v_proj', kvHeadCount));
   const { keysTransposed, values, written } =
     cache === undefined ? emitFreshKeys(g, newKeys, newValues) : emitCachedKeys(g, cache, newKeys, newValues);
 
@@ -124,8 +124,8 @@ function emitAttention(g: GraphBuilder, config: ModelConfig, inputs: BlockInputs
     bias: inputs.bias,
     group,
   });
-  const perHead = g.reshape(mixed, [batch, kvHeadCount, group, length, headDim]);
-  const joined = g.reshape(g.transpose(perHead, [0, 3, 1, 2, 4]), [multiplyDims(batch, length), headCount * headDim]);
+  const byGroup = g.reshape(mixed, [batch, kvHeadCount, group, length, headDim]);
+  const joined = g.reshape(g.transpose(byGroup, [0, 3, 1, 2, 4]), [multiplyDims(batch, length), headCount * headDim]);
   const x = emitLinear(g, inputs, 'self_attn.o_proj', joined, inputs.x);
   // The product once more: the residual stream stays what it is to the last bit whether the output is wanted or not.
   const attentionOutput = inputs.exposesAttention

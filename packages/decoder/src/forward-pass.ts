@@ -81,7 +81,7 @@ export interface BatchTensors {
 export function uploadBatch(engine: Engine, programs: ForwardPrograms, batch: TokenBatch): BatchTensors {
   const { rows, length } = batch;
   const { float, config } = programs;
-  const table = [rows, length, 1, config.headDim / 2];
+  const table = [rows, length, config.headDim / 2];
   const { cos, sin } = computeRotaryTables(config, batch.positions, float);
   return {
     tokens: rows * length,

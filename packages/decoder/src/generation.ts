@@ -110,7 +110,7 @@ export async function createGenerator(
   const roundUp = (slots: number) => Math.ceil(slots / slotStep) * slotStep;
 
   function openWorkspace(rows: number, length: number, slots: number): Workspace {
-    const table = [rows, length, 1, config.headDim / 2];
+    const table = [rows, length, config.headDim / 2];
     return {
       rows,
       length,

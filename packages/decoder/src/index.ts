@@ -55,5 +55,5 @@ export {
   segmentBiasGraph,
 } from './model-graphs.ts';
 export { type DecoderOnDevice, type DecoderSource, loadDecoder, residualStreamCalls } from './model-on-device.ts';
-export { computeRotaryTables, emitRotary, inverseFrequencies, type RotaryTables } from './rotary.ts';
+export { computeRotaryTables, inverseFrequencies, type RotaryTables } from './rotary.ts';
 export { flatIndex, type Placement, packSequences, padSequences, type TokenBatch } from './token-batch.ts';

@@ -83,7 +83,7 @@ interface BlockGraphInputs {
 }
 
 function blockInputs(g: GraphBuilder, config: ModelConfig): BlockGraphInputs {
-  const tables = ['B', 'T', 1, config.headDim / 2];
+  const tables = ['B', 'T', config.headDim / 2];
   return {
     x: g.floatInput('x', ['B*T', config.hiddenSize]),
     rotary: { cos: g.floatInput('cos', tables), sin: g.floatInput('sin', tables) },

@@ -1,5 +1,5 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
-import type { FloatDtype, GraphBuilder, Value } from '@stillhouse/onnx-graph';
+import type { FloatDtype, Value } from '@stillhouse/onnx-graph';
 
 /**
  * Inverse frequencies of rotary position embedding, one for each pair of head dimensions: theta^(-2i/headDim)
@@ -23,7 +23,7 @@ export function inverseFrequencies(config: ModelConfig): Float64Array {
   });
 }
 
-/** cos and sin of angles, [B, T, 1, headDim / 2] each. */
+/** cos and sin of angles, [B, T, headDim / 2] each. */
 export interface RotaryTables<Table = Value> {
   readonly cos: Table;
   readonly sin: Table;
@@ -59,15 +59,4 @@ export function computeRotaryTables(
     }
   });
   return { cos, sin };
-}
-
-/** Rotates the two halves of each head of `x` [B, T, heads, headDim] against each other (the half-split form). */
-export function emitRotary(g: GraphBuilder, x: Value, { cos, sin }: RotaryTables): Value {
-  const axis = x.shape.length - 1;
-  const half = (x.shape[axis] as number) / 2;
-  const [first, second] = g.split(x, axis, [half, half]);
-  return g.concat(
-    [g.sub(g.mul(first!, cos), g.mul(second!, sin)), g.add(g.mul(second!, cos), g.mul(first!, sin))],
-    axis,
-  );
 }

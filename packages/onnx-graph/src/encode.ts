@@ -2,10 +2,10 @@ import { readFileSync } from 'node:fs';
 import protobuf from 'protobufjs';
 import type { GraphBuilder } from './builder.ts';
 import { chooseOldestOpset, type EncodingTarget, shapeInputName } from './encoding-target.ts';
+import { type LoweredNode, lowerLogSum, lowerRotaryEmbedding } from './lowering.ts';
 import { reachableNodes } from './reachable.ts';
 import type { AttributeValue, Dtype, Node, OperatorName, Shape, Value } from './types.ts';
 import { verifyGraph, verifyWebGpuGraph } from './verify.ts';
-import { lowerForWebGpu } from './webgpu.ts';
 
 const IR_VERSION = 10;
 /** 26 brings BitCast; every other operator here is older. */
@@ -90,6 +90,8 @@ function encodeOperator(g: GraphBuilder, node: Node, shapeOperand: ShapeOperand)
       };
     case 'RMSNormalization':
       return { attributes: [int('axis', -1), float('epsilon', number('epsilon'))], extraInputs: [] };
+    case 'RotaryEmbedding':
+      return { attributes: [int('num_heads', number('heads'))], extraInputs: [] };
     case 'TopK':
       return { attributes: [int('axis', number('axis'))], extraInputs: [g.integers([number('k')])] };
     case 'ArgMax':
@@ -128,8 +130,8 @@ interface EncodedNode {
  * The graph as ONNX protobuf bytes; dead nodes and inputs that nothing reads are left out.
  *
  * For a provider that is not the CPU's the operator set is the oldest that will do, and shapes that only a run knows are
- * inputs (`shapeInputName`): the runtime fills them in. For `webgpu` operators that it lacks are lowered to ones that it
- * has, and a graph with any other is refused.
+ * inputs (`shapeInputName`): the runtime fills them in. Operators that the target lacks are lowered to ones that it has
+ * (lowering.ts); for `webgpu` a graph with any other is refused.
  * @throws StillhouseError GRAPH_INVALID when the graph does not verify, GRAPH_UNSUPPORTED_BY_DEVICE when the target has
  *   no kernel for some of its operators
  */
@@ -161,8 +163,8 @@ export function encodeModel(g: GraphBuilder, target: EncodingTarget = 'any'): Ui
   const used = new Set<Value>();
   const nodes = ordered.flatMap((node): readonly EncodedNode[] => {
     const { attributes, extraInputs } = encoded.get(node) ?? encodeOperator(g, node, shapeOperand);
-    const lowered = target === 'webgpu' ? encodeLowered(g, node, nameOf, used) : undefined;
-    if (lowered !== undefined) return lowered;
+    const lowered = lower(g, node, target, nameOf, used);
+    if (lowered !== undefined) return lowered.map(encodeLowered);
     const operands = [...node.inputs, ...extraInputs];
     for (const operand of operands) if (operand !== undefined) used.add(operand);
     return [
@@ -198,30 +200,55 @@ export function encodeModel(g: GraphBuilder, target: EncodingTarget = 'any'): Ui
   return type.encode(type.fromObject(message)).finish();
 }
 
-/** The operators that stand for one that the WebGPU provider lacks. */
-function encodeLowered(
+/** The operators that stand for one that the target lacks; `undefined` where it does not. */
+function lower(
   g: GraphBuilder,
   node: Node,
+  target: EncodingTarget,
   nameOf: (value: Value) => string,
   used: Set<Value>,
-): readonly EncodedNode[] | undefined {
-  if (node.op !== 'LogSoftmax' && node.op !== 'ReduceLogSumExp') return undefined;
-  const x = node.inputs[0]!;
+): readonly LoweredNode[] | undefined {
+  const { name, op } = node;
   const a = node.attributes as Readonly<Record<string, AttributeValue>>;
-  const axes = g.integers((a.axes as readonly number[] | undefined) ?? [Number(a.axis ?? 0)]);
-  const lowered = lowerForWebGpu(node.op, {
-    name: node.name,
-    x: nameOf(x),
-    output: nameOf(node.outputs[0]!),
-    axes: axes.name,
+  const result = node.outputs[0]!;
+  const use = (value: Value) => {
+    used.add(value);
+    return nameOf(value);
+  };
+  const operand = (i: number) => use(node.inputs[i]!);
+  const integers = (numbers: readonly number[]) => use(g.integers(numbers));
+  if (op === 'RotaryEmbedding' && (target === 'webgpu' || result.dtype === 'float64')) {
+    const [heads, width] = [Number(a.heads), Number(result.shape[2])];
+    const headDim = width / heads;
+    return lowerRotaryEmbedding({
+      name,
+      ...{ x: operand(0), cos: operand(1), sin: operand(2) },
+      output: nameOf(result),
+      constants: {
+        perHead: integers([0, 0, heads, headDim]),
+        table: integers([0, 0, 1, headDim / 2]),
+        halves: integers([headDim / 2, headDim / 2]),
+        whole: integers([0, 0, width]),
+      },
+    });
+  }
+  if (target !== 'webgpu' || (op !== 'LogSoftmax' && op !== 'ReduceLogSumExp')) return undefined;
+  return lowerLogSum(op, {
+    name,
+    x: operand(0),
+    output: nameOf(result),
+    axes: integers((a.axes as readonly number[] | undefined) ?? [Number(a.axis ?? 0)]),
     keepDims: a.keepDims === true,
   });
-  used.add(x).add(axes);
-  return lowered.map(({ op, inputs, output, keepDims }) => ({
-    name: `${output}/${op}`,
-    op_type: op,
-    input: inputs,
-    output: [output],
-    attribute: keepDims === undefined ? [] : [int('keepdims', keepDims ? 1 : 0)],
-  }));
 }
+
+const encodeLowered = ({ op, inputs, outputs, axis, keepDims }: LoweredNode): EncodedNode => ({
+  name: `${outputs[0]}/${op}`,
+  op_type: op,
+  input: inputs,
+  output: outputs,
+  attribute: [
+    ...(axis === undefined ? [] : [int('axis', axis)]),
+    ...(keepDims === undefined ? [] : [int('keepdims', keepDims ? 1 : 0)]),
+  ],
+});

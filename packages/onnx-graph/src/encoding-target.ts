@@ -10,7 +10,7 @@ export type EncodingTarget = 'any' | 'cuda' | 'webgpu';
  */
 export function chooseOldestOpset(nodes: readonly Node[]): number {
   const has = (name: OperatorName) => nodes.some(({ op }) => op === name);
-  return has('BitCast') ? 26 : has('RMSNormalization') ? 23 : 21;
+  return has('BitCast') ? 26 : has('RMSNormalization') || has('RotaryEmbedding') ? 23 : 21;
 }
 
 /**

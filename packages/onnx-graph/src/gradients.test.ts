@@ -15,6 +15,17 @@ const unary = (build: (g: GraphBuilder, x: Value) => Value, domain?: readonly [n
   build: (g, [x]) => [build(g, x!)],
 });
 const positive = [0.3, 2] as const;
+/** Not of unit length: the tables may be scaled. */
+const rotaryTables = (g: GraphBuilder, shape: readonly [number, number, number]): [Value, Value] => {
+  const count = shape[0] * shape[1] * shape[2];
+  const table = (of: (angle: number) => number) =>
+    g.constant(
+      Float64Array.from({ length: count }, (_, i) => 0.7 * of(i + 1)),
+      'float64',
+      shape,
+    );
+  return [table(Math.cos), table(Math.sin)];
+};
 
 /** At least one case for each operator with a rule: broadcasting, every attribute, every input. */
 const CASES: { readonly [Name in OperatorName]?: readonly GradientCase[] } = {
@@ -101,6 +112,9 @@ const CASES: { readonly [Name in OperatorName]?: readonly GradientCase[] } = {
   LogSoftmax: [{ inputs: [{ shape: [2, 3] }], build: (g, [x]) => [g.logSoftmax(x!, 1)] }],
   RMSNormalization: [
     { inputs: [{ shape: [2, 2, 3] }, { shape: [3] }], build: (g, [x, w]) => [g.rmsNormalization(x!, w!, 0.1)] },
+  ],
+  RotaryEmbedding: [
+    { inputs: [{ shape: [2, 3, 8] }], build: (g, [x]) => [g.rotaryEmbedding(x!, ...rotaryTables(g, [2, 3, 2]), 2)] },
   ],
   TopK: [{ inputs: [{ shape: [2, 5] }], build: (g, [x]) => [g.topK(x!, 2, 1).values] }],
 };

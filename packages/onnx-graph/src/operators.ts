@@ -311,6 +311,21 @@ export const OPERATORS: { readonly [Name in OperatorName]: OperatorSpec<Operator
       return [{ dtype: sameDtype(inputs, fail, isFloat), shape: x.shape }];
     },
   },
+  RotaryEmbedding: {
+    arity: [3, 3],
+    infer: (inputs, { heads }, fail) => {
+      const dtype = sameDtype(inputs, fail, isFloat);
+      const x = need(inputs, 0, fail).shape;
+      const [batch, length, width] = x;
+      const half = typeof width === 'number' ? width / heads / 2 : Number.NaN;
+      if (x.length !== 3 || !Number.isInteger(half))
+        fail('heads do not fit', `[B, T, ${heads} heads of an even width]`, describe(inputs[0]));
+      const table = [batch!, length!, half];
+      if (inputs.slice(1).some((one) => !shapesEqual(one!.shape, table)))
+        fail('tables do not fit', formatShape(table), inputs.slice(1).map(describe).join(' and '));
+      return [{ dtype, shape: x }];
+    },
+  },
   TopK: {
     arity: [1, 1],
     infer: (inputs, { axis, k }, fail) => {

@@ -111,6 +111,7 @@ export interface OperatorAttributes {
   Softmax: AxisAttribute;
   LogSoftmax: AxisAttribute;
   RMSNormalization: { readonly epsilon: number };
+  RotaryEmbedding: { readonly heads: number };
   TopK: AxisAttribute & { readonly k: number };
   ArgMax: AxisAttribute;
   Shape: { readonly start: number; readonly end: number };

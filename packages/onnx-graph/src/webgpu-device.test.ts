@@ -95,6 +95,10 @@ const CASES: { readonly [Name in OperatorName]?: OperatorCase } = {
   Softmax: unary((g, x) => g.softmax(x, 1)),
   LogSoftmax: unary((g, x) => g.logSoftmax(g.scale(x, 100), 1), []),
   RMSNormalization: { inputs: [matrix, row], build: (g, [x, w]) => [g.rmsNormalization(x!, w!, 1e-3)] },
+  RotaryEmbedding: {
+    inputs: [{ shape: [2, 3, 8] }, { shape: [2, 3, 2] }, { shape: [2, 3, 2] }],
+    build: (g, [x, cos, sin]) => [g.rotaryEmbedding(x!, cos!, sin!, 2)],
+  },
   TopK: {
     inputs: [matrix],
     build: (g, [x]) => {

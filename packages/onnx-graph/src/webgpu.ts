@@ -73,6 +73,7 @@ export const WEBGPU_OPERATORS: { readonly [Name in OperatorName]: Support | NoSu
   Softmax: floats,
   LogSoftmax: floats, // Lowered: it has no kernel.
   RMSNormalization: floats,
+  RotaryEmbedding: floats, // Lowered, see lowering.ts.
   TopK: float32,
   ArgMax: { operands: [['float32']] },
   Shape: { reason: 'shapes come from the run, see `shapeInputName`' },
@@ -98,52 +99,4 @@ export function findWebGpuProblems(nodes: readonly Node[]): readonly string[] {
     }
     return problems;
   });
-}
-
-/** One operator of an encoded graph, operands and results by name. */
-export interface LoweredNode {
-  readonly op: OperatorName;
-  readonly inputs: readonly string[];
-  readonly output: string;
-  readonly keepDims?: boolean;
-}
-
-export interface LoweringContext {
-  /** Prefix of the names of intermediate results. */
-  readonly name: string;
-  readonly x: string;
-  readonly output: string;
-  /** Name of the int64 constant with the axes that are reduced. */
-  readonly axes: string;
-  readonly keepDims: boolean;
-}
-
-/**
- * Operators in place of one that the provider lacks or computes wrongly:
- * log Σ exp x = m + log Σ exp (x - m) with m the largest, and log softmax x = (x - m) - log Σ exp (x - m).
- */
-export function lowerForWebGpu(
-  op: 'LogSoftmax' | 'ReduceLogSumExp',
-  { name, x, output, axes, keepDims }: LoweringContext,
-): readonly LoweredNode[] {
-  const part = (suffix: string) => `${name}/${suffix}`;
-  const common: LoweredNode[] = [
-    { op: 'ReduceMax', inputs: [x, axes], output: part('largest'), keepDims: true },
-    { op: 'Sub', inputs: [x, part('largest')], output: part('shifted') },
-    { op: 'Exp', inputs: [part('shifted')], output: part('exponentials') },
-    {
-      op: 'ReduceSum',
-      inputs: [part('exponentials'), axes],
-      output: part('sum'),
-      keepDims: op === 'LogSoftmax' || keepDims,
-    },
-    { op: 'Log', inputs: [part('sum')], output: part('log') },
-  ];
-  if (op === 'LogSoftmax') return [...common, { op: 'Sub', inputs: [part('shifted'), part('log')], output }];
-  if (keepDims) return [...common, { op: 'Add', inputs: [part('largest'), part('log')], output }];
-  return [
-    ...common,
-    { op: 'ReduceMax', inputs: [x, axes], output: part('offset'), keepDims: false },
-    { op: 'Add', inputs: [part('offset'), part('log')], output },
-  ];
 }
