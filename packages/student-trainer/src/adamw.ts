@@ -28,7 +28,6 @@ export interface AdamWSettings {
 const CLIP_EPSILON = 1e-6;
 
 /**
-/**
  * Elements updated by one run on a CPU: small enough that a run's temporaries stay in cache, large enough to hide its
  * overhead; a multiple of a block's. WebGPU has no such cache and copies parts of tensors: there a run updates a whole
  * parameter.
