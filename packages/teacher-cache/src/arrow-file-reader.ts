@@ -1,7 +1,8 @@
 import { type FileHandle, open } from 'node:fs/promises';
 import { StillhouseError } from '@stillhouse/errors';
-import { AsyncRecordBatchFileReader, type Data, Message, RecordBatchReader, type Schema } from 'apache-arrow';
+import type { Data, Schema } from 'apache-arrow';
 import { VectorLoader } from 'apache-arrow/visitor/vectorloader';
+import { type ArrowFooter, type BatchBlock, decodeBatchHeader, decodeFooter } from './arrow-metadata.ts';
 
 /** An Arrow IPC file of which single batches are read; never the whole. */
 export interface ArrowFile {
@@ -70,12 +71,9 @@ function requireWhole(name: string, data: Data): void {
   }
 }
 
-/** Where a record batch stands in the file: its header, which the body follows. */
-interface BatchBlock {
-  readonly offset: number;
-  readonly metaDataLength: number;
-  readonly bodyLength: number;
-}
+/** A file begins with these bytes and ends with the length of its footer, in four bytes, and them. */
+const MAGIC = 'ARROW1';
+const TAIL_BYTES = 4 + MAGIC.length;
 
 /**
  * Opens an Arrow file and indexes its batches by their headers.
@@ -85,21 +83,18 @@ interface BatchBlock {
 export async function openArrowFile(path: string, schema: Schema): Promise<ArrowFile> {
   const handle = await open(path, 'r');
   try {
-    // The library's own reader would take four reads a batch and clear each buffer first, so it reads the footer only.
-    const reader: RecordBatchReader = await RecordBatchReader.from(handle as never);
-    if (!(reader instanceof AsyncRecordBatchFileReader)) throw new Error('its magic bytes are missing');
-    await reader.open({ autoDestroy: false });
-    const columns = locateColumns(path, reader.schema, schema);
-    const blocks = await listBlocks(handle, reader);
-    const counts = await Promise.all(blocks.map((block, i) => readRowCount(handle, block, i)));
+    // The library's own reader would take four reads a batch and clear each buffer first.
+    const { schema: found, blocks } = await readFooter(handle);
+    const columns = locateColumns(path, found, schema);
+    const counts = await Promise.all(blocks.map((block) => readRowCount(handle, block)));
     const batchStarts = [0];
     for (const count of counts) batchStarts.push(batchStarts.at(-1)! + count);
     return {
       batchStarts,
       readBatch: async (index) => {
         try {
-          const bytes = await readBytes(handle, blocks[index]!);
-          const data = loadColumns(bytes, blocks[index]!, reader.schema);
+          const bytes = await readBlock(handle, blocks[index]!);
+          const data = loadColumns(bytes, blocks[index]!, found);
           const wanted = columns.map((column) => data[column]!);
           for (const [i, column] of wanted.entries()) {
             const { name, nullable } = schema.fields[i]!;
@@ -121,32 +116,32 @@ export async function openArrowFile(path: string, schema: Schema): Promise<Arrow
   }
 }
 
-async function listBlocks(handle: FileHandle, reader: AsyncRecordBatchFileReader): Promise<readonly BatchBlock[]> {
+async function readFooter(handle: FileHandle): Promise<ArrowFooter> {
   const { size } = await handle.stat();
-  return Array.from({ length: reader.numRecordBatches }, (_, i) => {
-    const block = reader.footer?.getRecordBatch(i);
-    if (!block || block.metaDataLength < 8 || block.offset + block.metaDataLength + block.bodyLength > size) {
-      throw new Error(`batch ${i} leads out of the file`);
-    }
-    return block;
-  });
+  if (size < MAGIC.length + TAIL_BYTES) throw new Error('its magic bytes are missing');
+  const tail = Buffer.from(await readBytes(handle, size - TAIL_BYTES, TAIL_BYTES));
+  const head = Buffer.from(await readBytes(handle, 0, MAGIC.length));
+  if (head.toString('latin1') !== MAGIC || tail.toString('latin1', 4) !== MAGIC) {
+    throw new Error('its magic bytes are missing');
+  }
+  const footerBytes = tail.readInt32LE(0);
+  const start = size - TAIL_BYTES - footerBytes;
+  if (footerBytes < 0 || start < 0) throw new Error('its footer is longer than the file');
+  return decodeFooter(await readBytes(handle, start, footerBytes), size);
 }
 
-/** Four bytes mark a message, four give its length; both stand before it. */
-const decodeHeader = (bytes: Uint8Array, { metaDataLength }: BatchBlock) =>
-  Message.decode(bytes.subarray(8, metaDataLength));
-
-async function readRowCount(handle: FileHandle, block: BatchBlock, index: number): Promise<number> {
-  const message = decodeHeader(await readBytes(handle, { ...block, bodyLength: 0 }), block);
-  if (!message.isRecordBatch()) throw new Error(`batch ${index} is something else`);
-  const { length, compression } = message.header();
+async function readRowCount(handle: FileHandle, block: BatchBlock): Promise<number> {
+  const { length, compression } = decodeBatchHeader(await readBlock(handle, { ...block, bodyLength: 0 }), block);
   if (compression !== null) throw new Error('it is compressed, which the format does not allow');
   return length;
 }
 
-async function readBytes(handle: FileHandle, { offset, metaDataLength, bodyLength }: BatchBlock): Promise<Uint8Array> {
+const readBlock = (handle: FileHandle, { offset, metaDataLength, bodyLength }: BatchBlock) =>
+  readBytes(handle, offset, metaDataLength + bodyLength);
+
+async function readBytes(handle: FileHandle, offset: number, sizeBytes: number): Promise<Uint8Array> {
   // Memory of its own, not cleared first: columns are views on it and outlive this call.
-  const { buffer } = Buffer.allocUnsafeSlow(metaDataLength + bodyLength);
+  const { buffer } = Buffer.allocUnsafeSlow(sizeBytes);
   const bytes = new Uint8Array(buffer);
   for (let done = 0; done < bytes.length; ) {
     const { bytesRead } = await handle.read(bytes, done, bytes.length - done, offset + done);
@@ -157,9 +152,7 @@ async function readBytes(handle: FileHandle, { offset, metaDataLength, bodyLengt
 }
 
 function loadColumns(bytes: Uint8Array, block: BatchBlock, schema: Schema): readonly Data[] {
-  const message = decodeHeader(bytes, block);
-  if (!message.isRecordBatch()) throw new Error('a batch is something else');
-  const { nodes, buffers } = message.header();
+  const { nodes, buffers } = decodeBatchHeader(bytes, block);
   const body = bytes.subarray(block.metaDataLength);
   for (const { offset, length } of buffers) {
     if (offset < 0 || length < 0 || offset + length > body.length) throw new Error('a column leads out of its batch');

@@ -3,6 +3,9 @@ import { createHash } from 'node:crypto';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { openArrowFile } from './arrow-file-reader.ts';
+import { decodeFooter } from './arrow-metadata.ts';
+import { shardSchema } from './arrow-schemas.ts';
 import { openCache } from './index.ts';
 import { digestManifest } from './manifest.ts';
 import { buildRandomCache } from './testing/random-cache.ts';
@@ -82,4 +85,59 @@ test('columns that claim a thousand million entries in a few bytes are refused, 
       await readAll(folder);
     }
     assert.ok(refused >= 9, `${refused} refused`);
+  }));
+
+test('lists in the metadata that claim more entries than there are bytes are refused, in little memory', () =>
+  inFolder(async (folder) => {
+    const shape = { seed: 5, rows: 3, rowsPerShard: 3, maxTokens: 9, vocabSize: 20, hiddenSize: 8, k: 3 };
+    const description = await buildRandomCache(folder, shape);
+    const path = join(folder, 'shards/00000.topk.arrow');
+    const sound = await readFile(path);
+    const read = async () => {
+      const file = await openArrowFile(path, shardSchema(description, 'topk'));
+      await file.readBatch(0).finally(file.close);
+    };
+    let refused = 0;
+    for (let at = 0; at + 4 <= sound.length; at += 4) {
+      const count = sound.readInt32LE(at);
+      // Wherever the length of a list may stand, and the footer's.
+      if (count < 1 || count > 2000) continue;
+      for (const claim of [-1, 300_000, 0x0fffffff]) {
+        const bytes = Buffer.from(sound);
+        bytes.writeInt32LE(claim, at);
+        await writeFile(path, bytes);
+        const before = process.memoryUsage().rss;
+        await read().catch((error: { code: string; message: string }) => {
+          assert.equal(error.code, 'CACHE_FILE_UNREADABLE', error.message);
+          if (/holds fewer|longer than the file/.test(error.message)) refused++;
+        });
+        assert.ok(process.memoryUsage().rss - before < 50 << 20, `${claim} at byte ${at}`);
+      }
+    }
+    assert.ok(refused >= 12, `${refused} refused`);
+    await writeFile(path, sound);
+    await read();
+  }));
+
+test('a footer that leads out of the file or back into itself is refused', () =>
+  inFolder(async (folder) => {
+    const shape = { seed: 5, rows: 3, rowsPerShard: 3, maxTokens: 9, vocabSize: 20, hiddenSize: 8, k: 3 };
+    await buildRandomCache(folder, shape);
+    const file = await readFile(join(folder, 'shards/00000.topk.arrow'));
+    const footer = file.subarray(-10 - file.readInt32LE(file.length - 10), -10);
+    assert.equal(decodeFooter(footer, file.length).blocks.length, 1);
+    const reasons = new Set<string>();
+    for (let at = 0; at + 4 <= footer.length; at += 4) {
+      for (let value = -2_000_000_000; value < 0; value = value < -footer.length ? -footer.length : value + 4) {
+        const bytes = Buffer.from(footer);
+        bytes.writeInt32LE(value, at);
+        try {
+          decodeFooter(bytes, file.length);
+        } catch (error) {
+          reasons.add((error as Error).message);
+        }
+      }
+    }
+    for (const reason of ['batch 0 leads out of the file', 'its metadata has tables within themselves'])
+      assert.ok(reasons.has(reason), `${reason}: ${[...reasons].join('; ')}`);
   }));
