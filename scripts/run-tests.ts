@@ -6,6 +6,8 @@ import { finished } from 'node:stream/promises';
 import { run } from 'node:test';
 import { spec } from 'node:test/reporters';
 import { fileURLToPath } from 'node:url';
+import { bundleScripts } from './bundle-scripts.ts';
+import { slowTests } from './slow-tests.ts';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const fileTimeoutMs = 15 * 60_000;
@@ -42,7 +44,12 @@ function findTestFiles(filters: readonly string[]): string[] {
   return folders
     .flatMap(listTests)
     .filter((path) => filters.length === 0 || filters.some((filter) => nameOf(path).includes(filter)))
-    .sort();
+    .sort((one, other) => placeOf(one) - placeOf(other) || (one < other ? -1 : 1));
+}
+
+function placeOf(path: string): number {
+  const place = slowTests.indexOf(nameOf(path));
+  return place < 0 ? slowTests.length : place;
 }
 
 function nameOf(path: string): string {
@@ -85,12 +92,15 @@ function createCounter(tally: Tally): (event: TestEvent, ok: boolean) => void {
 async function runTestFiles(files: readonly string[]): Promise<Tally> {
   const tally: Tally = { passed: 0, failed: 0, skipped: [], problems: [] };
   const count = createCounter(tally);
+  const bundle = await bundleScripts(root);
+  if (bundle !== undefined) process.env.STILLHOUSE_TEST_SCRIPTS = bundle.folder;
   const events = run({ files: [...files], concurrency: filesAtOnce, timeout: fileTimeoutMs });
   events.on('test:pass', (event) => count(event as TestEvent, true));
   events.on('test:fail', (event) => count(event as TestEvent, false));
   const report = events.compose(new spec());
   report.pipe(process.stdout);
   await finished(report);
+  await bundle?.remove();
   return tally;
 }
 

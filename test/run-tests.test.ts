@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict';
-import { cp, mkdir, symlink, writeFile } from 'node:fs/promises';
+import { access, cp, mkdir, symlink, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { makeTemporaryFolder, runNode } from '@stillhouse/testing';
+import { slowTests } from '../scripts/slow-tests.ts';
 
 const repository = fileURLToPath(new URL('..', import.meta.url));
 const passing = "import { test } from 'node:test'; test('passes', () => {});\n";
@@ -15,7 +16,7 @@ async function runTree(
 ) {
   const root = await makeTemporaryFolder(t, 'run-tests-');
   await mkdir(join(root, 'packages'));
-  await cp(join(repository, 'scripts', 'run-tests.ts'), join(root, 'scripts', 'run-tests.ts'));
+  await cp(join(repository, 'scripts'), join(root, 'scripts'), { recursive: true });
   await writeFile(join(root, 'package.json'), '{ "type": "module" }');
   await symlink(join(repository, 'node_modules'), join(root, 'node_modules'));
   for (const [path, text] of Object.entries(files)) {
@@ -65,4 +66,17 @@ test('arguments choose files by a part of their path; a run without a test fails
   assert.deepEqual([chosen.last, chosen.code], ['1 passed, 0 failed', 0]);
   const none = await runTree(t, files, ['packages/c']);
   assert.deepEqual([none.last, none.code], ['0 passed, 0 failed', 1]);
+});
+
+test('the slow files are started first, the longest first, and each of them is there', async (t) => {
+  for (const path of slowTests) await access(join(repository, path));
+  const [longest, next] = slowTests as [string, string];
+  const named = (name: string) => `import { test } from 'node:test'; test('${name}', () => {});\n`;
+  const { lines } = await runTree(t, {
+    'packages/a/src/a.test.ts': named('first by name'),
+    [next]: named('second'),
+    [longest]: named('longest'),
+  });
+  const order = lines.flatMap((line) => /(longest|second|first by name)/.exec(line)?.[0] ?? []);
+  assert.deepEqual(order, ['longest', 'second', 'first by name']);
 });

@@ -128,8 +128,10 @@ test('a failure of the work itself exits 1; a stack is shown only when asked for
   assert.match(debugging.stderr, /\[CACHE_NOT_FOUND\]\n.*\n +at /s);
 });
 
-test('the version', async () => {
-  const { code, stdout } = await stillhouse('--version');
-  assert.equal(code, 0);
-  assert.match(stdout, /^\d+\.\d+\.\d+\n$/);
+test('the version, also from the script that users run', async () => {
+  for (const asSource of [false, true]) {
+    const { code, stdout, stderr } = await runNode([bin, '--version'], { asSource });
+    assert.equal(code, 0, stderr);
+    assert.match(stdout, /^\d+\.\d+\.\d+\n$/);
+  }
 });

@@ -1,4 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join, relative } from 'node:path';
+import { fileURLToPath } from 'node:url';
 
 export interface NodeOptions {
   readonly cwd?: string;
@@ -8,6 +11,8 @@ export interface NodeOptions {
   readonly input?: string;
   /** After this long the process is killed and `signal` says so. 120 s if not given. */
   readonly timeoutMs?: number;
+  /** The script itself, though there is a bundle of it. */
+  readonly asSource?: boolean;
 }
 
 export interface NodeResult {
@@ -24,12 +29,25 @@ export interface NodeProcess {
   readonly finished: Promise<NodeResult>;
 }
 
+const root = fileURLToPath(new URL('../../..', import.meta.url));
+
+/** The script as `npm test` has bundled it (scripts/bundle-scripts.ts), where it has: that starts much sooner. */
+function findBundled(script: string): string | undefined {
+  const { STILLHOUSE_TEST_SCRIPTS } = process.env;
+  if (STILLHOUSE_TEST_SCRIPTS === undefined) return undefined;
+  const path = join(STILLHOUSE_TEST_SCRIPTS, relative(root, script)).replace(/\.ts$/, '.js');
+  return existsSync(path) ? path : undefined;
+}
+
 /**
  * Starts a real Node.js process that understands TypeScript: `args` are a script and its arguments, as after `node`.
  * The process does not see that it runs inside a test, so it may run tests itself.
  */
 export function startNode(args: readonly string[], options: NodeOptions = {}): NodeProcess {
-  const child = spawn(process.execPath, ['--import', import.meta.resolve('tsx'), ...args], {
+  const bundled = options.asSource === true ? undefined : findBundled(args[0]!);
+  const command =
+    bundled === undefined ? ['--import', import.meta.resolve('tsx'), ...args] : [bundled, ...args.slice(1)];
+  const child = spawn(process.execPath, command, {
     cwd: options.cwd,
     env: { ...process.env, NODE_TEST_CONTEXT: undefined, ...options.env },
     stdio: ['pipe', 'pipe', 'pipe'],
