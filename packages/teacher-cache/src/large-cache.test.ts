@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
 import { mkdtemp, rm, statfs } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { runNode } from '@stillhouse/testing';
 import { describeSize, openCacheWriter, readManifest } from './index.ts';
 import { describeRandomCache } from './testing/random-cache.ts';
 
@@ -44,7 +44,8 @@ test('a cache of 6 GB streams within 400 MB of memory', { timeout: 300_000 }, as
     await writer.close();
     assert.ok(describeSize(await readManifest(folder)).totalBytes > 6e9);
     const script = fileURLToPath(new URL('./testing/stream-cache.ts', import.meta.url));
-    const output = execFileSync(process.execPath, ['--import', 'tsx', script, folder, '1'], { encoding: 'utf8' });
+    const { stdout: output, stderr } = await runNode([script, folder, '1'], { timeoutMs: 300_000 });
+    assert.notEqual(output, '', stderr);
     const { rows: read, sum, peakBytes } = JSON.parse(output);
     assert.equal(read, rows);
     assert.equal(sum, rows * values.reduce((total, value) => total + value, 0));

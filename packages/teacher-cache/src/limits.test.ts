@@ -4,6 +4,7 @@ import { mkdir, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { runNode } from '@stillhouse/testing';
 import { encodeShard } from './arrow-encoding.ts';
 import { openCache, openCacheWriter, verifyCache } from './index.ts';
 import {
@@ -87,7 +88,8 @@ test('a cache streams in memory that does not grow with it', { timeout: 60_000 }
     await writer.finish();
     await writer.close();
     const script = fileURLToPath(new URL('./testing/stream-cache.ts', import.meta.url));
-    const output = execFileSync(process.execPath, ['--import', 'tsx', script, folder], { encoding: 'utf8' });
+    const { stdout: output, stderr } = await runNode([script, folder]);
+    assert.notEqual(output, '', stderr);
     const { rows, sum, growthBytes } = JSON.parse(output);
     assert.equal(rows, 640);
     assert.equal(sum, 640 * values.reduce((total, value) => total + value, 0));

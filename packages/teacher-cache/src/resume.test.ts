@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { mkdir, readdir, rm, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
@@ -8,7 +8,7 @@ import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { isStillhouseError } from '@stillhouse/errors';
-import { randomUniforms } from '@stillhouse/testing';
+import { randomUniforms, startNode } from '@stillhouse/testing';
 import { openCache, openCacheWriter, verifyCache } from './index.ts';
 import {
   buildRandomCache,
@@ -42,17 +42,8 @@ function readTree(folder: string): Map<string, string> {
 
 function startBuilder(folder: string) {
   const script = fileURLToPath(new URL('./testing/build-random-cache.ts', import.meta.url));
-  const child = spawn(process.execPath, ['--import', 'tsx', script, folder, JSON.stringify(shape)], {
-    stdio: ['ignore', 'ignore', 'pipe'],
-  });
-  let errors = '';
-  child.stderr.on('data', (chunk) => {
-    errors += chunk;
-  });
-  const ended = new Promise<{ code: number | null; errors: string }>((resolve) => {
-    child.on('close', (code) => resolve({ code, errors }));
-  });
-  return { child, ended };
+  const { child, finished } = startNode([script, folder, JSON.stringify(shape)]);
+  return { child, ended: finished.then(({ code, stderr }) => ({ code, errors: stderr })) };
 }
 
 const storedRows = (folder: string): number => {
