@@ -49,12 +49,18 @@ export class GraphBuilder {
   readonly constants: Value[] = [];
   /** Computed values that the encoded graph takes as inputs of these names instead of computing them. */
   readonly cuts = new Map<string, Value>();
+  /**
+   * Set where a value is computed twice on purpose, as keeping it from its first use to its second would take more memory than
+   * there is: an engine then must not merge nodes that are alike.
+   */
+  computesAgain = false;
   /** See {@link withGradient}. */
   readonly gradientParts: GradientPart[] = [];
   #scope: string[] = [];
   #names = new Map<string, number>();
   #constantCache = new Map<string, Value>();
   #symbolCache = new Map<string, Value>();
+  #shapeCache = new Map<string, Value>();
 
   constructor(name: string, float: FloatDtype = 'float32') {
     this.name = name;
@@ -431,10 +437,14 @@ export class GraphBuilder {
     if (symbolic.length === 0) return this.integers(target as readonly number[]);
     if (symbolic.length === 1 && mayInfer && !target.includes(0))
       return this.integers(target.map((dim) => (typeof dim === 'string' ? -1 : dim)));
-    return this.concat(
+    const known = this.#shapeCache.get(target.join());
+    if (known !== undefined) return known;
+    const shape = this.concat(
       target.map((dim) => this.#dimValue(dim)),
       0,
     );
+    this.#shapeCache.set(target.join(), shape);
+    return shape;
   }
 
   #dimValue(dim: Dim): Value {

@@ -48,11 +48,17 @@ export interface Engine {
   readonly deviceReason: string;
   /**
    * Makes a program of a serialised ONNX model (copied). `enableMemoryArena` and `threads` override the engine's choice.
+   * Nodes that compute the same are made one unless `mergesRepeats` is false.
    * @throws PROGRAM_INVALID with ONNX Runtime's words, PROGRAM_DTYPE_UNSUPPORTED
    */
   compile(
     model: Uint8Array,
-    options: { readonly name: string; readonly enableMemoryArena?: boolean; readonly threads?: number },
+    options: {
+      readonly name: string;
+      readonly enableMemoryArena?: boolean;
+      readonly threads?: number;
+      readonly mergesRepeats?: boolean;
+    },
   ): Promise<Program>;
   /**
    * A tensor with this data, copied; with `transfer` the whole ArrayBuffer under `data` is handed over uncopied and
@@ -189,12 +195,12 @@ export function createEngine(link: WorkerLink, device: Engine['device'], deviceR
   const engine: Engine = {
     device,
     deviceReason,
-    async compile(model, { name, enableMemoryArena, threads }) {
+    async compile(model, { name, enableMemoryArena, threads, mergesRepeats }) {
       checkOpen('compile');
       const number = nextProgram++;
       const copy = new Uint8Array(model); // Not slice(), with which a Buffer would alias.
       const ports = await link.request(
-        { kind: 'compile', program: number, name, model: copy, enableMemoryArena, threads },
+        { kind: 'compile', program: number, name, model: copy, enableMemoryArena, threads, mergesRepeats },
         [copy.buffer],
       );
       const inputs = ports.inputs.filter((port) => !isShapeInput(port.name));

@@ -12,6 +12,8 @@ export interface WorkerOptions {
   readonly device: 'cpu' | 'cuda' | 'webgpu';
   readonly threads: number;
   readonly enableMemoryArena: boolean;
+  /** Whether nodes that compute the same are made one. Default true. */
+  readonly mergesRepeats?: boolean | undefined;
   readonly profileFolder?: string | undefined;
 }
 
@@ -64,6 +66,7 @@ export type WorkerRequest =
       readonly model: Uint8Array;
       readonly enableMemoryArena: boolean | undefined;
       readonly threads: number | undefined;
+      readonly mergesRepeats: boolean | undefined;
     }
   | { readonly kind: 'run'; readonly calls: readonly WorkerCall[] }
   | { readonly kind: 'download'; readonly tensors: readonly number[] }

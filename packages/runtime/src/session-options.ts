@@ -3,7 +3,12 @@ import type { InferenceSession } from 'onnxruntime-node';
 import type { WorkerOptions } from './protocol.ts';
 
 /** This fusion turns x · sigmoid(x) in float64 graphs into an operator that has a float32 kernel only. */
-const FIXED_CONFIGURATION = { 'optimization.disable_specified_optimizers': 'QuickGeluFusion' };
+const ALWAYS_OFF = ['QuickGeluFusion'];
+const MERGES_REPEATS = 'CommonSubexpressionElimination';
+
+const configureOptimizers = (mergesRepeats: boolean) => ({
+  'optimization.disable_specified_optimizers': [...ALWAYS_OFF, ...(mergesRepeats ? [] : [MERGES_REPEATS])].join(';'),
+});
 
 const SPINNING = {
   'session.intra_op.allow_spinning': '1',
@@ -43,7 +48,7 @@ export function createSessionOptions(
     ...(options.profileFolder === undefined
       ? {}
       : { enableProfiling: true, profileFilePrefix: join(options.profileFolder, 'program') }),
-    extra: nest({ ...SPINNING, ...FIXED_CONFIGURATION, ...configuration }),
+    extra: nest({ ...SPINNING, ...configureOptimizers(options.mergesRepeats ?? true), ...configuration }),
   };
 }
 

@@ -153,6 +153,7 @@ async function compileProgram(request: Extract<WorkerRequest, { kind: 'compile' 
       ...options,
       enableMemoryArena: request.enableMemoryArena ?? options.enableMemoryArena,
       threads: request.threads ?? options.threads,
+      mergesRepeats: request.mergesRepeats,
     });
     const loaded = options.device === 'webgpu' ? model : addFirstOutput(model);
     session = await enterNative(() => InferenceSession.create(loaded, settings));
