@@ -1,4 +1,4 @@
-import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
+import { type Dim, type GraphBuilder, multiplyDims, type Value } from '@stillhouse/onnx-graph';
 
 /**
  * What is added to a forbidden attention score. Its exponential is zero beside any real score, and unlike minus
@@ -20,6 +20,30 @@ export function emitSegmentBias(g: GraphBuilder, segmentIds: Value, columns: Val
     g.reshape(segmentIds, [batch!, 1, 1, 1, length!]),
   );
   const isPast = g.greaterOrEqual(g.reshape(columns, [length!, 1]), g.reshape(columns, [1, length!]));
+  return g.where(g.and(sameSegment, isPast), g.scalar(0), g.scalar(FORBIDDEN_SCORE));
+}
+
+/**
+ * The rows of {@link emitSegmentBias} that belong to one block of queries, and of their columns those up to the block's last.
+ * @param segmentIds int32 [B, S, Q]: S blocks of Q columns
+ * @param columns int32 [S, Q]: 0, 1, ..., S·Q - 1
+ * @returns [B, 1, 1, Q, (block + 1)·Q]
+ */
+export function emitBlockBias(g: GraphBuilder, segmentIds: Value, columns: Value, block: number): Value {
+  const [batch, blocks, length] = segmentIds.shape as [Dim, number, Dim];
+  const keyCount = multiplyDims(block + 1, length);
+  const keysOf = (x: Value, axis: number) =>
+    block + 1 === blocks ? x : g.split(x, axis, [block + 1, blocks - block - 1])[0]!;
+  const queriesOf = (seen: Value, axis: number) => (block === 0 ? seen : g.split(seen, axis, [block, 1])[1]!);
+  const [segments, seenColumns] = [keysOf(segmentIds, 1), keysOf(columns, 0)];
+  const sameSegment = g.equal(
+    g.reshape(queriesOf(segments, 1), [batch, 1, 1, length, 1]),
+    g.reshape(segments, [batch, 1, 1, 1, keyCount]),
+  );
+  const isPast = g.greaterOrEqual(
+    g.reshape(queriesOf(seenColumns, 0), [length, 1]),
+    g.reshape(seenColumns, [1, keyCount]),
+  );
   return g.where(g.and(sameSegment, isPast), g.scalar(0), g.scalar(FORBIDDEN_SCORE));
 }
 

@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
 import { type GradientCase, gradientError, openEngine } from '@stillhouse/testing';
-import { emitSoftmaxAttention, emitSwiGlu } from './block.ts';
+import { emitSwiGlu } from './block.ts';
+import { emitSoftmaxAttention } from './softmax-attention.ts';
 
 const engine = await openEngine({ threads: 1 });
 after(() => engine.close());

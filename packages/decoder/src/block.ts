@@ -2,6 +2,7 @@ import type { ModelConfig } from '@stillhouse/checkpoint';
 import { type GraphBuilder, multiplyDims, type Value } from '@stillhouse/onnx-graph';
 import { type AdapterValues, emitAdapter } from './low-rank-adapter.ts';
 import type { RotaryTables } from './rotary.ts';
+import { type BlockedBias, emitBlockedAttention, emitSoftmaxAttention } from './softmax-attention.ts';
 
 /** The weights of one layer by their name below `model.layers.N.`, e.g. `self_attn.q_proj.weight`, in checkpoint layout. */
 export type BlockWeights = ReadonlyMap<string, Value>;
@@ -20,8 +21,8 @@ export interface BlockInputs {
   /** [B·T, hidden]: the residual stream before the layer. */
   readonly x: Value;
   readonly rotary: RotaryTables;
-  /** [B, 1, 1, T, keys]: 0 where attention is allowed, very negative elsewhere. */
-  readonly bias: Value;
+  /** [B, 1, 1, T, keys]: 0 where attention is allowed, very negative elsewhere; or the same for blocks of queries. */
+  readonly bias: Value | BlockedBias;
   readonly weights: BlockWeights;
   /** Low-rank adapters of linear layers. */
   readonly adapter?: AdapterValues;
@@ -33,8 +34,8 @@ export interface BlockInputs {
 export interface BlockOutputs {
   /** [B·T, hidden]: the residual stream after the layer. */
   readonly x: Value;
-  /** [B, kvHeads, heads / kvHeads, T, keys]: softmax of the scores. */
-  readonly attention: Value;
+  /** [B, kvHeads, heads / kvHeads, T, keys]: softmax of the scores; absent where queries attend block by block. */
+  readonly attention?: Value;
   /** [B·T, hidden]: the output of `o_proj`, before it is added to the residual stream; only where it was asked for. */
   readonly attentionOutput?: Value;
   /** The cache with the new keys and values written; only when one was given. */
@@ -101,7 +102,6 @@ export function emitSwiGlu(g: GraphBuilder, gate: Value, up: Value): Value {
 function emitAttention(g: GraphBuilder, config: ModelConfig, inputs: BlockInputs, normed: Value): BlockOutputs {
   const { headCount, kvHeadCount, headDim } = config;
   const { rotary, cache } = inputs;
-  const group = headCount / kvHeadCount;
   const [batch, length] = rotary.cos.shape as [string, string];
   const project = (name: string, count: number) =>
     g.reshape(emitLinear(g, inputs, `self_attn.${name}`, normed), [batch, length, count * headDim]);
@@ -110,88 +110,85 @@ function emitAttention(g: GraphBuilder, config: ModelConfig, inputs: BlockInputs
   const perHead = (x: Value) => g.reshape(x, [batch, length, kvHeadCount, headDim]);
 
   // Scaled tables instead of scaled scores: headDim numbers a column instead of T for each of its heads.
-  const rotated = g.scope('rotary_q', () => turn(project('q_proj', headCount), headCount, 1 / Math.sqrt(headDim)));
-  const queries = g.reshape(
-    g.transpose(g.reshape(rotated, [batch, length, kvHeadCount, group, headDim]), [0, 2, 3, 1, 4]),
-    [batch, kvHeadCount, multiplyDims(group, length), headDim],
-  );
+  const queries = g.scope('rotary_q', () => turn(project('q_proj', headCount), headCount, 1 / Math.sqrt(headDim)));
   const newKeys = perHead(g.scope('rotary_k', () => turn(project('k_proj', kvHeadCount), kvHeadCount)));
   const newValues = perHead(project('v_proj', kvHeadCount));
-  const { keysTransposed, values, written } =
-    cache === undefined ? emitFreshKeys(g, newKeys, newValues) : emitCachedKeys(g, cache, newKeys, newValues);
-
-  const { attention, mixed } = emitSoftmaxAttention(g, queries, keysTransposed, values, {
-    bias: inputs.bias,
-    group,
-  });
-  const byGroup = g.reshape(mixed, [batch, kvHeadCount, group, length, headDim]);
-  const joined = g.reshape(g.transpose(byGroup, [0, 3, 1, 2, 4]), [multiplyDims(batch, length), headCount * headDim]);
+  const {
+    mixed: joined,
+    attention,
+    written,
+  } = 'blocks' in inputs.bias
+    ? emitMixedByBlocks(g, config, inputs.bias, [queries, newKeys, newValues])
+    : emitMixed(g, config, inputs.bias, [queries, newKeys, newValues], cache);
   const x = emitLinear(g, inputs, 'self_attn.o_proj', joined, inputs.x);
   // The product once more: the residual stream stays what it is to the last bit whether the output is wanted or not.
   const attentionOutput = inputs.exposesAttention
     ? g.scope('output', () => emitLinear(g, inputs, 'self_attn.o_proj', joined))
     : undefined;
   return {
-    ...{ x, attention },
+    x,
+    ...(attention === undefined ? {} : { attention }),
     ...(attentionOutput === undefined ? {} : { attentionOutput }),
     ...(written === undefined ? {} : { cache: written }),
   };
 }
 
-/**
- * A score so far below its row's largest counts as this far: its share is 1e-26, nothing to float32 and to float64. Left
- * where a bias puts it, at -1e30, the softmax's exponential of it would be a subnormal number, and with half of the keys
- * forbidden ONNX Runtime's softmax then takes four times as long.
- */
-const LOWEST_RELATIVE_SCORE = -60;
+/** Queries [B, T, heads·headDim], scaled, keys and values [B, T, kvHeads, headDim]. */
+type QueriesKeysValues = readonly [queries: Value, keys: Value, values: Value];
 
-/**
- * softmax(QKᵀ + bias) V. As in Dao et al. 2022 (arXiv 2205.14135, eq. 4) the gradient of the softmax takes its row sums
- * Σ P dP from Σ O dO, which passes over headDim numbers a query instead of over all keys.
- * @param queries [B, kvHeads, group·T, headDim], scaled; the queries of a group below each other
- * @param keysTransposed [B, kvHeads, headDim, keys]
- * @param values [B, kvHeads, keys, headDim]
- * @param bias [B, 1, 1, T, keys]
- * @returns attention P [B, kvHeads, group, T, keys] and mixed [B, kvHeads, group·T, headDim]
- */
-export function emitSoftmaxAttention(
+interface Mixed {
+  /** [B·T, heads·headDim]: the values as each head mixes them. */
+  readonly mixed: Value;
+  readonly attention?: Value;
+  readonly written?: Keys['written'];
+}
+
+function emitMixed(
   g: GraphBuilder,
-  queries: Value,
-  keysTransposed: Value,
-  values: Value,
-  { bias, group }: { readonly bias: Value; readonly group: number },
-): { readonly attention: Value; readonly mixed: Value } {
-  const [batch, kvHeadCount] = queries.shape;
-  const [length, keyCount] = bias.shape.slice(3);
-  const apart = [batch!, kvHeadCount!, group, length!, keyCount!];
-  const joined = [batch!, kvHeadCount!, multiplyDims(group, length!), keyCount!];
-  const swap = (x: Value) => g.transpose(x, [0, 1, 3, 2]);
-  const [mixed, attention] = g.withGradient([queries, keysTransposed, values], () => {
-    const scores = g.add(g.reshape(g.matMul(queries, keysTransposed), apart), bias);
-    const lowest = g.add(g.reduceMax(scores, [4], true), g.scalar(LOWEST_RELATIVE_SCORE));
-    const attention = g.softmax(g.max(scores, lowest), 4);
-    const p = g.reshape(attention, joined);
-    const mixed = g.matMul(p, values);
-    return {
-      outputs: [mixed, attention],
-      gradient: ([dMixed, dAttention]) => {
-        const fromMixed = dMixed && g.matMul(dMixed, swap(values));
-        const fromOutside = dAttention && g.reshape(dAttention, joined);
-        const dP = fromMixed && fromOutside ? g.add(fromMixed, fromOutside) : (fromMixed ?? fromOutside)!;
-        const rowSums =
-          fromOutside === undefined
-            ? g.reduceSum(g.mul(dMixed!, mixed), [3], true)
-            : g.reduceSum(g.mul(dP, p), [3], true);
-        const dScores = g.mul(p, g.sub(dP, rowSums));
-        return [
-          g.matMul(dScores, swap(keysTransposed)),
-          g.matMul(swap(queries), dScores),
-          dMixed && g.matMul(swap(p), dMixed),
-        ];
-      },
-    };
-  });
-  return { attention: attention!, mixed: mixed! };
+  { headCount, kvHeadCount, headDim }: ModelConfig,
+  bias: Value,
+  [rotated, newKeys, newValues]: QueriesKeysValues,
+  cache: KeyValueCache | undefined,
+): Mixed {
+  const [batch, length] = rotated.shape as [string, string];
+  const group = headCount / kvHeadCount;
+  const queries = g.reshape(
+    g.transpose(g.reshape(rotated, [batch, length, kvHeadCount, group, headDim]), [0, 2, 3, 1, 4]),
+    [batch, kvHeadCount, multiplyDims(group, length), headDim],
+  );
+  const { keysTransposed, values, written } =
+    cache === undefined ? emitFreshKeys(g, newKeys, newValues) : emitCachedKeys(g, cache, newKeys, newValues);
+  const { attention, mixed } = emitSoftmaxAttention(g, queries, keysTransposed, values, { bias, group });
+  const perHead = g.reshape(mixed, [batch, kvHeadCount, group, length, headDim]);
+  return {
+    mixed: g.reshape(g.transpose(perHead, [0, 3, 1, 2, 4]), [multiplyDims(batch, length), headCount * headDim]),
+    attention,
+    ...(written === undefined ? {} : { written }),
+  };
+}
+
+function emitMixedByBlocks(
+  g: GraphBuilder,
+  { headCount, kvHeadCount, headDim }: ModelConfig,
+  bias: BlockedBias,
+  [queries, keys, values]: QueriesKeysValues,
+): Mixed {
+  const { blocks, blockLength } = bias;
+  const [batch, length] = queries.shape as [string, string];
+  const group = headCount / kvHeadCount;
+  const perBlock = (x: Value) =>
+    g.transpose(g.reshape(x, [batch, blocks, blockLength, kvHeadCount, headDim]), [0, 3, 1, 2, 4]);
+  const perGroup = g.reshape(queries, [batch, blocks, blockLength, kvHeadCount, group, headDim]);
+  const mixed = emitBlockedAttention(
+    g,
+    g.transpose(perGroup, [0, 3, 1, 4, 2, 5]),
+    perBlock(keys),
+    perBlock(values),
+    bias,
+  );
+  return {
+    mixed: g.reshape(g.transpose(mixed, [0, 2, 4, 1, 3, 5]), [multiplyDims(batch, length), headCount * headDim]),
+  };
 }
 
 interface Keys {

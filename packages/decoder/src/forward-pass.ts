@@ -3,17 +3,29 @@ import { encodeModel, type FloatDtype, type GraphBuilder, racesOnThreads } from 
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import type { LowRankAdapter } from './low-rank-adapter.ts';
 import { blockGraph, embeddingGraph, finalNormGraph, gatherRowsGraph, segmentBiasGraph } from './model-graphs.ts';
+import { type PerQueryBlocks, perQueryBlocks } from './query-blocks.ts';
 import { computeRotaryTables } from './rotary.ts';
 import type { TokenBatch } from './token-batch.ts';
 
 /**
  * Compiles a graph under its own name, in the form that the engine's device wants; with one thread where more would
- * race, which only graphs that do little have.
+ * race, which only graphs that do little have; and as it stands where it computes something again.
  */
 export function compileGraph(engine: Engine, graph: GraphBuilder): Promise<Program> {
   const { name } = graph;
   const model = encodeModel(graph, engine.device === 'cpu' ? 'any' : engine.device);
-  return engine.compile(model, racesOnThreads(graph) ? { name, threads: 1 } : { name });
+  return engine.compile(model, {
+    name,
+    ...(racesOnThreads(graph) ? { threads: 1 } : {}),
+    ...(graph.computesAgain ? { mergesRepeats: false } : {}),
+  });
+}
+
+/** The programs of a layer. */
+export interface LayerPrograms {
+  readonly block: Program;
+  /** A layer with adapters; only where the model has any. */
+  readonly adaptedBlock: Program | undefined;
 }
 
 /** The programs of a forward pass: each compiled once, whatever the depth, and run with the weights of one layer. */
@@ -22,9 +34,7 @@ export interface ForwardPrograms {
   readonly float: FloatDtype;
   readonly bias: Program;
   readonly embedding: Program;
-  readonly block: Program;
-  /** A layer with adapters; only where the model has any. */
-  readonly adaptedBlock: Program | undefined;
+  readonly layer: PerQueryBlocks<LayerPrograms>;
   readonly finalNorm: Program;
   readonly gatherRows: Program;
 }
@@ -35,31 +45,34 @@ export async function compileForwardPrograms(
   float: FloatDtype,
   adapter?: LowRankAdapter,
 ): Promise<ForwardPrograms> {
-  const [bias, embedding, block, finalNorm, gatherRows] = await Promise.all(
+  const [bias, embedding, finalNorm, gatherRows] = await Promise.all(
     [
       segmentBiasGraph(float),
       embeddingGraph(config, float),
-      blockGraph(config, float),
       finalNormGraph(config, float),
       gatherRowsGraph(config.hiddenSize, float),
     ].map((graph) => compileGraph(engine, graph)),
   );
+  const layer = perQueryBlocks(async (queryBlocks) => ({
+    block: await compileGraph(engine, blockGraph(config, float, { queryBlocks })),
+    adaptedBlock:
+      adapter === undefined
+        ? undefined
+        : await compileGraph(engine, blockGraph(config, float, { queryBlocks, adapter })),
+  }));
   return {
-    config,
-    float,
+    ...{ config, float, layer },
     bias: bias!,
     embedding: embedding!,
-    block: block!,
-    adaptedBlock:
-      adapter === undefined ? undefined : await compileGraph(engine, blockGraph(config, float, { adapter })),
     finalNorm: finalNorm!,
     gatherRows: gatherRows!,
   };
 }
 
 export function releaseForwardPrograms(programs: ForwardPrograms): void {
-  const { bias, embedding, block, adaptedBlock, finalNorm, gatherRows } = programs;
-  for (const program of [bias, embedding, block, adaptedBlock, finalNorm, gatherRows]) program?.release();
+  const { bias, embedding, layer, finalNorm, gatherRows } = programs;
+  const layers = layer.made.flatMap(({ block, adaptedBlock }) => [block, adaptedBlock]);
+  for (const program of [bias, embedding, ...layers, finalNorm, gatherRows]) program?.release();
 }
 
 /** The weights of one layer and of its adapters on the device, by name below `model.layers.N.`. */
@@ -69,43 +82,50 @@ export type LayerTensors = Readonly<Record<string, DeviceTensor>>;
 export interface BatchTensors {
   /** B·T. */
   readonly tokens: number;
+  readonly queryBlocks: number;
   readonly ids: DeviceTensor;
-  readonly segments: DeviceTensor;
-  readonly columns: DeviceTensor;
-  readonly cos: DeviceTensor;
-  readonly sin: DeviceTensor;
-  readonly bias: DeviceTensor;
+  /** Inputs of a layer's programs that have an entry for each row: cos, sin, and `bias` or, for query blocks, `segments`. */
+  readonly tables: Readonly<Record<string, DeviceTensor>>;
+  /** Inputs of a layer's programs that all rows share: `columns`, for query blocks. */
+  readonly shared: Readonly<Record<string, DeviceTensor>>;
+  /** What fills the bias in, where one block attends; before any layer. */
+  readonly biasCalls: readonly Call[];
+  readonly layer: LayerPrograms;
+  /** All that `freeBatch` frees. */
+  readonly all: readonly DeviceTensor[];
 }
 
-/** Uploads a batch and its rotary tables, and allocates the attention bias; `biasCall` fills it. */
-export function uploadBatch(engine: Engine, programs: ForwardPrograms, batch: TokenBatch): BatchTensors {
-  const { rows, length } = batch;
+/**
+ * Uploads a batch and its rotary tables, and compiles the programs for its number of query blocks if it is the first such.
+ * Where one block attends the bias is allocated; `biasCalls` fill it.
+ */
+export async function uploadBatch(engine: Engine, programs: ForwardPrograms, batch: TokenBatch): Promise<BatchTensors> {
+  const { rows, length, queryBlocks } = batch;
   const { float, config } = programs;
+  const layer = await programs.layer.take(queryBlocks);
   const table = [rows, length, config.headDim / 2];
-  const { cos, sin } = computeRotaryTables(config, batch.positions, float);
-  return {
-    tokens: rows * length,
-    ids: engine.upload(batch.ids, 'int64', [rows * length]),
-    segments: engine.upload(batch.segments, 'int32', [rows, length]),
-    columns: engine.upload(
-      Int32Array.from({ length }, (_, t) => t),
-      'int32',
-      [length],
-    ),
-    cos: engine.upload(cos, float, table, { transfer: true }),
-    sin: engine.upload(sin, float, table, { transfer: true }),
-    bias: engine.allocate(float, [rows, 1, 1, length, length]),
-  };
+  const rotary = computeRotaryTables(config, batch.positions, float);
+  const ids = engine.upload(batch.ids, 'int64', [rows * length]);
+  const cos = engine.upload(rotary.cos, float, table, { transfer: true });
+  const sin = engine.upload(rotary.sin, float, table, { transfer: true });
+  const isWhole = queryBlocks === 1;
+  const blocks = isWhole ? [length] : [queryBlocks, length / queryBlocks];
+  const segments = engine.upload(batch.segments, 'int32', [rows, ...blocks]);
+  const columns = engine.upload(
+    Int32Array.from({ length }, (_, t) => t),
+    'int32',
+    blocks,
+  );
+  const common = { tokens: rows * length, queryBlocks, ids, layer };
+  const all = [ids, cos, sin, segments, columns];
+  if (!isWhole) return { ...common, tables: { cos, sin, segments }, shared: { columns }, biasCalls: [], all };
+  const bias = engine.allocate(float, [rows, 1, 1, length, length]);
+  const call: Call = { kind: 'run', program: programs.bias, inputs: { segments, columns }, outputs: { bias } };
+  return { ...common, tables: { cos, sin, bias }, shared: {}, biasCalls: [call], all: [...all, bias] };
 }
 
-export function freeBatch(engine: Engine, batch: BatchTensors): void {
-  const { ids, segments, columns, cos, sin, bias } = batch;
-  for (const tensor of [ids, segments, columns, cos, sin, bias]) engine.free(tensor);
-}
-
-export function biasCall(programs: ForwardPrograms, batch: BatchTensors): Call {
-  const { segments, columns, bias } = batch;
-  return { kind: 'run', program: programs.bias, inputs: { segments, columns }, outputs: { bias } };
+export function freeBatch(engine: Engine, { all }: BatchTensors): void {
+  for (const tensor of all) engine.free(tensor);
 }
 
 /** x [B·T, H] = rows of the embedding table. */
@@ -118,27 +138,23 @@ export function embeddingCall(
   return { kind: 'run', program: programs.embedding, inputs: { ids: batch.ids, table }, outputs: { x } };
 }
 
-/** Compiles a layer that also gives what attention adds to the residual stream. */
-export function compileExposingBlock(
+/** A layer that also gives what attention adds to the residual stream. */
+export function exposingBlocks(
   engine: Engine,
   { config, float }: ForwardPrograms,
   adapter?: LowRankAdapter,
-): Promise<Program> {
+): PerQueryBlocks<Program> {
   const adapted = adapter === undefined ? {} : { adapter };
-  return compileGraph(engine, blockGraph(config, float, { exposesAttention: true, ...adapted }));
+  return perQueryBlocks((queryBlocks) =>
+    compileGraph(engine, blockGraph(config, float, { queryBlocks, exposesAttention: true, ...adapted })),
+  );
 }
 
 /** y [B·T, H] = layer(x). */
-export function blockCall(
-  programs: ForwardPrograms,
-  batch: BatchTensors,
-  weights: LayerTensors,
-  x: DeviceTensor,
-  y: DeviceTensor,
-): Call {
-  const { cos, sin, bias } = batch;
+export function blockCall(batch: BatchTensors, weights: LayerTensors, x: DeviceTensor, y: DeviceTensor): Call {
+  const { tables, shared, layer } = batch;
   const isAdapted = Object.keys(weights).some((name) => name.endsWith('.lora_A.weight'));
-  const program = isAdapted ? programs.adaptedBlock : programs.block;
+  const program = isAdapted ? layer.adaptedBlock : layer.block;
   if (program === undefined) throw new Error('a layer has adapters and the programs were compiled without');
-  return { kind: 'run', program, inputs: { x, cos, sin, bias, ...weights }, outputs: { y } };
+  return { kind: 'run', program, inputs: { x, ...tables, ...shared, ...weights }, outputs: { y } };
 }

@@ -32,7 +32,7 @@ async function continueByFullPasses(model: DecoderOnDevice, prompt: Int32Array, 
   const head = await compileGraph(engine, greedyHeadGraph(model.config, model.float));
   const ids = [...prompt];
   for (let i = 0; i < count; i++) {
-    const batch = uploadBatch(engine, programs, padSequences([Int32Array.from(ids)]));
+    const batch = await uploadBatch(engine, programs, padSequences([Int32Array.from(ids)]));
     const shape = [batch.tokens, model.config.hiddenSize];
     const [a, b, next] = [
       engine.allocate(model.float, shape),
@@ -164,7 +164,7 @@ test('packed rows give the residual stream of each row alone', async () => {
   const copy = await compileGraph(engine, g);
   const states = async (sequences: readonly Int32Array[]) => {
     const batch = packSequences(sequences);
-    const tensors = uploadBatch(engine, programs, batch);
+    const tensors = await uploadBatch(engine, programs, batch);
     const allocate = () => engine.allocate('float64', [tensors.tokens, config.hiddenSize]);
     const { calls, x } = residualStreamCalls(programs, model, tensors, [allocate(), allocate()]);
     const y = allocate();

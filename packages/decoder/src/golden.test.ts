@@ -5,7 +5,6 @@ import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import { type DeviceTensor, openEngine, type TensorData } from '@stillhouse/runtime';
 import { expectClose } from '@stillhouse/testing';
 import {
-  biasCall,
   blockCall,
   blockGradientGraph,
   blockGraph,
@@ -66,7 +65,7 @@ async function forward(model: Model, batch: TokenBatch, float: FloatDtype) {
     }),
   );
   const head = await compileGraph(engine, g);
-  const tensors = uploadBatch(engine, programs, batch);
+  const tensors = await uploadBatch(engine, programs, batch);
   const states = Array.from({ length: config.layerCount + 1 }, () =>
     engine.allocate(float, [tensors.tokens, config.hiddenSize]),
   );
@@ -74,15 +73,14 @@ async function forward(model: Model, batch: TokenBatch, float: FloatDtype) {
   const logits = engine.allocate(float, [tensors.tokens, config.vocabSize]);
   const attention = engine.allocate(float, [batch.rows, config.headCount, batch.length, batch.length]);
   const last = config.layerCount - 1;
-  const { cos, sin, bias } = tensors;
   await engine.run([
-    biasCall(programs, tensors),
+    ...tensors.biasCalls,
     embeddingCall(programs, tensors, model.embedding, states[0]!),
-    ...model.layers.map((weights, layer) => blockCall(programs, tensors, weights, states[layer]!, states[layer + 1]!)),
+    ...model.layers.map((weights, layer) => blockCall(tensors, weights, states[layer]!, states[layer + 1]!)),
     {
       kind: 'run',
       program: withAttention,
-      inputs: { x: states[last]!, cos, sin, bias, ...model.layers[last]! },
+      inputs: { x: states[last]!, ...tensors.tables, ...model.layers[last]! },
       outputs: { y: states[last + 1]!, attention },
     },
     { kind: 'run', program: programs.finalNorm, inputs: { x: states.at(-1)!, norm: model.norm }, outputs: { hidden } },
@@ -164,7 +162,7 @@ test('a layer backwards equals the gradient of the whole graph, and accumulates'
   const { sequences } = await readRows('qwen2-tiny');
   const batch = packSequences(sequences);
   const programs = await compileForwardPrograms(engine, config, 'float64');
-  const tensors = uploadBatch(engine, programs, batch);
+  const tensors = await uploadBatch(engine, programs, batch);
   const gradientGraph = blockGradientGraph(config, 'float64');
   const gradient = await compileGraph(engine, gradientGraph);
   const random = (shape: readonly number[]) => {
@@ -190,14 +188,13 @@ test('a layer backwards equals the gradient of the whole graph, and accumulates'
   const outputs = Object.fromEntries(
     names.map((name) => [`${gradientName(name)}.sum`, accumulators[gradientName(name)]!]),
   );
-  const { cos, sin, bias } = tensors;
   const call = {
     kind: 'run',
     program: gradient,
-    inputs: { x, dy, cos, sin, bias, ...weights, ...accumulators },
+    inputs: { x, dy, ...tensors.tables, ...weights, ...accumulators },
     outputs: { dx, ...outputs },
   } as const;
-  await engine.run([biasCall(programs, tensors), call]);
+  await engine.run([...tensors.biasCalls, call]);
   const once = await engine.downloadMany(names.map((name) => accumulators[gradientName(name)]!));
   await engine.run([{ ...call, outputs: { dx: dx2, ...outputs } }]);
   const twice = await engine.downloadMany(names.map((name) => accumulators[gradientName(name)]!));
@@ -209,7 +206,7 @@ test('a layer backwards equals the gradient of the whole graph, and accumulates'
   const y = engine.allocate('float64', shape);
   const value = async (input: DeviceTensor, used: Record<string, DeviceTensor>) => {
     await engine.run([
-      { kind: 'run', program: programs.block, inputs: { x: input, cos, sin, bias, ...used }, outputs: { y } },
+      { kind: 'run', program: tensors.layer.block, inputs: { x: input, ...tensors.tables, ...used }, outputs: { y } },
     ]);
     const [out, seed] = (await engine.downloadMany([y, dy])) as [Float64Array, Float64Array];
     return out.reduce((sum, one, i) => sum + one * seed[i]!, 0);

@@ -4,12 +4,11 @@ export { type BlockInputs, type BlockOutputs, type BlockWeights, emitBlock, type
 export { type EmbeddingGradient, embeddingGradientCalls, embeddingGradientGraph } from './embedding-gradient.ts';
 export {
   type BatchTensors,
-  biasCall,
   blockCall,
-  compileExposingBlock,
   compileForwardPrograms,
   compileGraph,
   embeddingCall,
+  exposingBlocks,
   type ForwardPrograms,
   freeBatch,
   type LayerTensors,
@@ -38,6 +37,7 @@ export {
   ATTENTION_SEED,
   type BlockGradientOptions,
   type BlockParameter,
+  batchSymbols,
   blockGradientGraph,
   blockGraph,
   blockParameters,
@@ -55,5 +55,6 @@ export {
   segmentBiasGraph,
 } from './model-graphs.ts';
 export { type DecoderOnDevice, type DecoderSource, loadDecoder, residualStreamCalls } from './model-on-device.ts';
+export { cutIntoBlocks, type PerQueryBlocks, perQueryBlocks, QUERY_BLOCK_LENGTH } from './query-blocks.ts';
 export { computeRotaryTables, inverseFrequencies, type RotaryTables } from './rotary.ts';
 export { flatIndex, type Placement, packSequences, padSequences, type TokenBatch } from './token-batch.ts';

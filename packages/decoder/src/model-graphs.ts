@@ -1,15 +1,17 @@
 import { describeParameters, type ModelConfig } from '@stillhouse/checkpoint';
 import {
+  type Dim,
   differentiate,
   type FloatDtype,
   findCut,
   GraphBuilder,
+  multiplyDims,
   type OperatorName,
   type Shape,
   type Value,
 } from '@stillhouse/onnx-graph';
-import { emitCacheBias, emitSegmentBias } from './attention-bias.ts';
-import { type BlockWeights, emitBlock } from './block.ts';
+import { emitBlockBias, emitCacheBias, emitSegmentBias } from './attention-bias.ts';
+import { type BlockInputs, type BlockWeights, emitBlock } from './block.ts';
 import { type AdapterValues, adapterParameters, emitMerged, type LowRankAdapter } from './low-rank-adapter.ts';
 
 /** A parameter of one layer: name below `model.layers.N.` and shape in checkpoint layout. */
@@ -77,18 +79,36 @@ export function embeddingGraph(config: ModelConfig, float: FloatDtype): GraphBui
   return g;
 }
 
-interface BlockGraphInputs {
-  readonly x: Value;
-  readonly rotary: { readonly cos: Value; readonly sin: Value };
-}
+type BlockGraphInputs = Pick<BlockInputs, 'x' | 'rotary' | 'bias'>;
 
-function blockInputs(g: GraphBuilder, config: ModelConfig): BlockGraphInputs {
-  const tables = ['B', 'T', config.headDim / 2];
+function streamInputs(g: GraphBuilder, config: ModelConfig, length: Dim): Omit<BlockGraphInputs, 'bias'> {
+  const tables = ['B', length, config.headDim / 2];
   return {
-    x: g.floatInput('x', ['B*T', config.hiddenSize]),
+    x: g.floatInput('x', [multiplyDims('B', length), config.hiddenSize]),
     rotary: { cos: g.floatInput('cos', tables), sin: g.floatInput('sin', tables) },
   };
 }
+
+/** Where queries attend block by block the bias of each is made in the graph, from segments and columns. */
+function blockInputs(g: GraphBuilder, config: ModelConfig, queryBlocks: number): BlockGraphInputs {
+  if (queryBlocks === 1) {
+    return { ...streamInputs(g, config, 'T'), bias: g.floatInput('bias', ['B', 1, 1, 'T', 'T']) };
+  }
+  const segments = g.input('segments', 'int32', ['B', queryBlocks, 'Q']);
+  const columns = g.input('columns', 'int32', [queryBlocks, 'Q']);
+  const bias = {
+    blocks: queryBlocks,
+    blockLength: 'Q',
+    emitBlock: (block: number) => g.scope('bias', () => emitBlockBias(g, segments, columns, block)),
+  };
+  return { ...streamInputs(g, config, multiplyDims(queryBlocks, 'Q')), bias };
+}
+
+/** The sizes of the symbols in graphs of layers for a batch of [rows, length]. */
+export const batchSymbols = (rows: number, length: number, queryBlocks: number): Readonly<Record<string, number>> => ({
+  B: rows,
+  ...(queryBlocks === 1 ? { T: length } : { Q: length / queryBlocks }),
+});
 
 /** Output of a graph of a layer: what attention adds to the residual stream, [B·T, H]. */
 export const ATTENTION_OUTPUT = 'attention.output';
@@ -98,25 +118,28 @@ export const ATTENTION_SEED = 'dAttention';
 /**
  * One layer. Inputs: x [B·T, H], cos, sin, bias, the layer's weights and those of its adapters. Outputs: y [B·T, H] and,
  * by choice, the weights of attention (`attention`) and what it adds to the residual stream (`attention.output`).
+ * With S > 1 query blocks, T is S·Q, and in the place of the bias stand segments [B, S, Q] and columns [S, Q] (int32).
  */
 export function blockGraph(
   config: ModelConfig,
   float: FloatDtype,
   options: {
+    /** S. Default 1. */
+    readonly queryBlocks?: number;
+    /** Of one block only. */
     readonly attention?: boolean;
     readonly adapter?: LowRankAdapter;
     readonly exposesAttention?: boolean;
   } = {},
 ): GraphBuilder {
-  const { exposesAttention = false } = options;
+  const { exposesAttention = false, queryBlocks = 1 } = options;
   const g = new GraphBuilder('block', float);
-  const inputs = blockInputs(g, config);
-  const bias = g.floatInput('bias', ['B', 1, 1, 'T', 'T']);
+  const inputs = blockInputs(g, config, queryBlocks);
   const weights = weightInputs(g, config);
   const adapter = adapterInputs(g, config, options.adapter);
-  const block = emitBlock(g, config, { ...inputs, bias, exposesAttention, weights, ...adapter });
+  const block = emitBlock(g, config, { ...inputs, exposesAttention, weights, ...adapter });
   g.output('y', block.x);
-  if (options.attention) g.output('attention', g.reshape(block.attention, ['B', config.headCount, 'T', 'T']));
+  if (options.attention) g.output('attention', g.reshape(block.attention!, ['B', config.headCount, 'T', 'T']));
   if (block.attentionOutput !== undefined) g.output(ATTENTION_OUTPUT, block.attentionOutput);
   return g;
 }
@@ -131,6 +154,8 @@ interface BlockGradient {
 
 /** What of a layer's gradient is wanted. */
 export interface BlockGradientOptions {
+  /** S, as `blockGraph` has it. Default 1. */
+  readonly queryBlocks?: number;
   /** The layer's adapters, whose tensors are further weights. */
   readonly adapter?: LowRankAdapter;
   /** Which weights take one, by their name below `model.layers.N.`. Default: all. */
@@ -142,20 +167,19 @@ export interface BlockGradientOptions {
 }
 
 function emitBlockGradient(config: ModelConfig, float: FloatDtype, options: BlockGradientOptions): BlockGradient {
-  const { trained = () => true, hasInputGradient = true, hasAttentionSeed = false } = options;
+  const { queryBlocks = 1, trained = () => true, hasInputGradient = true, hasAttentionSeed = false } = options;
   const g = new GraphBuilder('block_gradient', float);
-  const inputs = blockInputs(g, config);
-  const bias = g.floatInput('bias', ['B', 1, 1, 'T', 'T']);
+  const inputs = blockInputs(g, config, queryBlocks);
   const weights = weightInputs(g, config);
   const adapter = adapterInputs(g, config, options.adapter);
-  const block = emitBlock(g, config, { ...inputs, bias, weights, ...adapter, exposesAttention: hasAttentionSeed });
+  const block = emitBlock(g, config, { ...inputs, weights, ...adapter, exposesAttention: hasAttentionSeed });
   const forward = new Set(g.nodes.flatMap(({ outputs }) => outputs));
   const { x: y, attentionOutput } = block;
   const outputs = new Map([['y', y]]);
-  const seeds: [Value, Value][] = [[y, g.floatInput('dy', ['B*T', config.hiddenSize])]];
+  const seeds: [Value, Value][] = [[y, g.floatInput('dy', y.shape)]];
   if (attentionOutput !== undefined) {
     outputs.set(ATTENTION_OUTPUT, attentionOutput);
-    seeds.push([attentionOutput, g.floatInput(ATTENTION_SEED, ['B*T', config.hiddenSize])]);
+    seeds.push([attentionOutput, g.floatInput(ATTENTION_SEED, attentionOutput.shape)]);
   }
   const wanted = [...weights, ...(adapter.adapter?.weights ?? [])].filter(([name]) => trained(name));
   const accumulateInto = new Map(wanted.map(([name, value]) => [value, g.floatInput(gradientName(name), value.shape)]));
@@ -235,7 +259,7 @@ export function savingBlockGraphs(
  */
 export function cachedBlockGraph(config: ModelConfig, float: FloatDtype): GraphBuilder {
   const g = new GraphBuilder('cached_block', float);
-  const inputs = blockInputs(g, config);
+  const inputs = streamInputs(g, config, 'T');
   const bias = g.floatInput('bias', ['B', 1, 1, 'T', 'S']);
   const store = [`${config.kvHeadCount}*B*S`, config.headDim];
   const cache = {

@@ -10,7 +10,6 @@ import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine } from '@stillhouse/runtime';
 import {
   type BatchTensors,
-  biasCall,
   blockCall,
   embeddingCall,
   type ForwardPrograms,
@@ -105,9 +104,9 @@ export function residualStreamCalls(
 ): { readonly calls: readonly Call[]; readonly x: DeviceTensor } {
   const at = (layer: number) => buffers[layer % 2 === 0 ? 0 : 1];
   const calls = [
-    biasCall(programs, batch),
+    ...batch.biasCalls,
     embeddingCall(programs, batch, model.embedding, at(0)),
-    ...model.layers.map((weights, layer) => blockCall(programs, batch, weights, at(layer), at(layer + 1))),
+    ...model.layers.map((weights, layer) => blockCall(batch, weights, at(layer), at(layer + 1))),
   ];
   return { calls, x: at(model.layers.length) };
 }

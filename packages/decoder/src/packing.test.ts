@@ -6,7 +6,6 @@ import { openEngine } from '@stillhouse/testing';
 import fc from 'fast-check';
 import { emitSegmentBias } from './attention-bias.ts';
 import {
-  biasCall,
   blockCall,
   compileForwardPrograms,
   compileGraph,
@@ -83,13 +82,13 @@ test('other sequences of a row may be any: the states of a sequence do not chang
   );
   const programs = await compileForwardPrograms(engine, config, 'float32');
   const statesOf = async (batch: TokenBatch, sequence: number) => {
-    const tensors = uploadBatch(engine, programs, batch);
+    const tensors = await uploadBatch(engine, programs, batch);
     const [a, b] = [0, 1].map(() => engine.allocate('float32', [tensors.tokens, config.hiddenSize])) as [never, never];
     await engine.run([
-      biasCall(programs, tensors),
+      ...tensors.biasCalls,
       embeddingCall(programs, tensors, embedding, a),
-      blockCall(programs, tensors, layers[0]!, a, b),
-      blockCall(programs, tensors, layers[1]!, b, a),
+      blockCall(tensors, layers[0]!, a, b),
+      blockCall(tensors, layers[1]!, b, a),
     ]);
     const values = (await engine.download(a)) as Float32Array;
     freeBatch(engine, tensors);

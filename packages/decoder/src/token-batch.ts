@@ -1,3 +1,5 @@
+import { cutIntoBlocks } from './query-blocks.ts';
+
 /** Where one sequence stands inside a batch. */
 export interface Placement {
   /** Index into the sequences the batch was made of. */
@@ -12,6 +14,8 @@ export interface Placement {
 export interface TokenBatch {
   readonly rows: number;
   readonly length: number;
+  /** Into how many equal blocks the columns are cut for attention, see `cutIntoBlocks`. */
+  readonly queryBlocks: number;
   /** [rows · length], 0 at padding. */
   readonly ids: BigInt64Array;
   /** [rows · length]: position of each token inside its own sequence, 0 at padding. */
@@ -26,24 +30,25 @@ export function flatIndex(batch: TokenBatch, placement: Placement, t: number): n
   return placement.row * batch.length + placement.column + t;
 }
 
-/** One sequence a row, padded on the right to the longest. */
-export function padSequences(sequences: readonly Int32Array[]): TokenBatch {
+/** One sequence a row, padded on the right to the longest, and to whole blocks of at most `blockLength` columns. */
+export function padSequences(sequences: readonly Int32Array[], blockLength?: number): TokenBatch {
   const length = Math.max(1, ...sequences.map((ids) => ids.length));
   return layOut(
     sequences,
     length,
     sequences.map((ids, sequence) => ({ sequence, row: sequence, column: 0, length: ids.length })),
+    blockLength,
   );
 }
 
 /**
- * Several sequences a row where they fit, none split; computes the same as padding does (attention is block-diagonal).
+ * Several sequences a row where they fit, none split, and the rows padded as `padSequences` does; computes the same as padding does (attention is block-diagonal).
  * First-fit decreasing into rows of the longest sequence's length.
  * @param columnCost what attention over one more column costs a token, as a share of all else that a token costs. With it
  *   rows may be longer than the longest sequence where that leaves so little padding that a batch of [B, T] costs less,
  *   B · T · (1 + columnCost · T): fewer rows are filled by longest processing time first (Graham 1969).
  */
-export function packSequences(sequences: readonly Int32Array[], columnCost?: number): TokenBatch {
+export function packSequences(sequences: readonly Int32Array[], columnCost?: number, blockLength?: number): TokenBatch {
   const lengths = sequences.map((ids) => ids.length);
   const longest = Math.max(1, ...lengths);
   const longestFirst = lengths.map((_, i) => i).sort((a, b) => lengths[b]! - lengths[a]! || a - b);
@@ -63,6 +68,7 @@ export function packSequences(sequences: readonly Int32Array[], columnCost?: num
     sequences,
     best.length,
     [...best.placements].sort((a, b) => a.sequence - b.sequence),
+    blockLength,
   );
 }
 
@@ -98,7 +104,13 @@ function balanceRows(lengths: readonly number[], order: readonly number[], rows:
   return { rows, length: Math.max(...filled), placements };
 }
 
-function layOut(sequences: readonly Int32Array[], length: number, placements: readonly Placement[]): TokenBatch {
+function layOut(
+  sequences: readonly Int32Array[],
+  longest: number,
+  placements: readonly Placement[],
+  blockLength: number | undefined,
+): TokenBatch {
+  const { length, queryBlocks } = cutIntoBlocks(longest, blockLength);
   const rows = 1 + Math.max(0, ...placements.map(({ row }) => row));
   const ids = new BigInt64Array(rows * length);
   const positions = new Int32Array(rows * length);
@@ -111,5 +123,5 @@ function layOut(sequences: readonly Int32Array[], length: number, placements: re
       segments[at] = sequence + 1;
     });
   }
-  return { rows, length, ids, positions, segments, placements };
+  return { rows, length, queryBlocks, ids, positions, segments, placements };
 }

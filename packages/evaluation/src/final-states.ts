@@ -1,7 +1,6 @@
 import { assertFinite, describeParameters, type ModelConfig, type TensorSource } from '@stillhouse/checkpoint';
 import {
   type BatchTensors,
-  biasCall,
   blockCall,
   blockParameters,
   compileForwardPrograms,
@@ -10,6 +9,7 @@ import {
   flatIndex,
   freeBatch,
   packSequences,
+  releaseForwardPrograms,
   type TokenBatch,
   uploadBatch,
 } from '@stillhouse/decoder';
@@ -63,7 +63,7 @@ export async function computeFinalStates(
 ): Promise<FloatArray> {
   const { config } = model;
   const programs = await compileForwardPrograms(engine, config, float);
-  const batches = groupRows(rows).map((group) => openBatch(engine, programs, rows, group, float));
+  const batches = await Promise.all(groupRows(rows).map((group) => openBatch(engine, programs, rows, group, float)));
   const run = async (calls: readonly Call[], weights: readonly DeviceTensor[]) => {
     await engine.run(calls);
     for (const weight of weights) engine.free(weight);
@@ -72,7 +72,7 @@ export async function computeFinalStates(
     const table = await uploadWeight(engine, model, 'model.embed_tokens.weight', float);
     await run(
       batches.flatMap(({ tensors, states }) => [
-        biasCall(programs, tensors),
+        ...tensors.biasCalls,
         embeddingCall(programs, tensors, table, states[0]),
       ]),
       [table],
@@ -85,7 +85,7 @@ export async function computeFinalStates(
       }
       const [from, to] = layer % 2 === 0 ? ([0, 1] as const) : ([1, 0] as const);
       await run(
-        batches.map(({ tensors, states }) => blockCall(programs, tensors, weights, states[from], states[to])),
+        batches.map(({ tensors, states }) => blockCall(tensors, weights, states[from], states[to])),
         Object.values(weights),
       );
     }
@@ -126,8 +126,7 @@ export async function computeFinalStates(
       freeBatch(engine, tensors);
       for (const state of states) engine.free(state);
     }
-    const { bias, embedding, block, finalNorm, gatherRows } = programs;
-    for (const program of [bias, embedding, block, finalNorm, gatherRows]) await program.release();
+    releaseForwardPrograms(programs);
   }
 }
 
@@ -147,15 +146,15 @@ interface OpenBatch {
   readonly states: readonly [DeviceTensor, DeviceTensor];
 }
 
-function openBatch(
+async function openBatch(
   engine: Engine,
   programs: ForwardPrograms,
   rows: readonly StateRequest[],
   group: readonly number[],
   float: FloatDtype,
-): OpenBatch {
+): Promise<OpenBatch> {
   const batch = packSequences(group.map((row) => rows[row]!.inputIds));
-  const tensors = uploadBatch(engine, programs, batch);
+  const tensors = await uploadBatch(engine, programs, batch);
   const state = () => engine.allocate(float, [tensors.tokens, programs.config.hiddenSize]);
   return { group, batch, tensors, states: [state(), state()] };
 }

@@ -107,7 +107,7 @@ export async function createKdRunner(
     const { count, rows } = arrays;
     if (count === 0) return { rows, nll: new Float32Array(), kl: [], agrees: [] };
     const batch = packSequences(labelled.map(({ row }) => row.inputIds));
-    const tensors = uploadBatch(engine, forward, batch);
+    const tensors = await uploadBatch(engine, forward, batch);
     const held: DeviceTensor[] = [];
     const hold = (tensor: DeviceTensor) => {
       held.push(tensor);

@@ -189,7 +189,7 @@ test('what evaluation reads and what is saved are the same model', async () => {
     }
     const streamOf = async (model: DecoderOnDevice) => {
       const programs = await compileForwardPrograms(engine, config, 'float64', model.adapter);
-      const tensors = uploadBatch(engine, programs, packSequences([Int32Array.of(5, 9, 2, 77)]));
+      const tensors = await uploadBatch(engine, programs, packSequences([Int32Array.of(5, 9, 2, 77)]));
       const state = () => engine.allocate('float64', [tensors.tokens, config.hiddenSize]);
       const { calls, x } = residualStreamCalls(programs, model, tensors, [state(), state()]);
       await engine.run(calls);

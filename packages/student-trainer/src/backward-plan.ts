@@ -85,13 +85,12 @@ export function layerKey({ trained, adapter, hasInputGradient, hasAttentionSeed 
   return `${hasInputGradient} ${hasAttentionSeed} ${adapter !== undefined} ${[...trained].join()}`;
 }
 
-export function gradientOptions({
-  trained,
-  adapter,
-  hasInputGradient,
-  hasAttentionSeed,
-}: LayerBackward): BlockGradientOptions {
+export function gradientOptions(
+  { trained, adapter, hasInputGradient, hasAttentionSeed }: LayerBackward,
+  queryBlocks: number,
+): BlockGradientOptions {
   return {
+    queryBlocks,
     trained: (name) => trained.has(name),
     hasInputGradient,
     hasAttentionSeed,

@@ -1,5 +1,4 @@
 import {
-  biasCall,
   blockCall,
   compileForwardPrograms,
   type DecoderOnDevice,
@@ -60,7 +59,7 @@ async function locateForward(
   let found: { layer: number; rowIds: string[] } | undefined;
   let firstRow = 0;
   for (const { sequences, batch = packSequences(sequences) } of microBatches) {
-    const tensors = uploadBatch(engine, programs, batch);
+    const tensors = await uploadBatch(engine, programs, batch);
     const buffers = [0, 1].map(() => engine.allocate(float, [tensors.tokens, config.hiddenSize]));
     // Rows of this batch with a value that is not finite after so many layers.
     const rowsAfter = async (layer: number): Promise<readonly number[]> => {
@@ -73,12 +72,12 @@ async function locateForward(
         return isBad ? [row] : [];
       });
     };
-    await engine.run([biasCall(programs, tensors), embeddingCall(programs, tensors, model.embedding, buffers[0]!)]);
+    await engine.run([...tensors.biasCalls, embeddingCall(programs, tensors, model.embedding, buffers[0]!)]);
     // No further than the layer that is known already.
     for (let layer = 0; layer <= Math.min(layers.length, found?.layer ?? layers.length); layer++) {
       if (layer > 0) {
         const [x, y] = [buffers[(layer - 1) % 2]!, buffers[layer % 2]!];
-        await engine.run([blockCall(programs, tensors, layers[layer - 1]!, x, y)]);
+        await engine.run([blockCall(tensors, layers[layer - 1]!, x, y)]);
       }
       const rows = await rowsAfter(layer);
       if (rows.length === 0) continue;

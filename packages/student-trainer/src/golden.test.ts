@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
+import { packSequences } from '@stillhouse/decoder';
 import { expectClose, openEngine } from '@stillhouse/testing';
 import type { StudentOptions } from './student.ts';
 import { openGoldenStudent, readStep } from './testing/golden-student.ts';
@@ -68,6 +69,34 @@ test('rows that go through the layers in tiles give the gradients of rows that g
     const tiled = await gradientsOf([[0, 1, 2]], 128, { tileTokens: 1, recompute });
     together.gradients.forEach((gradient, i) => {
       expectClose(tiled.gradients[i]!, gradient, { absolute: 1e-14, where: `gradient ${i}` });
+    });
+  }
+});
+
+test('rows whose queries attend in blocks give the gradients of rows that attend as a whole', async () => {
+  const blocksOf = async (blockLength: number | undefined, changes: Partial<StudentOptions>) => {
+    const student = await openGoldenStudent(engine, 'tail', 'float64', changes);
+    const { microBatches, targets } = await readStep(0, 'tail', 'float64');
+    const laidOut = microBatches.map((one) => ({
+      ...one,
+      batch: packSequences(one.sequences, undefined, blockLength),
+    }));
+    const { sums } = await student.computeGradients(laidOut, targets);
+    const tensors = student.parameters.trained.map(({ gradient }) => gradient);
+    const gradients = (await engine.downloadMany(tensors)) as readonly Float64Array[];
+    return { blocks: laidOut.map(({ batch }) => batch.queryBlocks), sums, gradients };
+  };
+  const whole = await blocksOf(undefined, {});
+  assert.deepEqual(whole.blocks, [1]);
+  for (const [recompute, tileTokens] of [
+    [false, 1],
+    [true, 512],
+  ] as const) {
+    const blocked = await blocksOf(5, { recompute, tileTokens });
+    assert.deepEqual(blocked.blocks, [4]);
+    assert.ok(Math.abs(whole.sums.loss - blocked.sums.loss) < 1e-13);
+    whole.gradients.forEach((gradient, i) => {
+      expectClose(blocked.gradients[i]!, gradient, { absolute: 1e-14, where: `gradient ${i}` });
     });
   }
 });

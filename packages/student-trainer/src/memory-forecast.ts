@@ -1,5 +1,12 @@
 import { countElements, type ModelConfig } from '@stillhouse/checkpoint';
-import { blockGradientGraph, blockGraph, savingBlockGraphs } from '@stillhouse/decoder';
+import {
+  batchSymbols,
+  blockGradientGraph,
+  blockGraph,
+  cutIntoBlocks,
+  QUERY_BLOCK_LENGTH,
+  savingBlockGraphs,
+} from '@stillhouse/decoder';
 import { lossGraph, type Objective } from '@stillhouse/objectives';
 import { measureIntermediates } from '@stillhouse/onnx-graph';
 import { measureActivations } from './activation-store.ts';
@@ -125,27 +132,45 @@ function measureStreams(question: MemoryQuestion): number {
   const plan = backwardOf(question);
   const kept = config.layerCount + 1 - plan.lowestLayer + (plan.lowestLayer === 0 ? 0 : 2);
   const back = takesGradient(plan, config.layerCount) ? 2 : 0;
-  const tables = rows * length * config.headDim + rows * length * length;
+  // Where queries attend in blocks, the bias of each is made in the layer's program.
+  const bias = cutIntoBlocks(length).queryBlocks === 1 ? rows * length * length : 0;
+  const tables = rows * length * config.headDim + bias;
   return 4 * ((kept + back) * rows * length * config.hiddenSize + tables);
 }
 
-/** Every program keeps the working memory of its largest run: one for each kind of layer, forwards and backwards. */
+/** The longest rows that are cut into each number of query blocks, up to rows of `longest`. */
+function lengthsByBlocks(longest: number): readonly number[] {
+  const lengths: number[] = [];
+  for (let length = QUERY_BLOCK_LENGTH; length < longest; length *= 4) lengths.push(length);
+  return [...lengths, longest];
+}
+
+/**
+ * Every program keeps the working memory of its largest run: one for each kind of layer, forwards and backwards, and for each
+ * number of query blocks that rows up to the longest may be cut into.
+ */
 function measureLayerWork(question: MemoryQuestion): number {
-  const { config, recompute, batch } = question;
-  const boundaries = tileBoundaries(batch.rows, batch.length, TILE_TOKENS);
+  const { rows, length } = question.batch;
+  return sum(lengthsByBlocks(length).map((one) => measureWorkAt(question, Math.ceil((rows * length) / one), one)));
+}
+
+function measureWorkAt(question: MemoryQuestion, rows: number, longest: number): number {
+  const { config, recompute } = question;
+  const { length, queryBlocks } = cutIntoBlocks(longest);
+  const boundaries = tileBoundaries(rows, length, TILE_TOKENS);
   const tileRows = Math.max(...boundaries.slice(1).map((end, i) => end - boundaries[i]!));
-  const sizes = { B: tileRows, T: batch.length };
+  const sizes = batchSymbols(tileRows, length, queryBlocks);
   const measured = new Map<string, number>();
   for (const layer of backwardOf(question).layers) {
     const key = layer === undefined ? '' : layerKey(layer);
     if (measured.has(key)) continue;
-    const bare = () => measureIntermediates(blockGraph(config, 'float32', { ...adapterOf(layer) }), sizes);
+    const bare = () => measureIntermediates(blockGraph(config, 'float32', { queryBlocks, ...adapterOf(layer) }), sizes);
     if (layer === undefined) measured.set(key, bare());
     else if (recompute) {
-      const gradient = blockGradientGraph(config, 'float32', gradientOptions(layer));
+      const gradient = blockGradientGraph(config, 'float32', gradientOptions(layer, queryBlocks));
       measured.set(key, bare() + measureIntermediates(gradient, sizes));
     } else {
-      const { forward, gradient } = savingBlockGraphs(config, 'float32', gradientOptions(layer));
+      const { forward, gradient } = savingBlockGraphs(config, 'float32', gradientOptions(layer, queryBlocks));
       measured.set(key, measureIntermediates(forward, sizes) + measureIntermediates(gradient, sizes));
     }
   }

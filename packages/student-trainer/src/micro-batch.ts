@@ -2,7 +2,6 @@ import {
   ATTENTION_OUTPUT,
   ATTENTION_SEED,
   type BatchTensors,
-  biasCall,
   embeddingCall,
   embeddingGradientCalls,
   freeBatch,
@@ -21,7 +20,7 @@ import { type LabelPositions, openLabelPositions } from './label-positions.ts';
 import { type PairedStates, statesOf } from './layer-pairs.ts';
 import type { FloatData, ParameterStore } from './parameters.ts';
 import { openRowTiles, type RowTiles } from './row-tiles.ts';
-import type { StepPrograms } from './step-programs.ts';
+import type { LayerPrograms, StepPrograms } from './step-programs.ts';
 
 /** Σ over label positions of weight · value: the loss that is differentiated, KL (without T²) and CE, in nats, features. */
 export interface LossSums {
@@ -211,6 +210,7 @@ export function createMicroBatchRunner(
   function backwardCalls(
     batch: TokenBatch,
     tensors: BatchTensors,
+    layers: readonly LayerPrograms[],
     tiles: RowTiles,
     states: readonly DeviceTensor[],
     saved: readonly Readonly<Record<string, DeviceTensor>>[],
@@ -218,13 +218,13 @@ export function createMicroBatchRunner(
     features: FeatureLosses | undefined,
     back: readonly [DeviceTensor, DeviceTensor] | undefined,
   ): readonly Call[] {
-    const { cos, sin, bias } = tensors;
+    const { tables, shared } = tensors;
     const last = plan.runLayers;
     let [upstream, downstream] = back ?? [];
     // A layer's states are held to the teacher's where the gradient passes them.
     const featureCalls = (layer: HiddenLayer, x: DeviceTensor): readonly Call[] =>
       features?.calls(layer, { x, dx: upstream }) ?? [];
-    const dAttention = programs.layers.some(({ exposesAttention }) => exposesAttention)
+    const dAttention = layers.some(({ exposesAttention }) => exposesAttention)
       ? hold(engine.allocate(float, [tensors.tokens, config.hiddenSize]))
       : undefined;
     const attentionCalls = (layer: number): readonly Call[] => {
@@ -241,17 +241,17 @@ export function createMicroBatchRunner(
         continue;
       }
       const { inputs, outputs } = store.layerGradients[layer]!;
-      const { gradient, hasInputGradient, exposesAttention } = programs.layers[layer]!;
+      const { gradient, hasInputGradient, exposesAttention } = layers[layer]!;
       for (let tile = 0; tile < tiles.count; tile++) {
         const given = {
-          ...{ x: states[layer]!, dy: upstream!, cos, sin, bias },
+          ...{ x: states[layer]!, dy: upstream!, ...tables },
           ...(exposesAttention ? { [ATTENTION_SEED]: dAttention! } : {}),
           ...saved[layer]!,
         };
         calls.push({
           kind: 'run',
           program: gradient!,
-          inputs: pick(gradient!, { ...tiles.cut(given, tile), ...store.layerWeights[layer]!, ...inputs }),
+          inputs: pick(gradient!, { ...tiles.cut(given, tile), ...shared, ...store.layerWeights[layer]!, ...inputs }),
           outputs: { ...(hasInputGradient ? tiles.cut({ dx: downstream! }, tile) : {}), ...outputs },
         });
       }
@@ -269,7 +269,8 @@ export function createMicroBatchRunner(
     setScalars,
     async accumulate({ sequences, batch = packSequences(sequences), labels }, denominator) {
       if (labels.count === 0) return ZERO_SUMS;
-      const tensors = uploadBatch(engine, forward, batch);
+      const layers = await programs.layers.take(batch.queryBlocks);
+      const tensors = await uploadBatch(engine, forward, batch);
       const tiles = openRowTiles(engine, batch.rows, batch.length, setting.tileTokens);
       try {
         const state = () => hold(engine.allocate(float, [tensors.tokens, config.hiddenSize]));
@@ -278,10 +279,8 @@ export function createMicroBatchRunner(
         const states = Array.from({ length: plan.runLayers + 1 }, (_, layer) =>
           layer < plan.lowestLayer && !matched.has(layer) ? inTurns[layer % 2]! : state(),
         );
-        const saved = programs.layers.map((layer, n) => activations.take(n, layer.saved, batch.rows, batch.length));
-        const attentionOutputs = programs.layers.map(({ exposesAttention }) =>
-          exposesAttention ? state() : undefined,
-        );
+        const saved = layers.map((layer, n) => activations.take(n, layer.saved, batch));
+        const attentionOutputs = layers.map(({ exposesAttention }) => (exposesAttention ? state() : undefined));
         const back = goesBack ? ([state(), state()] as const) : undefined;
         const chunks = Math.ceil(labels.count / setting.chunkPositions);
         const sums = hold(engine.allocate(float, [chunks, LOSS_TERMS]));
@@ -292,21 +291,21 @@ export function createMicroBatchRunner(
             ? undefined
             : openFeatureLosses(engine, featureContext, { ...positions, hold });
         await engine.run([
-          biasCall(forward, tensors),
+          ...tensors.biasCalls,
           embeddingCall(forward, tensors, store.embedding.weight, states[0]!),
           ...store.layerWeights.slice(0, plan.runLayers).flatMap((weights, layer) =>
             Array.from({ length: tiles.count }, (_, tile): Call => {
-              const { cos, sin, bias } = tensors;
-              const inputs = { ...tiles.cut({ x: states[layer]!, cos, sin, bias }, tile), ...weights };
+              const { tables, shared } = tensors;
+              const inputs = { ...tiles.cut({ x: states[layer]!, ...tables }, tile), ...shared, ...weights };
               const attention = attentionOutputs[layer];
               const exposed = attention === undefined ? {} : { [ATTENTION_OUTPUT]: attention };
               const outputs = tiles.cut({ y: states[layer + 1]!, ...saved[layer]!, ...exposed }, tile);
-              return { kind: 'run', program: programs.layers[layer]!.block, inputs, outputs };
+              return { kind: 'run', program: layers[layer]!.block, inputs, outputs };
             }),
           ),
           ...positions.calls,
           ...(objective.isFeaturesOnly === true ? [] : lossCalls(positions, back?.[0], sums)),
-          ...backwardCalls(batch, tensors, tiles, states, saved, attentionOutputs, features, back),
+          ...backwardCalls(batch, tensors, layers, tiles, states, saved, attentionOutputs, features, back),
         ]);
         const { loss, ...others } = readSums((await engine.download(sums)) as FloatData);
         const distances = await features?.readSums();

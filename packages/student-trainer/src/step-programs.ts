@@ -1,12 +1,14 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import {
   blockGradientGraph,
-  compileExposingBlock,
   compileForwardPrograms,
   compileGraph,
   embeddingGradientGraph,
+  exposingBlocks,
   type ForwardPrograms,
   type LowRankAdapter,
+  type PerQueryBlocks,
+  perQueryBlocks,
   type SavedActivation,
   savingBlockGraphs,
   scatterRowsGraph,
@@ -42,7 +44,8 @@ export interface LayerPrograms {
 export interface StepPrograms {
   readonly forward: ForwardPrograms;
   readonly plan: BackwardPlan;
-  readonly layers: readonly LayerPrograms[];
+  /** By layer. */
+  readonly layers: PerQueryBlocks<readonly LayerPrograms[]>;
   readonly embeddingGradient: Program;
   readonly scatterRows: Program;
   readonly loss: Program;
@@ -88,7 +91,7 @@ export async function compileStepPrograms(engine: Engine, options: StepProgramOp
   return {
     forward,
     plan,
-    layers: await compileLayers(engine, options, plan, forward),
+    layers: perQueryBlocks((queryBlocks) => compileLayers(engine, options, plan, forward, queryBlocks)),
     embeddingGradient: embeddingGradient!,
     scatterRows: scatterRows!,
     loss: loss!,
@@ -112,10 +115,12 @@ async function compileLayers(
   { config, float, recompute }: StepProgramOptions,
   plan: BackwardPlan,
   forward: ForwardPrograms,
+  queryBlocks: number,
 ): Promise<readonly LayerPrograms[]> {
+  const { block, adaptedBlock } = await forward.layer.take(queryBlocks);
   const compileBare = async (exposesAttention: boolean, adapter: LowRankAdapter | undefined) => {
-    if (exposesAttention) return compileExposingBlock(engine, forward, adapter);
-    return adapter === undefined ? forward.block : forward.adaptedBlock!;
+    if (exposesAttention) return exposingBlocks(engine, forward, adapter).take(queryBlocks);
+    return adapter === undefined ? block : adaptedBlock!;
   };
   const compileForwardOnly = async (exposesAttention: boolean): Promise<LayerPrograms> => {
     const block = await compileBare(exposesAttention, undefined);
@@ -124,11 +129,12 @@ async function compileLayers(
   const compile = async (layer: LayerBackward): Promise<LayerPrograms> => {
     const { hasInputGradient, hasAttentionSeed: exposesAttention, adapter } = layer;
     const shared = { hasInputGradient, exposesAttention };
+    const wanted = gradientOptions(layer, queryBlocks);
     if (recompute) {
-      const gradient = await compileGraph(engine, blockGradientGraph(config, float, gradientOptions(layer)));
+      const gradient = await compileGraph(engine, blockGradientGraph(config, float, wanted));
       return { ...shared, block: await compileBare(exposesAttention, adapter), gradient, saved: [] };
     }
-    const { saved, forward: block, gradient } = savingBlockGraphs(config, float, gradientOptions(layer));
+    const { saved, forward: block, gradient } = savingBlockGraphs(config, float, wanted);
     return {
       ...shared,
       block: saved.length === 0 ? await compileBare(exposesAttention, adapter) : await compileGraph(engine, block),

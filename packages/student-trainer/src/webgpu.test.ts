@@ -3,10 +3,12 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { openSafetensors } from '@stillhouse/checkpoint';
+import { packSequences } from '@stillhouse/decoder';
 import { type Engine, openEngine } from '@stillhouse/runtime';
 import { resolveSettings } from '@stillhouse/settings';
-import { chooseSoftwareAdapter, expectSmallDifference, makeTemporaryFolder } from '@stillhouse/testing';
+import { chooseSoftwareAdapter, expectClose, expectSmallDifference, makeTemporaryFolder } from '@stillhouse/testing';
 import { TRAINING_SETTINGS, type TrainingSettings, trainStudent } from './index.ts';
+import { openGoldenStudent, readStep } from './testing/golden-student.ts';
 import { writeSyntheticCache } from './testing/synthetic-cache.ts';
 import { expectTenSteps } from './testing/ten-steps.ts';
 
@@ -21,6 +23,26 @@ describe('a training step on WebGPU', { skip: obstacle }, () => {
   after(() => engine.close());
 
   test('ten steps are those of PyTorch, as closely as on a CPU', () => expectTenSteps(engine, 'tail', 'float32'));
+
+  test('rows whose queries attend in blocks give the gradients that they give on a CPU', async () => {
+    const cpu = await openEngine({ threads: 1 });
+    const gradientsOn = async (one: Engine) => {
+      const student = await openGoldenStudent(one, 'tail', 'float32');
+      const { microBatches, targets } = await readStep(0, 'tail', 'float32');
+      const inBlocks = microBatches.map((given) => ({
+        ...given,
+        batch: packSequences(given.sequences, undefined, 1),
+      }));
+      assert.equal(inBlocks[0]!.batch.queryBlocks, 16);
+      await student.computeGradients(inBlocks, targets);
+      return one.downloadMany(student.parameters.trained.map(({ gradient }) => gradient));
+    };
+    const [theirs, ours] = [await gradientsOn(cpu), await gradientsOn(engine)];
+    await cpu.close();
+    theirs.forEach((gradient, i) => {
+      expectClose(ours[i] as Float32Array, gradient as Float32Array, { absolute: 2e-6, where: `gradient ${i}` });
+    });
+  });
 
   test('a run that is cut short and resumed equals a straight one bit for bit, and one on the CPU nearly', async (t) => {
     const folder = await makeTemporaryFolder(t);

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { openSafetensors } from '@stillhouse/checkpoint';
+import { packSequences } from '@stillhouse/decoder';
 import { openEngine } from '@stillhouse/runtime';
 import { dequantiseHidden, type HiddenLayer } from '@stillhouse/teacher-cache';
 import { expectClose } from '@stillhouse/testing';
@@ -12,11 +13,12 @@ after(() => engine.close());
 for (const name of ['qwen2-tiny', 'llama-tiny']) {
   test(`${name}: attention outputs are those of transformers, and change no other state by a bit`, async () => {
     const { config, rows } = await readGoldenRows(name);
-    const score = (layers: readonly HiddenLayer[]) =>
+    const score = (layers: readonly HiddenLayer[], layOut = packSequences) =>
       scoreWith(engine, goldenFolder(name), config, rows, {
         labels: { topk: null, hidden: { layers, dtype: 'float32' }, head: false },
         positions: 'all',
         batchTokens: 24,
+        layOut: (sequences) => layOut(sequences),
       });
     const scored = await score(['final', 1, 2, 'attention.1', 'attention.2']);
     const golden = await openSafetensors(`${goldenFolder('features')}/attention.safetensors`);
@@ -39,6 +41,11 @@ for (const name of ['qwen2-tiny', 'llama-tiny']) {
         plain.map(({ hidden }) => hidden!.get(layer)),
       );
     }
+    const inBlocks = await score(['attention.2'], (sequences) => packSequences(sequences, undefined, 5));
+    const [blocked, whole] = [inBlocks, scored].map((rows) =>
+      rows.flatMap(({ hidden }) => [...dequantiseHidden(hidden!.get('attention.2')!)]),
+    );
+    expectClose(blocked!, whole!, { absolute: 2e-6, where: 'in blocks of queries' });
     // Alone, layers above the last one that is wanted are not computed.
     const alone = await score(['attention.1']);
     assert.deepEqual(

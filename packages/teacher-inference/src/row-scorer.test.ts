@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { padSequences } from '@stillhouse/decoder';
+import { packSequences, padSequences } from '@stillhouse/decoder';
 import { openEngine } from '@stillhouse/runtime';
 import {
   dequantiseHidden,
@@ -240,6 +240,9 @@ test('labels do not depend on batches, layout, companions or whether weights sta
   compare(flatten(await score({ batchTokens: 1 })), 'one row a batch');
   compare(flatten(await score({ batchTokens: 10_000 })), 'one batch');
   compare(flatten(await score({ layOut: padSequences })), 'padded');
+  const inBlocks = (sequences: readonly Int32Array[]) => packSequences(sequences, undefined, 4);
+  assert.ok(inBlocks(mixed.map(({ inputIds }) => inputIds)).queryBlocks > 1);
+  compare(flatten(await score({ layOut: inBlocks })), 'in blocks of queries');
   const alone = await Promise.all(mixed.map((row) => score({}, [row])));
   compare(flatten(alone.flat()), 'each row alone');
   assert.deepEqual(flatten(await score({}, mixed, true)), packed, 'weights that stay');

@@ -1,8 +1,9 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import {
-  compileExposingBlock,
   compileForwardPrograms,
+  exposingBlocks,
   type ForwardPrograms,
+  type PerQueryBlocks,
   packSequences,
   type TokenBatch,
 } from '@stillhouse/decoder';
@@ -65,7 +66,7 @@ interface Scoring {
   readonly options: ScoringOptions;
   readonly programs: ForwardPrograms;
   /** A layer with its attention output, where that of some layer is wanted. */
-  readonly exposingBlock: Program | undefined;
+  readonly exposing: PerQueryBlocks<Program> | undefined;
   readonly readout: LabelReadout;
 }
 
@@ -79,8 +80,8 @@ export async function createRowScorer(
   const programs = await compileForwardPrograms(engine, config, 'float32');
   const readout = await createLabelReadout(engine, config, options.labels);
   const hasAttention = options.labels.hidden?.layers.some((layer) => attentionLayer(layer) !== undefined) === true;
-  const exposingBlock = hasAttention ? await compileExposingBlock(engine, programs) : undefined;
-  const scoring: Scoring = { engine, config, weights, options, programs, exposingBlock, readout };
+  const exposing = hasAttention ? exposingBlocks(engine, programs) : undefined;
+  const scoring: Scoring = { engine, config, weights, options, programs, exposing, readout };
   return { score: (rows, scales, onStep = () => {}) => scoreRows(scoring, rows, scales, onStep) };
 }
 
@@ -96,14 +97,14 @@ async function scoreRows(
   scales: LayerScales,
   onStep: (step: ScoringStep) => void,
 ): Promise<readonly LabelledRow[]> {
-  const { engine, programs, exposingBlock, weights, options } = scoring;
+  const { engine, programs, exposing, weights, options } = scoring;
   const { batchTokens, layOut = packSequences } = options;
   const positions = rows.map(({ lossMask }) => labelPositions(lossMask, options.positions));
   const passRows = rows.map(({ id, inputIds }, i) => ({ id, inputIds, positions: positions[i]! }));
   const pass = await openScoringPass(engine, programs, passRows, {
     batchTokens,
     layOut,
-    exposingBlock,
+    exposing,
     embed: weights.embed,
   });
   let labels: PassLabels;

@@ -2,12 +2,12 @@ import type { ModelConfig } from '@stillhouse/checkpoint';
 import {
   ATTENTION_OUTPUT,
   type BatchTensors,
-  biasCall,
   blockCall,
   type ForwardPrograms,
   flatIndex,
   freeBatch,
   type LayerTensors,
+  type PerQueryBlocks,
   type TokenBatch,
   uploadBatch,
 } from '@stillhouse/decoder';
@@ -30,7 +30,7 @@ export interface PassOptions {
   /** Embeddings of the tokens of each batch, [ids, hiddenSize]. */
   readonly embed: TeacherWeights['embed'];
   /** A layer with its attention output; needed where that is wanted. */
-  readonly exposingBlock?: Program | undefined;
+  readonly exposing?: PerQueryBlocks<Program> | undefined;
 }
 
 /** The residual streams of some rows on the device, taken through the layers together. */
@@ -56,6 +56,8 @@ export interface ScoringPass {
 
 interface PassBatch {
   readonly tensors: BatchTensors;
+  /** A layer with its attention output, where that of some layer is wanted. */
+  readonly exposing: Program | undefined;
   /** [tokens, hiddenSize], overwritten layer by layer. */
   readonly x: DeviceTensor;
   /** int64: where the label positions are in `x`. */
@@ -102,12 +104,13 @@ export async function openScoringPass(
       ranges[row] = { ...ranges[row]!, start: labelCount, end: labelCount + positions.length };
       labelCount += positions.length;
     });
-    const tensors = uploadBatch(engine, programs, batch);
+    const exposing = await options.exposing?.take(batch.queryBlocks);
+    const tensors = await uploadBatch(engine, programs, batch);
     const x = engine.upload(embeddings, 'float32', [tensors.tokens, hiddenSize], { transfer: true });
     const places = engine.upload(BigInt64Array.from(indices), 'int64', [indices.length]);
     const realTokens = members.reduce((sum, row) => sum + rows[row]!.inputIds.length, 0);
-    batches.push({ tensors, x, indices: places, firstLabel, realTokens });
-    await engine.run([biasCall(programs, tensors)]);
+    batches.push({ tensors, exposing, x, indices: places, firstLabel, realTokens });
+    await engine.run(tensors.biasCalls);
   }
 
   function closeStreams(): void {
@@ -139,14 +142,14 @@ export async function openScoringPass(
     runLayer: async (weights, onBatch, wantsAttention = false) => {
       const outputs = wantsAttention ? engine.allocate('float32', [labelCount, hiddenSize]) : undefined;
       for (const batch of batches) {
-        const { tensors, x, realTokens } = batch;
+        const { tensors, exposing, x, realTokens } = batch;
         // In place: all that reads x comes before the product that writes the result.
-        const call = blockCall(programs, tensors, weights, x, x);
+        const call = blockCall(tensors, weights, x, x);
         if (outputs === undefined) await engine.run([call]);
         else {
           const output = engine.allocate('float32', [tensors.tokens, hiddenSize]);
-          const exposing = { ...call, program: options.exposingBlock!, outputs: { y: x, [ATTENTION_OUTPUT]: output } };
-          await engine.run([exposing, gatherCall(batch, output, outputs)]);
+          const outputsToo = { ...call, program: exposing!, outputs: { y: x, [ATTENTION_OUTPUT]: output } };
+          await engine.run([outputsToo, gatherCall(batch, output, outputs)]);
           engine.free(output);
         }
         onBatch(realTokens);

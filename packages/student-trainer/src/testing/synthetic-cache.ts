@@ -18,6 +18,8 @@ export interface SyntheticTeacher {
   readonly vocabSize: number;
   readonly hiddenSize: number;
   readonly rows: number;
+  /** Tokens of every row. Default: 4 to 11, by chance. */
+  readonly rowTokens?: number;
   readonly k: number;
   readonly temperatures: readonly number[];
   /** Default 1. */
@@ -71,7 +73,7 @@ export async function writeSyntheticCache(
   const codebook = hiddenPolicy?.dtype === 'coded' ? makeCodebook(hiddenSize, teacher.step ?? 0.02) : undefined;
   let channelRms: Float32Array | undefined;
   const makeRow = (index: number): LabelledRow => {
-    const length = 4 + Math.floor(uniform() * 8);
+    const length = teacher.rowTokens ?? 4 + Math.floor(uniform() * 8);
     const inputIds = Int32Array.from({ length }, () => Math.floor(uniform() * vocabSize));
     const lossMask = Uint8Array.from({ length }, (_, t) => (t < 2 ? 0 : 1));
     const positions = labelPositions(lossMask, 'response');

@@ -1,0 +1,188 @@
+import { type Dim, type GraphBuilder, multiplyDims, type Value } from '@stillhouse/onnx-graph';
+
+/**
+ * A score so far below its row's largest counts as this far: its share is 1e-26, nothing to float32 and to float64. Left
+ * where a bias puts it, at -1e30, the softmax's exponential of it would be a subnormal number, and with half of the keys
+ * forbidden ONNX Runtime's softmax then takes four times as long.
+ */
+const LOWEST_RELATIVE_SCORE = -60;
+
+const swap = (g: GraphBuilder, x: Value) => g.transpose(x, [0, 1, 3, 2]);
+
+/** softmax(QKᵀ + bias) [B, kvHeads, group, T, keys]; shapes as {@link emitSoftmaxAttention} has them. */
+function emitWeights(g: GraphBuilder, queries: Value, keysTransposed: Value, bias: Value, group: number): Value {
+  const [batch, kvHeadCount] = queries.shape;
+  const [length, keyCount] = bias.shape.slice(3);
+  const apart = [batch!, kvHeadCount!, group, length!, keyCount!];
+  const scores = g.add(g.reshape(g.matMul(queries, keysTransposed), apart), bias);
+  const lowest = g.add(g.reduceMax(scores, [4], true), g.scalar(LOWEST_RELATIVE_SCORE));
+  return g.softmax(g.max(scores, lowest), 4);
+}
+
+/**
+ * softmax(QKᵀ + bias) V. As in Dao et al. 2022 (arXiv 2205.14135, eq. 4) the gradient of the softmax takes its row sums
+ * Σ P dP from Σ O dO, which passes over headDim numbers a query instead of over all keys.
+ * @param queries [B, kvHeads, group·T, headDim], scaled; the queries of a group below each other
+ * @param keysTransposed [B, kvHeads, headDim, keys]
+ * @param values [B, kvHeads, keys, headDim]
+ * @param bias [B, 1, 1, T, keys]
+ * @returns attention P [B, kvHeads, group, T, keys] and mixed [B, kvHeads, group·T, headDim]
+ */
+export function emitSoftmaxAttention(
+  g: GraphBuilder,
+  queries: Value,
+  keysTransposed: Value,
+  values: Value,
+  { bias, group }: { readonly bias: Value; readonly group: number },
+): { readonly attention: Value; readonly mixed: Value } {
+  const [batch, kvHeadCount] = queries.shape;
+  const [length, keyCount] = bias.shape.slice(3);
+  const joined = [batch!, kvHeadCount!, multiplyDims(group, length!), keyCount!];
+  const [mixed, attention] = g.withGradient([queries, keysTransposed, values], () => {
+    const attention = emitWeights(g, queries, keysTransposed, bias, group);
+    const p = g.reshape(attention, joined);
+    const mixed = g.matMul(p, values);
+    return {
+      outputs: [mixed, attention],
+      gradient: ([dMixed, dAttention]) => {
+        const fromMixed = dMixed && g.matMul(dMixed, swap(g, values));
+        const fromOutside = dAttention && g.reshape(dAttention, joined);
+        const dP = fromMixed && fromOutside ? g.add(fromMixed, fromOutside) : (fromMixed ?? fromOutside)!;
+        const rowSums =
+          fromOutside === undefined
+            ? g.reduceSum(g.mul(dMixed!, mixed), [3], true)
+            : g.reduceSum(g.mul(dP, p), [3], true);
+        const dScores = g.mul(p, g.sub(dP, rowSums));
+        return [
+          g.matMul(dScores, swap(g, keysTransposed)),
+          g.matMul(swap(g, queries), dScores),
+          dMixed && g.matMul(swap(g, p), dMixed),
+        ];
+      },
+    };
+  });
+  return { attention: attention!, mixed: mixed! };
+}
+
+/** Tensors that one operator cuts or joins: a shader of WebGPU has eight buffers, and a node with more of them fails. */
+const MOST_PARTS = 4;
+
+/** How many entries each of at most `MOST_PARTS` parts of `count` takes. */
+const shareOut = (count: number): readonly number[] => {
+  const parts = Math.min(MOST_PARTS, count);
+  return Array.from(
+    { length: parts },
+    (_, i) => Math.floor(((i + 1) * count) / parts) - Math.floor((i * count) / parts),
+  );
+};
+
+/** The `count` entries of `x` along axis 2, each with that axis. */
+function splitApart(g: GraphBuilder, x: Value, count: number): readonly Value[] {
+  if (count === 1) return [x];
+  const sizes = shareOut(count);
+  return g.split(x, 2, sizes).flatMap((part, i) => splitApart(g, part, sizes[i]!));
+}
+
+/** The reverse of `splitApart`. */
+function joinTogether(g: GraphBuilder, parts: readonly Value[]): Value {
+  if (parts.length === 1) return parts[0]!;
+  let from = 0;
+  const joined = shareOut(parts.length).map((size) => {
+    from += size;
+    return joinTogether(g, parts.slice(from - size, from));
+  });
+  return g.concat(joined, 2);
+}
+
+/** The bias of a batch whose queries attend block by block. */
+export interface BlockedBias {
+  /** S, the number of blocks of a row's columns. */
+  readonly blocks: number;
+  /** Q, the columns of a block. */
+  readonly blockLength: Dim;
+  /** Emits the bias of a block's queries on the keys up to the block's own: [B, 1, 1, Q, (block + 1)·Q]. */
+  readonly emitBlock: (block: number) => Value;
+}
+
+/**
+ * Causal softmax(QKᵀ + bias) V with memory for one block of queries at a time, [B, kvHeads, group·Q, keys], whatever the
+ * length of the rows, and without the keys after a block, which are nearly half of them. The gradient computes a block's
+ * weights P again, as Dao et al. 2022 (arXiv 2205.14135, algorithm 4) do.
+ * @param queries [B, kvHeads, S, group, Q, headDim], scaled
+ * @param keys [B, kvHeads, S, Q, headDim]
+ * @param values [B, kvHeads, S, Q, headDim]
+ * @returns mixed [B, kvHeads, S, group, Q, headDim]
+ */
+export function emitBlockedAttention(
+  g: GraphBuilder,
+  queries: Value,
+  keys: Value,
+  values: Value,
+  { blocks, blockLength, emitBlock }: BlockedBias,
+): Value {
+  const [batch, kvHeadCount, , group, , headDim] = queries.shape as [Dim, Dim, Dim, number, Dim, number];
+  const stacked = (x: Value, count: number) => g.reshape(x, [batch, kvHeadCount, count, blockLength, headDim]);
+  const flat = (x: Value, count: number) =>
+    g.reshape(x, [batch, kvHeadCount, multiplyDims(count, blockLength), headDim]);
+  const queriesOf = (x: Value) => splitApart(g, x, blocks).map((part) => flat(part, group));
+  /** What a block's queries see, the columns up to the block's own: [B, kvHeads, (block + 1)·Q, headDim]. */
+  const seenBy = (block: number, x: Value) =>
+    flat(block + 1 === blocks ? x : g.split(x, 2, [block + 1, blocks - block - 1])[0]!, block + 1);
+  const joinBlocks = (parts: readonly Value[]) =>
+    joinTogether(
+      g,
+      parts.map((part) => g.reshape(part, [batch, kvHeadCount, 1, group, blockLength, headDim])),
+    );
+  const weightsOf = (block: number, q: Value, k: Value) => {
+    const weights = emitWeights(g, q, swap(g, k), emitBlock(block), group);
+    return g.reshape(weights, [...q.shape.slice(0, 3), multiplyDims(block + 1, blockLength)]);
+  };
+
+  const [mixed] = g.withGradient([queries, keys, values], () => {
+    const mixedOf = queriesOf(queries).map((q, block) =>
+      g.matMul(weightsOf(block, q, seenBy(block, keys)), seenBy(block, values)),
+    );
+    return {
+      outputs: [joinBlocks(mixedOf)],
+      gradient: ([dMixed]) => {
+        g.computesAgain = true;
+        const [allQueries, allDMixed] = [queriesOf(queries), queriesOf(dMixed!)];
+        const [dQueries, dKeys, dValues] = [0, 1, 2].map(() => new Array<Value>(blocks)) as [Value[], Value[], Value[]];
+        let [q, dO] = [allQueries.at(-1)!, allDMixed.at(-1)!];
+        let [dKeysSeen, dValuesSeen]: (Value | undefined)[] = [];
+        for (let block = blocks - 1; block >= 0; block--) {
+          const [k, v] = [seenBy(block, keys), seenBy(block, values)];
+          const rowSums = g.reduceSum(g.mul(dO, mixedOf[block]!), [3], true);
+          const p = weightsOf(block, q, k);
+          const dScores = g.mul(p, g.sub(g.matMul(dO, swap(g, v)), rowSums));
+          const dQ = stacked(g.matMul(dScores, k), group);
+          const addTo = (seen: Value | undefined, product: Value) => {
+            const own = stacked(product, block + 1);
+            return seen === undefined ? own : g.add(seen, own);
+          };
+          const dK = addTo(dKeysSeen, g.matMul(swap(g, dScores), q));
+          const dV = addTo(dValuesSeen, g.matMul(swap(g, p), dO));
+          if (block === 0) {
+            [dQueries[0], dKeys[0], dValues[0]] = [dQ, dK, dV];
+            break;
+          }
+          // The next block's operands come out of one tensor with all that this one gives, so that no engine can begin the
+          // next before this one's weights have done their part and are gone.
+          const next = [allQueries[block - 1]!, allDMixed[block - 1]!].map((x) => stacked(x, group));
+          const given = g.concat([dQ, dK, dV, ...next], 2);
+          const taken = g.split(given, 2, [group, block, 1, block, 1, group, group]);
+          [dQueries[block], dKeysSeen, dKeys[block], dValuesSeen, dValues[block]] = taken as [
+            Value,
+            Value,
+            Value,
+            Value,
+            Value,
+          ];
+          [q, dO] = [flat(taken[5]!, group), flat(taken[6]!, group)];
+        }
+        return [joinBlocks(dQueries), joinTogether(g, dKeys), joinTogether(g, dValues)];
+      },
+    };
+  });
+  return mixed!;
+}
