@@ -31,7 +31,7 @@ export function batchInputs(g: GraphBuilder): BatchInputs {
 function emitRotary(g: GraphBuilder, config: ModelConfig, positions: Value): RotaryTables {
   const frequencies = inverseFrequencies(config);
   const constant = g.float === 'float64' ? frequencies : Float32Array.from(frequencies);
-  const column = g.reshape(g.cast(positions, g.float), ['B', 'T', 1, 1]);
+  const column = g.reshape(g.cast(positions, g.float), ['B', 'T', 1]);
   const angles = g.mul(column, g.constant(constant, g.float, [config.headDim / 2]));
   return { cos: g.cos(angles), sin: g.sin(angles) };
 }
