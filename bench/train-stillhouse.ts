@@ -32,6 +32,10 @@ const [batch, length, steps, warmUp] = [values.batch, values.length, values.step
   number,
   number,
 ];
+if (steps <= warmUp) {
+  console.error(`--steps ${steps}: must be more than --warm-up ${warmUp}`);
+  process.exit(2);
+}
 const width = Number(values['teacher-hidden'] ?? config.hiddenSize);
 const normal = randomNormals(1);
 const specs = new Map(describeParameters(config).map(({ name, shape }) => [name, shape]));
