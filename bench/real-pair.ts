@@ -99,7 +99,7 @@ for (const [name, model] of models) {
     stillhouse('eval', '--task', 'kd', '--model', model, '--cache', at('held-out-cache'), '--out', kdFile);
   const answersFile = file('exact-match');
   if (!existsSync(answersFile)) {
-    const flags = ['--data', at('questions.jsonl'), '--max-new-tokens', values['max-new-tokens'], '--batch-size', '20'];
+    const flags = ['--data', at('questions.jsonl'), '--max-new-tokens', values['max-new-tokens'], '--batch-size', '50'];
     stillhouse('eval', '--task', 'exact-match', '--model', model, ...flags, '--out', answersFile);
   }
   const kd = JSON.parse(await readFile(kdFile, 'utf8')) as KdResult;
