@@ -9,7 +9,7 @@ export interface NodeOptions {
   readonly env?: Readonly<Record<string, string | undefined>>;
   /** Written to standard input, which is then closed; empty if not given. */
   readonly input?: string;
-  /** After this long the process is killed and `signal` says so. 120 s if not given. */
+  /** After this long the process is killed and `signal` says so. 5 minutes if not given. */
   readonly timeoutMs?: number;
   /** The script itself, though there is a bundle of it. */
   readonly asSource?: boolean;
@@ -51,7 +51,7 @@ export function startNode(args: readonly string[], options: NodeOptions = {}): N
     cwd: options.cwd,
     env: { ...process.env, NODE_TEST_CONTEXT: undefined, ...options.env },
     stdio: ['pipe', 'pipe', 'pipe'],
-    timeout: options.timeoutMs ?? 120_000,
+    timeout: options.timeoutMs ?? 300_000,
     killSignal: 'SIGKILL',
   });
   const collected = { stdout: '', stderr: '' };
