@@ -42,8 +42,8 @@ export function padSequences(sequences: readonly Int32Array[], blockLength?: num
 }
 
 /**
- * Several sequences a row where they fit, none split, and the rows padded as `padSequences` does; computes the same as padding does (attention is block-diagonal).
- * First-fit decreasing into rows of the longest sequence's length.
+ * Several sequences a row where they fit, none split, and the rows padded as `padSequences` does; attention is block-diagonal,
+ * so the same is computed. First-fit decreasing into rows of the longest sequence's length.
  * @param columnCost what attention over one more column costs a token, as a share of all else that a token costs. With it
  *   rows may be longer than the longest sequence where that leaves so little padding that a batch of [B, T] costs less,
  *   B · T · (1 + columnCost · T): fewer rows are filled by longest processing time first (Graham 1969).
