@@ -1,6 +1,8 @@
-"""Top-8 log-probabilities and log Z of transformers in float32 for two GSM8K rows as messages.
+"""Top-8 log-probabilities and log Z of transformers in float32 for two GSM8K rows as messages, or for a long row.
 
-    python make_scores.py MODEL_FOLDER OUT.json
+    python make_scores.py MODEL_FOLDER OUT.json [--long]
+
+The long row is 700 made-up ids four times over, the last ten of them targets: what comes next stands 700 columns before.
 
 Needs torch and transformers. bfloat16 weights are widened; arithmetic is float32, eager attention. The rows are ids:
 how text becomes ids is tested elsewhere.
@@ -26,20 +28,30 @@ QUESTIONS = [
 K = 8
 TEMPERATURES = [1, 2, 4]
 
-folder, out = sys.argv[1:]
+folder, out, *flags = sys.argv[1:]
 torch.set_grad_enabled(False)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-rows = []
-for question, answer in QUESTIONS:
+
+
+def encode_message(question, answer):
     prompt = [{"role": "user", "content": question}]
     text = tokenizer.apply_chat_template(
         [*prompt, {"role": "assistant", "content": answer}], tokenize=False
     )
     start = len(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = encoded["input_ids"]
-    mask = [1 if begin >= start else 0 for begin, _ in encoded["offset_mapping"]]
+    return encoded["input_ids"], [1 if begin >= start else 0 for begin, _ in encoded["offset_mapping"]]
+
+
+def make_long_row():
+    ids = [1000 + 7919 * i % 30011 for i in range(700)] * 4
+    return ids, [0] * (len(ids) - 10) + [1] * 10
+
+
+encoded_rows = [make_long_row()] if flags == ["--long"] else [encode_message(*one) for one in QUESTIONS]
+rows = []
+for ids, mask in encoded_rows:
     logits = model(torch.tensor([ids])).logits[0].double()
     logprobs = torch.log_softmax(logits, -1)
     positions = [i for i in range(len(ids) - 1) if mask[i + 1]]

@@ -25,7 +25,11 @@ const TOLERANCE = 2e-3;
 const K = 8;
 const models = process.env.STILLHOUSE_MODELS;
 
-for (const name of ['smollm2-135m', 'qwen2.5-coder-0.5b']) {
+for (const [name, row] of [
+  ['smollm2-135m', ''],
+  ['smollm2-135m', '-long'],
+  ['qwen2.5-coder-0.5b', ''],
+] as const) {
   const folder = join(models ?? '', name);
   const isThere = models !== undefined && (await readModelConfig(folder).then(Boolean, () => false));
   const skip = isThere
@@ -33,8 +37,8 @@ for (const name of ['smollm2-135m', 'qwen2.5-coder-0.5b']) {
     : models === undefined
       ? 'STILLHOUSE_MODELS is not set'
       : `STILLHOUSE_MODELS has no ${name}`;
-  test(`${name}: top 8 and log Z are those of transformers in float32`, { skip }, async (t) => {
-    const path = new URL(`../../../test/teacher-scores/${name}.json`, import.meta.url);
+  test(`${name}${row}: top 8 and log Z are those of transformers in float32`, { skip }, async (t) => {
+    const path = new URL(`../../../test/teacher-scores/${name}${row}.json`, import.meta.url);
     const stored = JSON.parse(await readFile(path, 'utf8')) as StoredScores;
     const config = await readModelConfig(folder);
     const source = await openModelWeights(folder, config);
