@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { existsSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -7,8 +8,11 @@ import { assertFinite, countParameters, openModelWeights, readModelConfig } from
 test('real model folders hold what their configs ask for', async (t) => {
   const models = process.env.STILLHOUSE_MODELS;
   if (models === undefined) return t.skip('set STILLHOUSE_MODELS to a folder of model folders to run this');
-  const folders = (await readdir(models, { withFileTypes: true })).filter((entry) => entry.isDirectory());
-  assert.ok(folders.length > 0, `${models} has no folders`);
+  // A folder may hold a tokenizer alone.
+  const folders = (await readdir(models, { withFileTypes: true })).filter(
+    (entry) => entry.isDirectory() && existsSync(join(models, entry.name, 'config.json')),
+  );
+  assert.ok(folders.length > 0, `${models} has no model folders`);
   for (const { name } of folders) {
     const folder = join(models, name);
     const config = await readModelConfig(folder);
