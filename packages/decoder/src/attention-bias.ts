@@ -6,6 +6,27 @@ import { type Dim, type GraphBuilder, multiplyDims, type Value } from '@stillhou
  */
 const FORBIDDEN_SCORE = -1e30;
 
+/** Some columns of rows: the segment that each belongs to, int32 with B · count entries, and its place, int32 with count. */
+interface Columns {
+  readonly segmentIds: Value;
+  readonly columns: Value;
+  readonly count: Dim;
+}
+
+/** A query sees the keys of its own segment that do not come after it. @returns [B, 1, 1, queries, keys] */
+function emitCausalBias(g: GraphBuilder, queries: Columns, keys: Columns): Value {
+  const batch = queries.segmentIds.shape[0]!;
+  const sameSegment = g.equal(
+    g.reshape(queries.segmentIds, [batch, 1, 1, queries.count, 1]),
+    g.reshape(keys.segmentIds, [batch, 1, 1, 1, keys.count]),
+  );
+  const isPast = g.greaterOrEqual(
+    g.reshape(queries.columns, [queries.count, 1]),
+    g.reshape(keys.columns, [1, keys.count]),
+  );
+  return g.where(g.and(sameSegment, isPast), g.scalar(0), g.scalar(FORBIDDEN_SCORE));
+}
+
 /**
  * Causal attention inside segments: column t sees column s when s <= t and both carry the same segment id. Rows
  * packed side by side have different ids and never see each other; padding is a segment of its own.
@@ -14,13 +35,8 @@ const FORBIDDEN_SCORE = -1e30;
  * @returns [B, 1, 1, T, T], to be added to scores
  */
 export function emitSegmentBias(g: GraphBuilder, segmentIds: Value, columns: Value): Value {
-  const [batch, length] = segmentIds.shape;
-  const sameSegment = g.equal(
-    g.reshape(segmentIds, [batch!, 1, 1, length!, 1]),
-    g.reshape(segmentIds, [batch!, 1, 1, 1, length!]),
-  );
-  const isPast = g.greaterOrEqual(g.reshape(columns, [length!, 1]), g.reshape(columns, [1, length!]));
-  return g.where(g.and(sameSegment, isPast), g.scalar(0), g.scalar(FORBIDDEN_SCORE));
+  const all = { segmentIds, columns, count: columns.shape[0]! };
+  return emitCausalBias(g, all, all);
 }
 
 /**
@@ -30,21 +46,16 @@ export function emitSegmentBias(g: GraphBuilder, segmentIds: Value, columns: Val
  * @returns [B, 1, 1, Q, (block + 1)·Q]
  */
 export function emitBlockBias(g: GraphBuilder, segmentIds: Value, columns: Value, block: number): Value {
-  const [batch, blocks, length] = segmentIds.shape as [Dim, number, Dim];
-  const keyCount = multiplyDims(block + 1, length);
-  const keysOf = (x: Value, axis: number) =>
+  const [, blocks, length] = segmentIds.shape as [Dim, number, Dim];
+  const seenOf = (x: Value, axis: number) =>
     block + 1 === blocks ? x : g.split(x, axis, [block + 1, blocks - block - 1])[0]!;
-  const queriesOf = (seen: Value, axis: number) => (block === 0 ? seen : g.split(seen, axis, [block, 1])[1]!);
-  const [segments, seenColumns] = [keysOf(segmentIds, 1), keysOf(columns, 0)];
-  const sameSegment = g.equal(
-    g.reshape(queriesOf(segments, 1), [batch, 1, 1, length, 1]),
-    g.reshape(segments, [batch, 1, 1, 1, keyCount]),
+  const ownOf = (seen: Value, axis: number) => (block === 0 ? seen : g.split(seen, axis, [block, 1])[1]!);
+  const [segments, places] = [seenOf(segmentIds, 1), seenOf(columns, 0)];
+  return emitCausalBias(
+    g,
+    { segmentIds: ownOf(segments, 1), columns: ownOf(places, 0), count: length },
+    { segmentIds: segments, columns: places, count: multiplyDims(block + 1, length) },
   );
-  const isPast = g.greaterOrEqual(
-    g.reshape(queriesOf(seenColumns, 0), [length, 1]),
-    g.reshape(seenColumns, [1, keyCount]),
-  );
-  return g.where(g.and(sameSegment, isPast), g.scalar(0), g.scalar(FORBIDDEN_SCORE));
 }
 
 /**
