@@ -37,6 +37,7 @@ export const separated: readonly { readonly packages: readonly [string, string];
 export const libraryOwners: Readonly<Record<string, readonly string[]>> = {
   protobufjs: ['onnx-graph'],
   'onnxruntime-node': ['runtime'],
+  koffi: ['runtime'],
   '@huggingface/tokenizers': ['tokenizer'],
   '@huggingface/jinja': ['tokenizer'],
   'apache-arrow': ['teacher-cache'],

@@ -1,10 +1,9 @@
-import { existsSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
-import { dirname, join } from 'node:path';
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
+import { findCudaProvider } from './cuda/onnxruntime-library.ts';
 import { createEngine, type Engine } from './engine.ts';
 import { findGraphics, type GraphicsFinding } from './graphics.ts';
+import type { ProductPrecision } from './protocol.ts';
 import { startWorker } from './worker-link.ts';
 
 export type DeviceName = 'auto' | 'cpu' | 'cuda' | 'webgpu';
@@ -22,6 +21,8 @@ export interface EngineOptions {
   readonly candidates?: readonly Accelerator[];
   /** Threads inside an operator. Default: the cores that the process may use. */
   readonly threads?: number;
+  /** What products of float32 matrices round their operands to; only CUDA has another than `float32`, the default. */
+  readonly precision?: ProductPrecision;
   /**
    * Whether each program keeps the memory of its intermediate values between runs: faster, but every program holds
    * its own peak for as long as it lives. Default true.
@@ -37,13 +38,10 @@ export interface EngineOptions {
 const REMEDIES = {
   cpu: 'Reinstall onnxruntime-node',
   cuda:
-    'On Linux x64 with CUDA 12 and cuDNN 9, run `node node_modules/onnxruntime-node/script/install.js ' +
-    '--onnxruntime-node-install=cuda12`; otherwise choose the device cpu',
+    "It needs an NVIDIA driver, ONNX Runtime's CUDA provider and the CUDA libraries of that (docs/devices.md says where " +
+    'they come from), on Linux x64; otherwise choose the device cpu',
   webgpu: 'It needs a graphics driver with Vulkan, Metal or Direct3D 12; otherwise choose the device cpu',
 } as const;
-
-/** Where the installation script of onnxruntime-node puts it, from the package's main file. */
-const CUDA_PROVIDER = `../bin/napi-v6/${process.platform}/${process.arch}/libonnxruntime_providers_cuda.so`;
 
 /**
  * Starts an engine in a thread of its own.
@@ -55,9 +53,12 @@ export async function openEngine(options: EngineOptions = {}): Promise<Engine> {
   if (!['auto', 'cpu', 'cuda', 'webgpu'].includes(wanted)) {
     refuseOption('device', 'auto, cpu, cuda or webgpu', String(wanted));
   }
+  if (!['float32', 'tf32', 'bfloat16'].includes(options.precision ?? 'float32')) {
+    refuseOption('precision', 'float32, tf32 or bfloat16', String(options.precision));
+  }
   if (!Number.isInteger(threads) || threads < 1) refuseOption('threads', 'a whole number from 1 up', String(threads));
   if (wanted === 'auto') return chooseDevice(options, threads, findAccelerator);
-  return openDevice(wanted, options, threads, `${wanted}, as asked${describeMemory(wanted)}`);
+  return openDevice(wanted, options, threads, `${wanted}, as asked`);
 }
 
 /** Whether an accelerator seems to be here, before it is tried. */
@@ -68,7 +69,8 @@ type Finding = (device: Accelerator) => GraphicsFinding;
  * @param find where accelerators are looked for
  */
 export async function chooseDevice(options: EngineOptions, threads: number, find: Finding): Promise<Engine> {
-  const { candidates = [] } = options;
+  const { precision = 'float32' } = options;
+  const candidates = (options.candidates ?? []).filter((device) => precision === 'float32' || device === 'cuda');
   const passedOver: string[] = [];
   for (const device of candidates) {
     const { isPresent, reason } = find(device);
@@ -77,7 +79,7 @@ export async function chooseDevice(options: EngineOptions, threads: number, find
       continue;
     }
     try {
-      return await openDevice(device, options, threads, `${device}, chosen: ${reason}${describeMemory(device)}`);
+      return await openDevice(device, options, threads, `${device}, chosen: ${reason}`);
     } catch (error) {
       if (!isStillhouseError(error, 'DEVICE_UNAVAILABLE')) throw error;
       passedOver.push(`not ${device}: ${reason}, but ${error.report.problem}`);
@@ -90,34 +92,35 @@ export async function chooseDevice(options: EngineOptions, threads: number, find
 
 function findAccelerator(device: Accelerator): GraphicsFinding {
   if (device === 'webgpu') return findGraphics();
-  const provider = join(dirname(createRequire(import.meta.url).resolve('onnxruntime-node')), CUDA_PROVIDER);
-  return existsSync(provider)
-    ? { isPresent: true, reason: "ONNX Runtime's CUDA provider is installed" }
-    : { isPresent: false, reason: "ONNX Runtime's CUDA provider is not installed" };
+  return findCudaProvider();
 }
 
 function describeMemory(device: Engine['device']): string {
   if (device === 'cpu') return '';
-  if (device === 'cuda') return '; tensors stay in main memory, so each run copies its inputs and outputs';
+  if (device === 'cuda') return '; tensors stay in its memory';
   const { isPresent, reason } = findGraphics();
   return `; tensors stay in its buffers${isPresent ? '' : `; ${reason}: if it works, then in software, and slowly`}`;
 }
 
 async function openDevice(
   device: Engine['device'],
-  { enableMemoryArena = true, profileFolder }: EngineOptions,
+  { enableMemoryArena = true, profileFolder, precision = 'float32' }: EngineOptions,
   threads: number,
   reason: string,
 ): Promise<Engine> {
+  if (precision !== 'float32' && device !== 'cuda') {
+    refuseOption('precision', `float32 on ${device}`, precision);
+  }
   const link = startWorker();
   try {
-    await link.request({ kind: 'open', options: { device, threads, enableMemoryArena, profileFolder } });
+    await link.request({ kind: 'open', options: { device, threads, precision, enableMemoryArena, profileFolder } });
   } catch (error) {
     await link.terminate();
     if (!isStillhouseError(error, 'DEVICE_UNAVAILABLE')) throw error;
     throw new StillhouseError({ ...error.report, remedy: REMEDIES[device], cause: error });
   }
-  return createEngine(link, device, reason);
+  const deviceReason = `${reason}${describeMemory(device)}${precision === 'float32' ? '' : `; products of ${precision}`}`;
+  return createEngine(link, { device, deviceReason, precision });
 }
 
 function refuseOption(option: string, expected: string, got: string): never {

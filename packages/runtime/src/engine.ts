@@ -1,6 +1,6 @@
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import { checkBindings, checkPorts, isShapeInput, type Program } from './program.ts';
-import type { WorkerCall } from './protocol.ts';
+import type { ProductPrecision, WorkerCall } from './protocol.ts';
 import {
   checkTensorData,
   countElements,
@@ -31,6 +31,8 @@ export interface MemoryUse {
   readonly residentBytes: number;
   /** The highest resident memory of the process so far. */
   readonly peakRssBytes: number;
+  /** Of a CUDA device: memory that is taken, by whomever, and all that it has. Not told of others. */
+  readonly device: { readonly usedBytes: number; readonly totalBytes: number } | undefined;
 }
 
 /**
@@ -46,6 +48,7 @@ export interface Engine {
   readonly device: 'cpu' | 'cuda' | 'webgpu';
   /** Why this device, in words for a log. */
   readonly deviceReason: string;
+  readonly precision: ProductPrecision;
   /**
    * Makes a program of a serialised ONNX model (copied). `enableMemoryArena` and `threads` override the engine's choice.
    * Nodes that compute the same are made one unless `mergesRepeats` is false.
@@ -111,7 +114,10 @@ interface Allocation {
 
 let nextHandle = 1;
 
-export function createEngine(link: WorkerLink, device: Engine['device'], deviceReason: string): Engine {
+export function createEngine(
+  link: WorkerLink,
+  { device, deviceReason, precision }: Pick<Engine, 'device' | 'deviceReason' | 'precision'>,
+): Engine {
   /** Live handles, views included, and the allocation that each lies in. */
   const allocations = new Map<number, Allocation>();
   const programNumbers = new Map<Program, number>();
@@ -195,6 +201,7 @@ export function createEngine(link: WorkerLink, device: Engine['device'], deviceR
   const engine: Engine = {
     device,
     deviceReason,
+    precision,
     async compile(model, { name, enableMemoryArena, threads, mergesRepeats }) {
       checkOpen('compile');
       const number = nextProgram++;

@@ -9,6 +9,7 @@ import {
   type DeviceTensor,
   type Engine,
   openEngine,
+  type ProductPrecision,
   type Program,
   type TensorDtype,
 } from './index.ts';
@@ -225,6 +226,17 @@ test('engine options that have no such value', async () => {
   for (const threads of [0, 1.5]) {
     await assert.rejects(openEngine({ threads }), failsWith('ENGINE_OPTION_INVALID', 'threads', String(threads)));
   }
+  await assert.rejects(
+    openEngine({ precision: 'int4' as ProductPrecision }),
+    failsWith('ENGINE_OPTION_INVALID', 'precision', 'int4'),
+  );
+  for (const device of ['cpu', 'auto'] as const) {
+    await assert.rejects(
+      openEngine({ device, precision: 'bfloat16' }),
+      failsWith('ENGINE_OPTION_INVALID', 'precision', 'float32 on cpu'),
+      'only CUDA has coarser products',
+    );
+  }
 });
 
 test('a closed engine', async () => {
@@ -241,8 +253,11 @@ test('a closed engine', async () => {
 
 test('a worker that crashes or is ended fails what is under way and all that follows', async () => {
   const link = startWorker();
-  await link.request({ kind: 'open', options: { device: 'cpu', threads: 1, enableMemoryArena: true } });
-  const ended = createEngine(link, 'cpu', 'cpu, as asked');
+  await link.request({
+    kind: 'open',
+    options: { device: 'cpu', threads: 1, precision: 'float32', enableMemoryArena: true },
+  });
+  const ended = createEngine(link, { device: 'cpu', deviceReason: 'cpu, as asked', precision: 'float32' });
   const program = await load('matmul', ended);
   const x = ended.allocate('float32', [512, 512]);
   const call = {

@@ -49,7 +49,7 @@ export interface GpuMemoryOptions {
  * buffer of the output's size while the program runs. A view of a whole tensor is the same buffer; a view of a part is
  * cut out when it is read and joined in when it is written, which costs a copy of what it is part of.
  */
-export function createGpuMemory({ enterNative, sessionOptions }: GpuMemoryOptions): TensorMemory {
+export function createGpuMemory({ enterNative, sessionOptions }: GpuMemoryOptions): TensorMemory<InferenceSession> {
   const tensors = new Map<number, Owner | View>();
   const sessions = new Map<string, InferenceSession>();
   /** Buffers that live, by the session that made them, and sessions that are to end with the last of theirs. */

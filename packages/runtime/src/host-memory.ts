@@ -1,6 +1,6 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import { Tensor } from 'onnxruntime-node';
+import { type InferenceSession, Tensor } from 'onnxruntime-node';
 import { countElements, TENSOR_ARRAYS, type TensorData, type TensorDtype } from './tensor.ts';
 import type { EnterNative, TensorMemory } from './tensor-memory.ts';
 import { runUncopied } from './uncopied-outputs.ts';
@@ -18,7 +18,7 @@ const COLLECT_AFTER_BYTES = 256 * 2 ** 20;
  * Tensors in main memory, as ordinary ArrayBuffers: the binding refuses SharedArrayBuffers. Views share the buffer, and
  * outputs are written where the tensor lies.
  */
-export function createHostMemory(enterNative: EnterNative): TensorMemory {
+export function createHostMemory(enterNative: EnterNative): TensorMemory<InferenceSession> {
   const tensors = new Map<number, HeldTensor>();
   let freedBytes = 0;
   setFlagsFromString('--expose-gc');

@@ -1,6 +1,12 @@
 /** Messages between the engine on the main thread and the worker that owns the sessions and the memory. */
 import type { TensorData, TensorDtype } from './tensor.ts';
 
+/**
+ * What products of float32 matrices round their operands to. `bfloat16` is for graphs to do; products that they leave in
+ * float32 are then of tf32.
+ */
+export type ProductPrecision = 'float32' | 'tf32' | 'bfloat16';
+
 /** Dimensions: a number, the name of a symbol such as `batch`, or '' for an unknown one. */
 export interface Port {
   readonly name: string;
@@ -11,6 +17,7 @@ export interface Port {
 export interface WorkerOptions {
   readonly device: 'cpu' | 'cuda' | 'webgpu';
   readonly threads: number;
+  readonly precision: ProductPrecision;
   readonly enableMemoryArena: boolean;
   /** Whether nodes that compute the same are made one. Default true. */
   readonly mergesRepeats?: boolean | undefined;
@@ -78,7 +85,11 @@ export interface WorkerAnswers {
   readonly compile: { readonly inputs: readonly Port[]; readonly outputs: readonly Port[] };
   readonly run: null;
   readonly download: readonly TensorData[];
-  readonly memory: { readonly residentBytes: number; readonly peakRssBytes: number };
+  readonly memory: {
+    readonly residentBytes: number;
+    readonly peakRssBytes: number;
+    readonly device: { readonly usedBytes: number; readonly totalBytes: number } | undefined;
+  };
   readonly close: null;
 }
 

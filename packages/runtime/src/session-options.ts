@@ -6,9 +6,13 @@ import type { WorkerOptions } from './protocol.ts';
 const ALWAYS_OFF = ['QuickGeluFusion'];
 const MERGES_REPEATS = 'CommonSubexpressionElimination';
 
-const configureOptimizers = (mergesRepeats: boolean) => ({
+/** Entries of a session's configuration that say which optimisers ONNX Runtime leaves out. */
+export const configureOptimizers = (mergesRepeats: boolean) => ({
   'optimization.disable_specified_optimizers': [...ALWAYS_OFF, ...(mergesRepeats ? [] : [MERGES_REPEATS])].join(';'),
 });
+
+/** Makes ONNX Runtime refuse a model of which it would compute a part on the CPU, with copies to and fro, in silence. */
+export const STRICT = { 'session.disable_cpu_ep_fallback': '1' } as const;
 
 const SPINNING = {
   'session.intra_op.allow_spinning': '1',
@@ -47,7 +51,7 @@ export function createSessionOptions(
     logSeverityLevel: 4,
     ...(options.profileFolder === undefined
       ? {}
-      : { enableProfiling: true, profileFilePrefix: join(options.profileFolder, 'program') }),
+      : { enableProfiling: true, profileFilePrefix: nameProfile(options.profileFolder) }),
     extra: nest({ ...SPINNING, ...configureOptimizers(options.mergesRepeats ?? true), ...configuration }),
   };
 }
@@ -58,9 +62,12 @@ export function createSessionOptions(
  */
 export function createProgramOptions(options: WorkerOptions): InferenceSession.SessionOptions {
   if (options.device !== 'webgpu') return createSessionOptions(options);
-  const strict = createSessionOptions(options, { 'session.disable_cpu_ep_fallback': '1' });
+  const strict = createSessionOptions(options, STRICT);
   return { ...strict, preferredOutputLocation: 'gpu-buffer' };
 }
+
+/** What the file of a program's profile begins with. */
+export const nameProfile = (folder: string) => join(folder, 'program');
 
 /** The binding wants `a.b.c` as `{a: {b: {c}}}`. */
 function nest(flat: Readonly<Record<string, string>>): Record<string, unknown> {

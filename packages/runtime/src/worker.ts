@@ -4,15 +4,13 @@
  * `session.run` blocks its thread, so the main thread keeps only handles, and `TensorMemory` the tensors.
  */
 import { parentPort, workerData } from 'node:worker_threads';
-import { env, InferenceSession, Tensor } from 'onnxruntime-node';
+import { env } from 'onnxruntime-node';
+import { createCpuBackend, openWebGpuBackend } from './binding-backend.ts';
+import { openCudaBackend } from './cuda/cuda-backend.ts';
 import { Failure } from './failure.ts';
-import { createGpuMemory } from './gpu-memory.ts';
-import { createHostMemory } from './host-memory.ts';
-import { readOwnModel } from './own-models.ts';
 import { describeUnsupportedDtype, isShapeInput } from './program.ts';
 import type {
   FromWorker,
-  Port,
   ToWorker,
   WorkerAnswers,
   WorkerCall,
@@ -22,10 +20,8 @@ import type {
   WorkerRequest,
 } from './protocol.ts';
 import { SHARED_STATE } from './protocol.ts';
-import { createProgramOptions, createSessionOptions } from './session-options.ts';
 import type { TensorData } from './tensor.ts';
-import type { TensorMemory } from './tensor-memory.ts';
-import { addFirstOutput, ownOutputs } from './uncopied-outputs.ts';
+import type { Backend, LoadedModel } from './tensor-memory.ts';
 
 if (parentPort === null) throw new Error('worker.ts runs in a worker thread only');
 const port = parentPort;
@@ -33,7 +29,7 @@ const state = workerData as Int32Array;
 
 interface LoadedProgram {
   readonly name: string;
-  readonly session: InferenceSession;
+  readonly session: unknown;
   /** The inputs that are tensors, and those that are shapes. */
   readonly inputNames: readonly string[];
   readonly outputNames: readonly string[];
@@ -42,12 +38,13 @@ interface LoadedProgram {
 
 /** What to do when memory is exhausted. */
 const SMALLER = 'Free tensors, or work in smaller batches';
-/** ONNX Runtime's and Dawn's words for a device that has no memory left, or none in one piece. */
-const DEVICE_MEMORY_EXHAUSTED = /exceeds the max buffer size limit|out of memory|failed to create GPU buffer/i;
+/** ONNX Runtime's, CUDA's and Dawn's words for a device that has no memory left, or none in one piece. */
+const DEVICE_MEMORY_EXHAUSTED =
+  /exceeds the max buffer size limit|out[ _]of[ _]memory|failed to (create GPU buffer|allocate memory)|available memory of \d+ is smaller/i;
 
 const programs = new Map<number, LoadedProgram>();
 let options: WorkerOptions | undefined;
-let memory: TensorMemory = createHostMemory(enterNative);
+let backend: Backend<unknown> = createCpuBackend(enterNative);
 let commandFailure: WorkerFailure | undefined;
 
 /** Every stay inside ONNX Runtime: a thread that is ended there takes the whole process with it (SIGABRT). */
@@ -67,23 +64,23 @@ async function enterNative<Result>(work: () => Promise<Result>): Promise<Result>
 async function executeCommand(command: WorkerCommand): Promise<void> {
   switch (command.kind) {
     case 'upload':
-      return memory.upload(command.handle, command.dtype, command.shape, command.data);
+      return backend.memory.upload(command.handle, command.dtype, command.shape, command.data);
     case 'allocate':
-      return memory.allocate(command.handle, command.dtype, command.shape);
+      return backend.memory.allocate(command.handle, command.dtype, command.shape);
     case 'view':
-      return memory.view(command.handle, command.of, command.offset, command.shape);
+      return backend.memory.view(command.handle, command.of, command.offset, command.shape);
     case 'write':
-      return memory.write(command.tensor, command.data);
+      return backend.memory.write(command.tensor, command.data);
     case 'fill':
-      return memory.fill(command.tensor, command.value);
+      return backend.memory.fill(command.tensor, command.value);
     case 'copy':
-      return memory.copy(command.from, command.to);
+      return backend.memory.copy(command.from, command.to);
     case 'free':
-      return memory.free(command.handles, command.sizeBytes);
+      return backend.memory.free(command.handles, command.sizeBytes);
     case 'release': {
       const program = programs.get(command.program);
       programs.delete(command.program);
-      return program === undefined ? undefined : memory.release(program.session);
+      return program === undefined ? undefined : backend.memory.release(program.session);
     }
     default:
       throw new Error(`unknown command ${JSON.stringify(command satisfies never)}`);
@@ -91,15 +88,15 @@ async function executeCommand(command: WorkerCommand): Promise<void> {
 }
 
 async function executeCall(call: WorkerCall, position: string): Promise<void> {
-  if (call.kind === 'fill') return memory.fill(call.tensor, call.value);
-  if (call.kind === 'copy') return memory.copy(call.from, call.to);
+  if (call.kind === 'fill') return backend.memory.fill(call.tensor, call.value);
+  if (call.kind === 'copy') return backend.memory.copy(call.from, call.to);
   const program = programs.get(call.program);
   if (program === undefined) throw new Error(`no program has the number ${call.program}`);
   const { name, session, inputNames, outputNames, shapeNames } = program;
   const bind = <Bound>(names: readonly string[], bound: readonly Bound[]) =>
     names.map((port, index) => [port, bound[index]!] as const);
   try {
-    await memory.run({
+    await backend.memory.run({
       session,
       inputs: bind(inputNames, call.inputs),
       outputs: bind(outputNames, call.outputs),
@@ -115,48 +112,37 @@ async function executeCall(call: WorkerCall, position: string): Promise<void> {
   }
 }
 
-async function openDevice(wanted: WorkerOptions): Promise<null> {
-  options = wanted;
-  env.logLevel = 'fatal'; // Everything that fails is thrown; ONNX Runtime need not print it as well.
-  if (wanted.device !== 'cpu') {
-    // Without this the session would be made, and run, on the CPU.
-    const strict = createSessionOptions(
-      { ...wanted, profileFolder: undefined },
-      { 'session.disable_cpu_ep_fallback': '1' },
-    );
-    try {
-      await enterNative(async () => {
-        const session = await InferenceSession.create(readOwnModel('matmul'), strict);
-        const three = () => new Tensor('float32', new Float32Array([3]), [1, 1]);
-        const { c } = await session.run({ a: three(), b: three() });
-        if (c?.data[0] !== 9) throw new Error(`3 times 3 came out as ${c?.data[0]}`);
-        await session.release();
-      });
-    } catch (error) {
-      throw new Failure({
-        code: 'DEVICE_UNAVAILABLE',
-        where: `device ${wanted.device}`,
-        problem: `ONNX Runtime cannot use it here: ${describe(error)}`,
-      });
-    }
-    if (wanted.device === 'webgpu') memory = createGpuMemory({ enterNative, sessionOptions: strict });
+async function openBackend(wanted: WorkerOptions): Promise<Backend<unknown>> {
+  if (wanted.device === 'cpu') return createCpuBackend(enterNative);
+  try {
+    return await (wanted.device === 'cuda' ? openCudaBackend : openWebGpuBackend)(enterNative, wanted);
+  } catch (error) {
+    throw new Failure({
+      code: 'DEVICE_UNAVAILABLE',
+      where: `device ${wanted.device}`,
+      problem: `ONNX Runtime cannot use it here: ${describe(error)}`,
+    });
   }
+}
+
+async function openDevice(wanted: WorkerOptions): Promise<null> {
+  env.logLevel = 'fatal'; // Everything that fails is thrown; ONNX Runtime need not print it as well.
+  backend = await openBackend(wanted);
+  options = wanted;
   return null;
 }
 
 async function compileProgram(request: Extract<WorkerRequest, { kind: 'compile' }>): Promise<WorkerAnswers['compile']> {
   const { name, model } = request;
   if (options === undefined) throw new Error('compile before open');
-  let session: InferenceSession;
+  let loaded: LoadedModel<unknown>;
   try {
-    const settings = createProgramOptions({
+    loaded = await backend.load(model, {
       ...options,
       enableMemoryArena: request.enableMemoryArena ?? options.enableMemoryArena,
       threads: request.threads ?? options.threads,
       mergesRepeats: request.mergesRepeats,
     });
-    const loaded = options.device === 'webgpu' ? model : addFirstOutput(model);
-    session = await enterNative(() => InferenceSession.create(loaded, settings));
   } catch (error) {
     if (error instanceof Failure) throw error;
     if (/fallback to CPU EP has been explicitly disabled/.test(describe(error))) {
@@ -177,21 +163,16 @@ async function compileProgram(request: Extract<WorkerRequest, { kind: 'compile' 
       problem: `ONNX Runtime does not accept the model: ${describe(error)}`,
     });
   }
-  const shapeNames = session.inputNames.filter(isShapeInput);
-  const inputNames = session.inputNames.filter((port) => !isShapeInput(port));
-  const outputs = ownOutputs(session.outputMetadata);
-  const outputNames = outputs.map((output) => output.name);
-  programs.set(request.program, { name, session, inputNames, outputNames, shapeNames });
-  return {
-    inputs: session.inputMetadata.map(describePort),
-    outputs: outputs.map(describePort),
-  };
-}
-
-function describePort(metadata: InferenceSession.ValueMetadata): Port {
-  return metadata.isTensor
-    ? { name: metadata.name, dtype: metadata.type, shape: metadata.shape }
-    : { name: metadata.name, dtype: 'not a tensor', shape: [] };
+  const { session, inputs, outputs } = loaded;
+  const names = inputs.map((port) => port.name);
+  programs.set(request.program, {
+    name,
+    session,
+    inputNames: names.filter((port) => !isShapeInput(port)),
+    outputNames: outputs.map((output) => output.name),
+    shapeNames: names.filter(isShapeInput),
+  });
+  return { inputs, outputs };
 }
 
 async function answerRequest(request: WorkerRequest): Promise<WorkerAnswers[keyof WorkerAnswers]> {
@@ -208,14 +189,18 @@ async function answerRequest(request: WorkerRequest): Promise<WorkerAnswers[keyo
     case 'download':
       return downloadMany(request.tensors);
     case 'memory':
-      memory.collect();
-      return { residentBytes: process.memoryUsage.rss(), peakRssBytes: process.resourceUsage().maxRSS * 1024 };
+      backend.memory.collect();
+      return {
+        residentBytes: process.memoryUsage.rss(),
+        peakRssBytes: process.resourceUsage().maxRSS * 1024,
+        device: backend.memory.measureDevice?.(),
+      };
     case 'close':
       // Tensors first: on a device, memory that outlives the session that made it ends the process when it is freed.
-      await memory.close();
+      await backend.memory.close();
       for (const { session } of programs.values()) {
-        if (options?.profileFolder !== undefined) session.endProfiling();
-        await session.release();
+        if (options?.profileFolder !== undefined) backend.endProfiling(session);
+        await backend.memory.release(session);
       }
       programs.clear();
       return null;
@@ -226,7 +211,7 @@ async function answerRequest(request: WorkerRequest): Promise<WorkerAnswers[keyo
 
 async function downloadMany(handles: readonly number[]): Promise<readonly TensorData[]> {
   const downloaded: TensorData[] = [];
-  for (const handle of handles) downloaded.push(await memory.download(handle));
+  for (const handle of handles) downloaded.push(await backend.memory.download(handle));
   return downloaded;
 }
 

@@ -11,6 +11,7 @@ export {
   summarizeDifference,
   type Tolerance,
 } from './closeness.ts';
+export { findCudaObstacle } from './cuda-device.ts';
 // For tests of packages below `runtime`, which may not import it themselves.
 export { type DataRowsShape, writeDataRows } from './data-rows.ts';
 export { type GradientCase, gradientError } from './gradcheck.ts';

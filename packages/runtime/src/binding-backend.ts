@@ -1,0 +1,53 @@
+import { InferenceSession, Tensor } from 'onnxruntime-node';
+import { createGpuMemory } from './gpu-memory.ts';
+import { createHostMemory } from './host-memory.ts';
+import { readOwnModel } from './own-models.ts';
+import type { Port, WorkerOptions } from './protocol.ts';
+import { createProgramOptions, createSessionOptions, STRICT } from './session-options.ts';
+import type { Backend, EnterNative } from './tensor-memory.ts';
+import { addFirstOutput, ownOutputs } from './uncopied-outputs.ts';
+
+/** The CPU, by onnxruntime-node. */
+export function createCpuBackend(enterNative: EnterNative): Backend<InferenceSession> {
+  return {
+    memory: createHostMemory(enterNative),
+    load: (model, options) => load(enterNative, addFirstOutput(model), options),
+    endProfiling: (session) => session.endProfiling(),
+  };
+}
+
+/** A WebGPU device, by onnxruntime-node. @throws Error with ONNX Runtime's words where there is none that works */
+export async function openWebGpuBackend(
+  enterNative: EnterNative,
+  options: WorkerOptions,
+): Promise<Backend<InferenceSession>> {
+  // Without this the session would be made, and run, on the CPU.
+  const strict = createSessionOptions({ ...options, profileFolder: undefined }, STRICT);
+  await enterNative(async () => {
+    const session = await InferenceSession.create(readOwnModel('matmul'), strict);
+    const three = () => new Tensor('float32', new Float32Array([3]), [1, 1]);
+    const { c } = await session.run({ a: three(), b: three() });
+    if (c?.data[0] !== 9) throw new Error(`3 times 3 came out as ${c?.data[0]}`);
+    await session.release();
+  });
+  return {
+    memory: createGpuMemory({ enterNative, sessionOptions: strict }),
+    load: (model, given) => load(enterNative, model, given),
+    endProfiling: (session) => session.endProfiling(),
+  };
+}
+
+async function load(enterNative: EnterNative, model: Uint8Array, options: WorkerOptions) {
+  const session = await enterNative(() => InferenceSession.create(model, createProgramOptions(options)));
+  return {
+    session,
+    inputs: session.inputMetadata.map(describePort),
+    outputs: ownOutputs(session.outputMetadata).map(describePort),
+  };
+}
+
+function describePort(metadata: InferenceSession.ValueMetadata): Port {
+  return metadata.isTensor
+    ? { name: metadata.name, dtype: metadata.type, shape: metadata.shape }
+    : { name: metadata.name, dtype: 'not a tensor', shape: [] };
+}
