@@ -13,7 +13,7 @@ import type { TokenBatch } from './token-batch.ts';
  */
 export function compileGraph(engine: Engine, graph: GraphBuilder): Promise<Program> {
   const { name } = graph;
-  const model = encodeModel(graph, engine.device === 'cpu' ? 'any' : engine.device);
+  const model = encodeModel(graph, engine.device === 'cpu' ? 'any' : engine.device, engine.precision);
   return engine.compile(model, {
     name,
     ...(racesOnThreads(graph) ? { threads: 1 } : {}),

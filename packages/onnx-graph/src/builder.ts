@@ -54,6 +54,8 @@ export class GraphBuilder {
    * there is: an engine then must not merge nodes that are alike.
    */
   computesAgain = false;
+  /** Whether the products of linear layers may be of coarser operands, where the user chose that. Losses do not allow it. */
+  allowsCoarseProducts = false;
   /** See {@link withGradient}. */
   readonly gradientParts: GradientPart[] = [];
   #scope: string[] = [];

@@ -1,8 +1,8 @@
 import { readFileSync } from 'node:fs';
 import protobuf from 'protobufjs';
 import type { GraphBuilder } from './builder.ts';
-import { chooseOldestOpset, type EncodingTarget, shapeInputName } from './encoding-target.ts';
-import { type LoweredNode, lowerLogSum, lowerRotaryEmbedding } from './lowering.ts';
+import { chooseOldestOpset, type EncodingTarget, type ProductPrecision, shapeInputName } from './encoding-target.ts';
+import { type LoweredNode, lowerGemmToBfloat16, lowerLogSum, lowerRotaryEmbedding } from './lowering.ts';
 import { reachableNodes } from './reachable.ts';
 import type { AttributeValue, Dtype, Node, OperatorName, Shape, Value } from './types.ts';
 import { verifyGraph, verifyWebGpuGraph } from './verify.ts';
@@ -131,11 +131,16 @@ interface EncodedNode {
  *
  * For a provider that is not the CPU's the operator set is the oldest that will do, and shapes that only a run knows are
  * inputs (`shapeInputName`): the runtime fills them in. Operators that the target lacks are lowered to ones that it has
- * (lowering.ts); for `webgpu` a graph with any other is refused.
+ * (lowering.ts); for `webgpu` a graph with any other is refused. With the precision `bfloat16` a graph that allows it
+ * (`GraphBuilder.allowsCoarseProducts`) multiplies matrices of bfloat16 in its Gemm nodes.
  * @throws StillhouseError GRAPH_INVALID when the graph does not verify, GRAPH_UNSUPPORTED_BY_DEVICE when the target has
  *   no kernel for some of its operators
  */
-export function encodeModel(g: GraphBuilder, target: EncodingTarget = 'any'): Uint8Array {
+export function encodeModel(
+  g: GraphBuilder,
+  target: EncodingTarget = 'any',
+  precision: ProductPrecision = 'float32',
+): Uint8Array {
   verifyGraph(g);
   const outputNames = new Map([...g.outputs].map(([name, value]) => [value, name]));
   const cutNames = new Map([...g.cuts].map(([name, value]) => [value, name]));
@@ -163,7 +168,7 @@ export function encodeModel(g: GraphBuilder, target: EncodingTarget = 'any'): Ui
   const used = new Set<Value>();
   const nodes = ordered.flatMap((node): readonly EncodedNode[] => {
     const { attributes, extraInputs } = encoded.get(node) ?? encodeOperator(g, node, shapeOperand);
-    const lowered = lower(g, node, target, nameOf, used);
+    const lowered = lower(g, node, { target, precision, nameOf, used });
     if (lowered !== undefined) return lowered.map(encodeLowered);
     const operands = [...node.inputs, ...extraInputs];
     for (const operand of operands) if (operand !== undefined) used.add(operand);
@@ -200,13 +205,19 @@ export function encodeModel(g: GraphBuilder, target: EncodingTarget = 'any'): Ui
   return type.encode(type.fromObject(message)).finish();
 }
 
-/** The operators that stand for one that the target lacks; `undefined` where it does not. */
+interface LoweringContext {
+  readonly target: EncodingTarget;
+  readonly precision: ProductPrecision;
+  readonly nameOf: (value: Value) => string;
+  /** Values that the encoded nodes read; lowered ones add theirs. */
+  readonly used: Set<Value>;
+}
+
+/** The operators that stand for one that the target lacks or computes otherwise; `undefined` where it does not. */
 function lower(
   g: GraphBuilder,
   node: Node,
-  target: EncodingTarget,
-  nameOf: (value: Value) => string,
-  used: Set<Value>,
+  { target, precision, nameOf, used }: LoweringContext,
 ): readonly LoweredNode[] | undefined {
   const { name, op } = node;
   const a = node.attributes as Readonly<Record<string, AttributeValue>>;
@@ -232,6 +243,11 @@ function lower(
       },
     });
   }
+  if (op === 'Gemm' && precision === 'bfloat16' && g.allowsCoarseProducts && result.dtype === 'float32') {
+    const c = node.inputs[2] && operand(2);
+    const transposes = { transA: a.transA === true, transB: a.transB === true };
+    return lowerGemmToBfloat16({ name, a: operand(0), b: operand(1), c, output: nameOf(result), ...transposes });
+  }
   if (target !== 'webgpu' || (op !== 'LogSoftmax' && op !== 'ReduceLogSumExp')) return undefined;
   return lowerLogSum(op, {
     name,
@@ -242,7 +258,7 @@ function lower(
   });
 }
 
-const encodeLowered = ({ op, inputs, outputs, axis, keepDims }: LoweredNode): EncodedNode => ({
+const encodeLowered = ({ op, inputs, outputs, axis, keepDims, to, transA, transB }: LoweredNode): EncodedNode => ({
   name: `${outputs[0]}/${op}`,
   op_type: op,
   input: inputs,
@@ -250,5 +266,8 @@ const encodeLowered = ({ op, inputs, outputs, axis, keepDims }: LoweredNode): En
   attribute: [
     ...(axis === undefined ? [] : [int('axis', axis)]),
     ...(keepDims === undefined ? [] : [int('keepdims', keepDims ? 1 : 0)]),
+    ...(to === undefined ? [] : [int('to', DATA_TYPES[to])]),
+    ...(transA === undefined ? [] : [int('transA', transA ? 1 : 0)]),
+    ...(transB === undefined ? [] : [int('transB', transB ? 1 : 0)]),
   ],
 });

@@ -4,6 +4,12 @@ import type { Node, OperatorName, Shape } from './types.ts';
 export type EncodingTarget = 'any' | 'cuda' | 'webgpu';
 
 /**
+ * What matrix products round their operands to: nothing, tf32 (which is the provider's own affair), or bfloat16. Sums are
+ * float32 always.
+ */
+export type ProductPrecision = 'float32' | 'tf32' | 'bfloat16';
+
+/**
  * The oldest operator set that has all operators of a graph. Providers register kernels for the versions of an operator
  * that they know, and ONNX Runtime takes none for a newer one, be it the same: CUDA's Reshape is of set 23, and in set 26
  * the CPU would compute it.

@@ -3,7 +3,7 @@ export { type GradientPart, GraphBuilder, type PartGradient } from './builder.ts
 export { type DifferentiateOptions, differentiate } from './differentiate.ts';
 export { elementCount, formatShape, multiplyDims, resolveDim, shapesEqual, symbolsOf } from './dims.ts';
 export { encodeModel } from './encode.ts';
-export type { EncodingTarget } from './encoding-target.ts';
+export type { EncodingTarget, ProductPrecision } from './encoding-target.ts';
 export {
   GRADIENT_RULES,
   type GradientContext,

@@ -1,4 +1,4 @@
-import type { OperatorName } from './types.ts';
+import type { Dtype, OperatorName } from './types.ts';
 
 /** One operator of an encoded graph, operands and results by name. */
 export interface LoweredNode {
@@ -7,6 +7,9 @@ export interface LoweredNode {
   readonly outputs: readonly string[];
   readonly axis?: number;
   readonly keepDims?: boolean;
+  readonly to?: Dtype;
+  readonly transA?: boolean;
+  readonly transB?: boolean;
 }
 
 export interface LogSumOperands {
@@ -91,5 +94,33 @@ export function lowerRotaryEmbedding(operands: RotaryOperands): readonly Lowered
     ...turn('Add', second, first, part('second_turned')),
     { op: 'Concat', inputs: [part('first_turned'), part('second_turned')], outputs: [part('turned')], axis: 3 },
     { op: 'Reshape', inputs: [part('turned'), constants.whole], outputs: [operands.output] },
+  ];
+}
+
+export interface GemmOperands {
+  /** Prefix of the names of intermediate results. */
+  readonly name: string;
+  readonly a: string;
+  readonly b: string;
+  /** What is added to the product. */
+  readonly c: string | undefined;
+  readonly output: string;
+  readonly transA: boolean;
+  readonly transB: boolean;
+}
+
+/**
+ * A product of float32 matrices as one of bfloat16 matrices, which tensor cores sum up in float32, rounded to bfloat16 as
+ * PyTorch's autocast does. What it is added to stays float32, so that sums over micro-batches lose nothing.
+ */
+export function lowerGemmToBfloat16({ name, a, b, c, output, transA, transB }: GemmOperands): readonly LoweredNode[] {
+  const part = (suffix: string) => `${name}/${suffix}`;
+  const product = c === undefined ? output : part('product');
+  return [
+    { op: 'Cast', inputs: [a], outputs: [part('a')], to: 'bfloat16' },
+    { op: 'Cast', inputs: [b], outputs: [part('b')], to: 'bfloat16' },
+    { op: 'Gemm', inputs: [part('a'), part('b')], outputs: [part('rounded')], transA, transB },
+    { op: 'Cast', inputs: [part('rounded')], outputs: [product], to: 'float32' },
+    ...(c === undefined ? [] : [{ op: 'Add', inputs: [product, c], outputs: [output] } as const]),
   ];
 }
