@@ -29,8 +29,8 @@ const CLIP_EPSILON = 1e-6;
 
 /**
  * Elements updated by one run on a CPU: small enough that a run's temporaries stay in cache, large enough to hide its
- * overhead; a multiple of a block's. WebGPU has no such cache and copies parts of tensors: there a run updates a whole
- * parameter.
+ * overhead; a multiple of a block's. A GPU has no such cache, and WebGPU copies parts of tensors: there a run updates a
+ * whole parameter.
  */
 const CHUNK_ELEMENTS = 1 << 18;
 
@@ -39,18 +39,25 @@ const CHUNK_ELEMENTS = 1 << 18;
  */
 const LARGEST_BFLOAT16_BETA = 0.996;
 
+/** The states of devices that have not all of them: WebGPU lacks the types, CUDA's kernels the bits of a bfloat16. */
+const DEVICE_FORMATS: Readonly<Record<string, readonly OptimiserStateFormat[]>> = {
+  webgpu: ['float32'],
+  cuda: ['float32', 'int8'],
+};
+
 /** @throws StillhouseError OPTIMISER_STATE_TOO_COARSE, OPTIMISER_STATE_NOT_ON_DEVICE */
 export function checkOptimiserState(
   { optimiserState = 'float32', beta1, beta2 }: Pick<AdamWSettings, 'optimiserState' | 'beta1' | 'beta2'>,
   device: string,
 ): void {
   if (optimiserState === 'float32') return;
-  if (device === 'webgpu') {
+  const formats = DEVICE_FORMATS[device];
+  if (formats !== undefined && !formats.includes(optimiserState)) {
     throw new StillhouseError({
       code: 'OPTIMISER_STATE_NOT_ON_DEVICE',
       where: `--optimiser-state ${optimiserState}`,
-      problem: 'WebGPU has no tensors of such numbers',
-      expected: 'float32 on webgpu',
+      problem: 'the device has no operators for such numbers',
+      expected: `${formats.join(' or ')} on ${device}`,
       got: optimiserState,
       remedy: 'Use --optimiser-state float32, or --device cpu',
     });
@@ -217,7 +224,7 @@ function cutIntoChunks(engine: Engine, { parameter, format, first, second }: Wit
   const count = countElements(parameter.shape);
   const blockSize = first.scale === undefined ? undefined : BLOCK_ELEMENTS;
   const chunks: Chunk[] = [];
-  const chunkElements = engine.device === 'webgpu' ? count : CHUNK_ELEMENTS;
+  const chunkElements = engine.device === 'cpu' ? CHUNK_ELEMENTS : count;
   for (let offset = 0, size = 0; offset < count; offset += size) {
     const left = Math.min(chunkElements, count - offset);
     size = blockSize === undefined || left < blockSize ? left : left - (left % blockSize);

@@ -203,12 +203,17 @@ test('betas under which a bfloat16 moment would stand still are refused, and dev
       return true;
     });
   }
-  for (const optimiserState of ['bfloat16', 'int8'] as const) {
+  for (const [optimiserState, device] of [
+    ['bfloat16', 'webgpu'],
+    ['int8', 'webgpu'],
+    ['bfloat16', 'cuda'],
+  ] as const) {
     assert.throws(
-      () => checkOptimiserState({ ...SETTINGS, optimiserState }, 'webgpu'),
+      () => checkOptimiserState({ ...SETTINGS, optimiserState }, device),
       (error) => isStillhouseError(error, 'OPTIMISER_STATE_NOT_ON_DEVICE'),
     );
   }
+  checkOptimiserState({ ...SETTINGS, optimiserState: 'int8' }, 'cuda');
   // At the limit itself every number still decays.
   for (let bits = 0x3f80; bits < 0x4000; bits++) assert.ok(toBfloat16(0.996 * fromBfloat16(bits)) < bits);
 });

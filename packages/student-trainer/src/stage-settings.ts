@@ -25,6 +25,7 @@ export const RUN_SETTINGS = [
   'keepCheckpoints',
   'saveDtype',
   'device',
+  'precision',
   'threads',
   'resume',
   'resumeStep',

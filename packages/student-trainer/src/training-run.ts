@@ -65,7 +65,7 @@ export async function trainStudent(
 
 async function runStages(inputs: TrainingInputs, events: TrainingEvents, lock: FolderLock): Promise<TrainingResult> {
   const { stages, settings } = inputs;
-  const { out, device, threads, resume, resumeStep } = settings;
+  const { out, device, precision, threads, resume, resumeStep } = settings;
   const steps = countAllSteps(stages);
   let checkpoint = resume ? await findCheckpoint(out, resumeStep) : undefined;
   const first = findStage(stages, checkpoint?.step ?? 0);
@@ -85,8 +85,9 @@ async function runStages(inputs: TrainingInputs, events: TrainingEvents, lock: F
       // An engine for each: what a stage held on the device is given back as a whole.
       const engine = await openEngine({
         device,
-        // A step is proven on WebGPU and keeps everything there; CUDA copies its tensors at each run.
-        candidates: ['webgpu', 'cuda'],
+        precision,
+        // Whoever installed the CUDA provider means it to be used; every machine with a graphics driver has WebGPU.
+        candidates: ['cuda', 'webgpu'],
         ...(threads === undefined ? {} : { threads }),
       });
       try {

@@ -138,6 +138,11 @@ export const TRAINING_SETTINGS = {
   keepCheckpoints: integer('newest checkpoints kept', 2, { min: 1 }),
   saveDtype: choice('dtype of the final weights', ['float32', 'bfloat16', 'float16'], 'float32'),
   device: choice('where to compute', ['auto', 'cpu', 'cuda', 'webgpu'], 'auto'),
+  precision: choice(
+    'what matrix products round their operands to; other than float32 on cuda only',
+    ['float32', 'tf32', 'bfloat16'],
+    'float32',
+  ),
   threads: integer('CPU threads; left out: all', undefined, { min: 1 }),
   resume: boolean('go on from the newest checkpoint in --out'),
   resumeStep: integer('with --resume: go on from the checkpoint of this step rather than from the newest', undefined, {
