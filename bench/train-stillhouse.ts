@@ -5,7 +5,7 @@
 import { readFile } from 'node:fs/promises';
 import { parseArgs } from 'node:util';
 import { countParameters, describeParameters, parseModelConfig } from '@stillhouse/checkpoint';
-import { type DeviceName, openEngine } from '@stillhouse/runtime';
+import { type DeviceName, openEngine, type ProductPrecision } from '@stillhouse/runtime';
 import { createStudent, type MicroBatch } from '@stillhouse/student-trainer';
 import { randomNormals } from '@stillhouse/testing';
 
@@ -21,6 +21,7 @@ const { values, positionals } = parseArgs({
     recompute: { type: 'boolean', default: false },
     threads: { type: 'string', default: '2' },
     device: { type: 'string', default: 'cpu' },
+    precision: { type: 'string', default: 'float32' },
     profile: { type: 'string' },
   },
 });
@@ -50,6 +51,7 @@ const normals = (count: number, scale: number) => {
 const engine = await openEngine({
   threads: Number(values.threads),
   device: values.device as DeviceName,
+  precision: values.precision as ProductPrecision,
   ...(values.profile === undefined ? {} : { profileFolder: values.profile }),
 });
 const startedAt = performance.now();
@@ -106,7 +108,7 @@ for (let step = 1; step <= steps; step++) {
 }
 const sorted = stepMs.slice(warmUp).sort((a, b) => a - b);
 const medianMs = sorted[Math.floor(sorted.length / 2)]!;
-const { peakRssBytes } = await engine.memory();
+const { peakRssBytes, device } = await engine.memory();
 await engine.close();
 console.log(
   JSON.stringify({
@@ -114,6 +116,7 @@ console.log(
     parameters: countParameters(config),
     tokensPerSecond: (1000 * batch * length) / medianMs,
     peakRssBytes,
+    ...(device === undefined ? {} : { deviceBytes: device.usedBytes }),
     setupMs,
     stepMs: medianMs,
     cpuMs: Math.min(...cpuMs.slice(warmUp)),

@@ -19,8 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="config.json of a Qwen2 or Llama model, or its folder")
-    parser.add_argument("--mode", choices=["fp32", "compile", "bf16"], default="fp32",
-                        help="float32 eager, float32 with torch.compile, bfloat16 autocast")
+    parser.add_argument("--mode", choices=["fp32", "compile", "bf16", "bf16-compile"], default="fp32",
+                        help="float32 eager, float32 with torch.compile, bfloat16 autocast, and that with torch.compile")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--tf32", action="store_true", help="float32 products round their operands to tf32")
     parser.add_argument("--labels", choices=["full", "topk", "none"], default="full")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
@@ -89,21 +91,31 @@ def main():
     if arguments.steps <= arguments.warm_up:
         sys.exit(f"--steps {arguments.steps}: must be more than --warm-up {arguments.warm_up}")
     torch.set_num_threads(arguments.threads)
+    if arguments.tf32:
+        torch.set_float32_matmul_precision("high")
+    device = torch.device(arguments.device)
     torch.manual_seed(arguments.seed)
 
     config = AutoConfig.from_pretrained(arguments.config)
     config.use_cache = False
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").train()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").train().to(device)
     optimizer = build_optimizer(model, arguments.optimizer)
     teacher_width = arguments.teacher_hidden or config.hidden_size
     teacher_matrix = None
     if arguments.labels == "full":
-        teacher_matrix = torch.randn(config.vocab_size, teacher_width) * (2 / teacher_width**0.5)
+        teacher_matrix = (torch.randn(config.vocab_size, teacher_width) * (2 / teacher_width**0.5)).to(device)
+
+    loss_of = distillation_loss
+    if arguments.mode == "bf16-compile":
+        # Layer by layer, as PyTorch's "regional compilation" recipe has it: compiled once, whatever the depth.
+        for layer in model.model.layers:
+            layer.compile()
+        loss_of = torch.compile(distillation_loss)
 
     def compute_loss(batch):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.mode == "bf16"):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=arguments.mode.startswith("bf16")):
             logits = model(input_ids=batch["ids"]).logits
-            return distillation_loss(logits, batch, teacher_matrix, arguments)
+            return loss_of(logits, batch, teacher_matrix, arguments)
 
     if arguments.mode == "compile":
         compute_loss = torch.compile(compute_loss)
@@ -111,7 +123,7 @@ def main():
     losses, seconds, cpu_seconds = [], [], []
     batches = draw_batches(arguments, config.vocab_size, teacher_width)
     for step in range(arguments.steps):
-        batch = next(batches)
+        batch = {name: tensor.to(device) for name, tensor in next(batches).items()}
         start, cpu_start = time.perf_counter(), time.process_time()
         loss = compute_loss(batch)
         loss.backward()
@@ -123,11 +135,17 @@ def main():
         cpu_seconds.append(time.process_time() - cpu_start)
         print(f"step {step + 1}/{arguments.steps}: loss {losses[-1]:.4f}, {seconds[-1]:.2f} s", file=sys.stderr)
 
+    device_bytes = {}
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        device_bytes = {"deviceBytes": total - free, "maxAllocatedBytes": torch.cuda.max_memory_allocated()}
     step_seconds = statistics.median(seconds[arguments.warm_up:])
     print(json.dumps({
         "peer": "torch",
         "versions": {"torch": torch.__version__, "transformers": __import__("transformers").__version__},
         "mode": arguments.mode,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        **device_bytes,
         "labels": arguments.labels,
         "optimizer": arguments.optimizer,
         "threads": arguments.threads,
