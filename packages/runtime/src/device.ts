@@ -45,7 +45,7 @@ const REMEDIES = {
 
 /**
  * Starts an engine in a thread of its own.
- * @throws ENGINE_OPTION_INVALID, DEVICE_UNAVAILABLE (with ONNX Runtime's own words)
+ * @throws ENGINE_OPTION_INVALID, PRECISION_NOT_ON_DEVICE, DEVICE_UNAVAILABLE (with ONNX Runtime's own words)
  */
 export async function openEngine(options: EngineOptions = {}): Promise<Engine> {
   const wanted = options.device ?? 'auto';
@@ -109,7 +109,14 @@ async function openDevice(
   reason: string,
 ): Promise<Engine> {
   if (precision !== 'float32' && device !== 'cuda') {
-    refuseOption('precision', `float32 on ${device}`, precision);
+    throw new StillhouseError({
+      code: 'PRECISION_NOT_ON_DEVICE',
+      where: `precision ${precision}`,
+      problem: 'the device computes products of float32 only',
+      expected: `float32 on ${device}`,
+      got: precision,
+      remedy: 'Use float32, or the device cuda',
+    });
   }
   const link = startWorker();
   try {

@@ -233,7 +233,7 @@ test('engine options that have no such value', async () => {
   for (const device of ['cpu', 'auto'] as const) {
     await assert.rejects(
       openEngine({ device, precision: 'bfloat16' }),
-      failsWith('ENGINE_OPTION_INVALID', 'precision', 'float32 on cpu'),
+      failsWith('PRECISION_NOT_ON_DEVICE', 'bfloat16', 'float32 on cpu'),
       'only CUDA has coarser products',
     );
   }

@@ -63,7 +63,8 @@ describe('a training step on CUDA', { skip: await findCudaObstacle() }, () => {
           },
         },
       );
-    await run('straight', {});
+    const { deviceBytes } = await run('straight', {});
+    assert.ok(deviceBytes !== undefined && deviceBytes > 0);
     await assert.rejects(run('cut', {}, 3), /stopped/);
     await run('cut', { resume: true });
     assert.deepEqual(

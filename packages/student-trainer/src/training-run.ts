@@ -26,6 +26,8 @@ export interface TrainingResult {
   readonly lastHeldOut: HeldOutMetrics | undefined;
   readonly tokensPerSecond: number;
   readonly peakRssBytes: number;
+  /** On CUDA: what was taken of the device's memory at the end of a stage, at most. Nothing is given back before, so it is the peak. */
+  readonly deviceBytes?: number;
   readonly cacheDigest: string;
   readonly caches: readonly CacheUse[];
   readonly stages?: readonly StageSummary[];
@@ -79,6 +81,7 @@ async function runStages(inputs: TrainingInputs, events: TrainingEvents, lock: F
   };
   let begun: NonNullable<RunProgress['state']> | undefined;
   let peakRssBytes = 0;
+  let deviceBytes: number | undefined;
   let carried = await readCarried(inputs, first, checkpoint);
   try {
     for (const stage of stages.slice(first)) {
@@ -100,7 +103,9 @@ async function runStages(inputs: TrainingInputs, events: TrainingEvents, lock: F
             events.onPlan?.({ ...describePlan(stages, stage, caches), stepsDone: state.step, device: where });
           },
         });
-        peakRssBytes = Math.max(peakRssBytes, (await engine.memory()).peakRssBytes);
+        const memory = await engine.memory();
+        peakRssBytes = Math.max(peakRssBytes, memory.peakRssBytes);
+        if (memory.device !== undefined) deviceBytes = Math.max(deviceBytes ?? 0, memory.device.usedBytes);
         if (next === undefined || events.stopSignal?.aborted === true) break;
         carried = next;
         checkpoint = undefined;
@@ -121,6 +126,7 @@ async function runStages(inputs: TrainingInputs, events: TrainingEvents, lock: F
     lastHeldOut,
     tokensPerSecond: state!.step === begun!.step ? 0 : (state!.tokensSeen - begun!.tokensSeen) / seconds,
     peakRssBytes,
+    ...(deviceBytes === undefined ? {} : { deviceBytes }),
     cacheDigest: joinDigests(stages[0]!.sources),
     caches,
     ...summariseStages(stages),

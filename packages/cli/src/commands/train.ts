@@ -57,7 +57,7 @@ export const train = defineCommand({
         },
       });
       await display.finish(result.isFinished ? 'finished' : 'stopped');
-      const { out, isFinished, steps, last, lastHeldOut, tokensPerSecond, peakRssBytes, caches } = result;
+      const { out, isFinished, steps, last, lastHeldOut, tokensPerSecond, peakRssBytes, deviceBytes, caches } = result;
       // The trainer writes the recipe itself, before the first step.
       return {
         result,
@@ -75,6 +75,7 @@ export const train = defineCommand({
           ['held-out top-1', lastHeldOut && printShare(lastHeldOut.top1Agreement)],
           ['speed', `${printCount(tokensPerSecond)} tokens/s`],
           ['peak memory', printBytes(peakRssBytes)],
+          ['device memory', deviceBytes === undefined ? undefined : printBytes(deviceBytes)],
           ['page', last && `${out}/${RUN_PAGE_FILE}`],
           ...caches.map(({ location, digest, epochs }): [string, string] =>
             caches.length === 1
