@@ -1,13 +1,9 @@
 import assert from 'node:assert/strict';
-import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
-import { describe, type TestContext, test } from 'node:test';
+import { describe, test } from 'node:test';
 import { openEngine, type ProductPrecision } from '@stillhouse/runtime';
-import { resolveSettings } from '@stillhouse/settings';
-import { expectClose, findCudaObstacle, makeTemporaryFolder } from '@stillhouse/testing';
-import { TRAINING_SETTINGS, type TrainingSettings, trainStudent } from './index.ts';
+import { expectClose, findCudaObstacle } from '@stillhouse/testing';
 import { openGoldenStudent, readStep } from './testing/golden-student.ts';
-import { writeSyntheticCache } from './testing/synthetic-cache.ts';
+import { expectResumedRunIsStraight } from './testing/resumed-run.ts';
 import { expectTenSteps } from './testing/ten-steps.ts';
 
 describe('a training step on CUDA', { skip: await findCudaObstacle() }, () => {
@@ -45,31 +41,8 @@ describe('a training step on CUDA', { skip: await findCudaObstacle() }, () => {
     }
   });
 
-  test('a run that is cut short and resumed equals a straight one bit for bit', async (t: TestContext) => {
-    const folder = await makeTemporaryFolder(t);
-    const cache = join(folder, 'cache');
-    await writeSyntheticCache(cache, { vocabSize: 512, hiddenSize: 24, rows: 6, k: 12, temperatures: [1, 2] });
-    const out = (name: string) => join(folder, name);
-    const run = (name: string, given: Partial<TrainingSettings>, stopAt?: number) =>
-      trainStudent(
-        resolveSettings(TRAINING_SETTINGS, {
-          student: new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname,
-          ...{ cache, out: out(name), labels: 'topk', device: 'cuda' },
-          ...{ steps: 4, batchTokens: 24, lr: 1e-3, threads: 1, checkpointEvery: 2, selectTokens: 0.5, ...given },
-        }),
-        {
-          onStep: ({ step }) => {
-            if (step === stopAt) throw new Error('stopped');
-          },
-        },
-      );
-    const { deviceBytes } = await run('straight', {});
-    assert.ok(deviceBytes !== undefined && deviceBytes > 0);
-    await assert.rejects(run('cut', {}, 3), /stopped/);
-    await run('cut', { resume: true });
-    assert.deepEqual(
-      await readFile(join(out('cut'), 'model.safetensors')),
-      await readFile(join(out('straight'), 'model.safetensors')),
-    );
+  test('a run that is cut short and resumed equals a straight one bit for bit', async (t) => {
+    const { straight } = await expectResumedRunIsStraight(t, { device: 'cuda' });
+    assert.ok(straight.deviceBytes !== undefined && straight.deviceBytes > 0);
   });
 });

@@ -1,15 +1,11 @@
 import assert from 'node:assert/strict';
-import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { openSafetensors } from '@stillhouse/checkpoint';
 import { packSequences } from '@stillhouse/decoder';
 import { type Engine, openEngine } from '@stillhouse/runtime';
-import { resolveSettings } from '@stillhouse/settings';
-import { chooseSoftwareAdapter, expectClose, expectSmallDifference, makeTemporaryFolder } from '@stillhouse/testing';
-import { TRAINING_SETTINGS, type TrainingSettings, trainStudent } from './index.ts';
+import { chooseSoftwareAdapter, expectClose, expectSmallDifference } from '@stillhouse/testing';
 import { openGoldenStudent, readStep } from './testing/golden-student.ts';
-import { writeSyntheticCache } from './testing/synthetic-cache.ts';
+import { expectResumedRunIsStraight } from './testing/resumed-run.ts';
 import { expectTenSteps } from './testing/ten-steps.ts';
 
 const obstacle = chooseSoftwareAdapter();
@@ -45,34 +41,9 @@ describe('a training step on WebGPU', { skip: obstacle }, () => {
   });
 
   test('a run that is cut short and resumed equals a straight one bit for bit, and one on the CPU nearly', async (t) => {
-    const folder = await makeTemporaryFolder(t);
-    const cache = join(folder, 'cache');
-    await writeSyntheticCache(cache, { vocabSize: 512, hiddenSize: 24, rows: 6, k: 12, temperatures: [1, 2] });
-    const out = (name: string) => join(folder, name);
-    const run = (name: string, given: Partial<TrainingSettings>, stopAt?: number) =>
-      trainStudent(
-        resolveSettings(TRAINING_SETTINGS, {
-          student: new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname,
-          ...{ cache, out: out(name), labels: 'topk', recompute: 'always', device: 'webgpu' },
-          ...{ steps: 4, batchTokens: 24, lr: 1e-3, threads: 1, checkpointEvery: 2, selectTokens: 0.5, ...given },
-        }),
-        {
-          onStep: ({ step }) => {
-            if (step === stopAt) throw new Error('stopped');
-          },
-        },
-      );
-    await run('straight', {});
-    await assert.rejects(run('cut', {}, 3), /stopped/);
-    await run('cut', { resume: true });
-    assert.deepEqual(
-      await readFile(join(out('cut'), 'model.safetensors')),
-      await readFile(join(out('straight'), 'model.safetensors')),
-    );
+    const { run, modelOf } = await expectResumedRunIsStraight(t, { device: 'webgpu', recompute: 'always' });
     await run('cpu', { device: 'cpu' });
-    const [gpu, cpu] = await Promise.all(
-      ['straight', 'cpu'].map((name) => openSafetensors(join(out(name), 'model.safetensors'))),
-    );
+    const [gpu, cpu] = await Promise.all(['straight', 'cpu'].map((name) => openSafetensors(modelOf(name))));
     for (const name of cpu!.tensors.keys()) {
       const bounds = { mean: 1e-5, quantile999: 1e-3, worst: 1e-2 };
       expectSmallDifference(await gpu!.readFloat64(name), await cpu!.readFloat64(name), { ...bounds, where: name });
