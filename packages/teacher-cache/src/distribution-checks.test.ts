@@ -144,6 +144,20 @@ test('too little mass is found where the policy is by mass, and ids out of their
   assert.match([...checkTopK(swapped, targets, description)][0]!, /not by descending probability/);
 });
 
+test('an infinite log_z is found at every temperature', () => {
+  const description = describe({ k: 2, temperatures: [1, 2, 4] });
+  const logprobs = Float32Array.of(Math.log(0.5), Math.log(0.5));
+  const sound = [1, 2, 4].map((temperature) => Math.log(2 * 0.5 ** (1 / temperature)));
+  const labels = { counts: Int32Array.of(2), ids: Int32Array.of(7, 5), logprobs, logZ: Float32Array.from(sound) };
+  assert.deepEqual([...checkTopK(labels, Int32Array.of(5), description)], []);
+  for (const [i, temperature] of [1, 2, 4].entries())
+    for (const value of [Infinity, -Infinity])
+      assert.deepEqual(
+        [...checkTopK(change(labels, 'logZ', i, value), Int32Array.of(5), description)],
+        [`position 0: log_z at T=${temperature} is ${value}`],
+      );
+});
+
 test('an id kept for another reason than its rank does not bound the tail', () => {
   const topk = { k: 2, temperatures: [1, 2], pinnedIds: [9], keepTarget: true };
   // Half on id 1, the rest even: 0.5 / 58 each but for ids 9 and 5, which are next to impossible.

@@ -50,6 +50,7 @@ export function openSoundCheck(policy: TopKPolicy, vocabSize: number): SoundChec
       }
       const sum = sums[temperature === base ? 0 : 2 * temperature === base ? 1 : 2]!;
       const value = logZ[position * grid.length + index]!;
+      if (!Number.isFinite(value)) return false;
       const slack = NARROW_TOLERANCE * Math.max(1, Math.abs(value));
       const whole = Math.exp(value - first / temperature);
       const tail = tailSize * lookUpExp(distance * (EXP_STEPS / temperature));
