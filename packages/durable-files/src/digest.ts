@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { open } from 'node:fs/promises';
-import { openThreadFile, SLOT_BYTES } from './file-threads.ts';
+import { openThreadFile } from './file-threads.ts';
+import { SLOT_BYTES } from './shared-slots.ts';
 
 export interface FileDigest {
   /** Lower-case hexadecimal sha256 of the whole file. */
@@ -25,11 +26,11 @@ export async function hashFile(path: string): Promise<FileDigest> {
       const bytes = await handle.readFile();
       return { sha256: sha256Of(bytes), sizeBytes: bytes.length };
     }
-    const file = openThreadFile(handle.fd);
+    const file = openThreadFile();
     try {
       let sizeBytes = 0;
       for (;;) {
-        const count = await file.read(TURN_BYTES, sizeBytes);
+        const count = await file.read(handle.fd, TURN_BYTES, sizeBytes);
         sizeBytes += count;
         if (count < TURN_BYTES) return { sha256: await file.digest(), sizeBytes };
       }

@@ -1,35 +1,32 @@
 import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import { StillhouseError } from '@stillhouse/errors';
+import { SLOT_BYTES, type Slot } from './shared-slots.ts';
 
-/** Memory of a fixed size that this thread fills and another reads. */
-export interface Slot {
-  readonly index: number;
-  readonly bytes: Uint8Array;
-}
-
-export const SLOT_BYTES = 1 << 20;
-
-/** The bytes of one file, written and hashed on another thread in the order of the calls. */
+/** The bytes of one file, hashed on another thread in the order of the calls. */
 export interface ThreadFile {
-  /** Writes `length` bytes of a slot at `position` and hashes them; the slot must stay as it is until this settles. */
-  write(slot: Slot, length: number, position: number): Promise<void>;
-  /** Hashes what the file holds from `position` on. @returns how many of `length` bytes there were */
-  read(length: number, position: number): Promise<number>;
-  /** sha256 of all that was written or read, in lower-case hexadecimal. */
+  /** Hashes `length` bytes of a slot, which must stay as it is until this settles. */
+  hash(slot: Slot, length: number): Promise<void>;
+  /**
+   * Hashes what an open file holds from `position` on.
+   * @param fd stays open until this settles
+   * @returns how many of `length` bytes there were
+   */
+  read(fd: number, length: number, position: number): Promise<number>;
+  /** sha256 of all that was hashed, in lower-case hexadecimal. */
   digest(): Promise<string>;
   /** Instead of `digest`, when nobody wants to know any more. */
   abandon(): void;
 }
 
-/** Two keep a disk and a consumer busy: sha256 is the slowest part of a file's way, about 1.5 GB/s on a core. */
+/** Two keep a disk and a consumer busy: sha256 is the slowest part of a file's way, 0.4 to 1.5 GB/s on a core. */
 const THREADS = Math.min(2, availableParallelism());
 
 // Plain JavaScript in a string: it runs without a loader for TypeScript.
 const PROGRAM = `
 const { parentPort, workerData } = require('node:worker_threads');
 const { createHash } = require('node:crypto');
-const { readSync, writeSync } = require('node:fs');
+const { readSync } = require('node:fs');
 const slots = [];
 const hashes = new Map();
 const own = Buffer.allocUnsafeSlow(workerData.slotBytes);
@@ -38,11 +35,9 @@ const hashOf = (file) => {
   return hashes.get(file);
 };
 const tasks = {
-  write: ({ file, fd, slot, memory, length, position }) => {
-    if (memory !== undefined) slots[slot] = new Uint8Array(memory);
-    const bytes = slots[slot].subarray(0, length);
-    for (let done = 0; done < length; ) done += writeSync(fd, bytes, done, length - done, position + done);
-    hashOf(file).update(bytes);
+  hash: ({ file, slot, bytes, length }) => {
+    if (bytes !== undefined) slots[slot] = bytes;
+    hashOf(file).update(slots[slot].subarray(0, length));
   },
   read: ({ file, fd, length, position }) => {
     let done = 0;
@@ -80,6 +75,8 @@ interface Answer {
 }
 
 interface FileThread {
+  /** So many files are on it now. */
+  fileCount: number;
   /** So many bytes went through it. */
   totalBytes: number;
   ask(request: Record<string, unknown>): Promise<unknown>;
@@ -90,14 +87,16 @@ interface FileThread {
 const threads: FileThread[] = [];
 let lastFile = 0;
 
-/** One of a few for the process, which end with it: the one that had least to do so far. */
+/** One of a few for the process, which end with it: the one that has least to do, and had so far. */
 function takeThread(): FileThread {
   if (threads.length < THREADS) {
     const thread = startThread();
     threads.push(thread);
     return thread;
   }
-  return threads.reduce((least, one) => (one.totalBytes < least.totalBytes ? one : least));
+  const hasLess = (a: FileThread, b: FileThread) =>
+    a.fileCount < b.fileCount || (a.fileCount === b.fileCount && a.totalBytes < b.totalBytes);
+  return threads.reduce((least, one) => (hasLess(one, least) ? one : least));
 }
 
 function startThread(): FileThread {
@@ -132,6 +131,7 @@ function startThread(): FileThread {
     calls.clear();
   });
   const thread: FileThread = {
+    fileCount: 0,
     totalBytes: 0,
     ask: (request) => {
       if (end !== undefined) return Promise.reject(end);
@@ -152,41 +152,36 @@ function startThread(): FileThread {
   return thread;
 }
 
-const free: Slot[] = [];
-let slotCount = 0;
-
-/** As many are kept as were ever in use at once. */
-export function takeSlot(): Slot {
-  const slot = free.pop();
-  if (slot !== undefined) return slot;
-  slotCount += 1;
-  return { index: slotCount - 1, bytes: new Uint8Array(new SharedArrayBuffer(SLOT_BYTES)) };
-}
-
-export function giveSlotBack(slot: Slot): void {
-  free.push(slot);
-}
-
 /**
- * @param fd stays open until every call has settled
  * @throws StillhouseError FILE_THREAD_ENDED (from any of the calls); what it has hashed is lost with a thread
  */
-export function openThreadFile(fd: number): ThreadFile {
+export function openThreadFile(): ThreadFile {
   const thread = takeThread();
+  thread.fileCount += 1;
   lastFile += 1;
   const file = lastFile;
+  let isDone = false;
+  const finish = () => {
+    if (!isDone) thread.fileCount -= 1;
+    isDone = true;
+  };
   return {
-    write: async (slot, length, position) => {
+    hash: async (slot, length) => {
       thread.totalBytes += length;
-      const memory = thread.learn(slot.index) ? undefined : slot.bytes.buffer;
-      await thread.ask({ task: 'write', file, fd, slot: slot.index, memory, length, position });
+      const bytes = thread.learn(slot.index) ? undefined : slot.bytes;
+      await thread.ask({ task: 'hash', file, slot: slot.index, bytes, length });
     },
-    read: async (length, position) => {
+    read: async (fd, length, position) => {
       thread.totalBytes += length;
       return (await thread.ask({ task: 'read', file, fd, length, position })) as number;
     },
-    digest: async () => (await thread.ask({ task: 'digest', file })) as string,
+    digest: async () => {
+      const sha256 = (await thread.ask({ task: 'digest', file })) as string;
+      finish();
+      return sha256;
+    },
     abandon: () => {
+      finish();
       thread.ask({ task: 'drop', file }).catch(() => {});
     },
   };

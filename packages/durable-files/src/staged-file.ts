@@ -1,8 +1,10 @@
 import { open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { type FileDigest, sha256Of } from './digest.ts';
-import { giveSlotBack, openThreadFile, SLOT_BYTES, type Slot, type ThreadFile, takeSlot } from './file-threads.ts';
+import { openThreadFile, type ThreadFile } from './file-threads.ts';
 import { makeFolder } from './make-folder.ts';
+import { openPieceWriter, type PieceWriter, type WritePath } from './piece-writer.ts';
+import { giveSlotBack, SLOT_BYTES, type Slot, takeSlot } from './shared-slots.ts';
 import { explainWriteFailure } from './write-failure.ts';
 
 /** A file under its temporary name: nothing is seen at `path` before `commit`. One call at a time. */
@@ -19,17 +21,15 @@ export interface StagedFile {
 /** The suffix of a file that is not finished; whoever finds one may delete it. */
 const STAGED_SUFFIX = '.partial';
 
-/** After so many bytes what was written starts on its way to the disk. */
-const SYNC_BYTES = 8 << 20;
-
 /** So much of a file waits to be written and hashed; then `write` waits too. */
-const WAITING_SLOTS = 8;
+const WAITING_SLOTS = 4;
 
 /**
  * Opens a staged file for writing; missing folders are made.
+ * @param way of a file of more than 2 MiB; what is shorter, and the end of a longer one, is written `buffered`
  * @throws StillhouseError DISK_FULL, NOT_WRITABLE, FILE_THREAD_ENDED (from any of its methods too)
  */
-export async function stageFile(path: string): Promise<StagedFile> {
+export async function stageFile(path: string, way: WritePath = 'buffered'): Promise<StagedFile> {
   const temporary = path + STAGED_SUFFIX;
   const guard = async <T>(work: () => Promise<T>): Promise<T> => {
     try {
@@ -50,46 +50,22 @@ export async function stageFile(path: string): Promise<StagedFile> {
     if (failure !== undefined) throw failure.cause;
   };
 
-  let unsyncedBytes = 0;
-  let syncing: Promise<void> | undefined;
-  // The disk works while the next bytes are made, rather than all at once at the end.
-  const syncBehind = (count: number) => {
-    unsyncedBytes += count;
-    if (unsyncedBytes < SYNC_BYTES || syncing !== undefined || failure !== undefined) return;
-    unsyncedBytes = 0;
-    syncing = handle
-      .datasync()
-      .catch((cause: unknown) => {
-        failure ??= { cause };
-      })
-      .finally(() => {
-        syncing = undefined;
-      });
-  };
-
-  // Bytes are gathered in a slot. A full one goes to the thread of the file, which a short file never has.
+  // Bytes are gathered in a slot. A full one is hashed on a thread while it is written; a short file never has one.
   let slot: Slot | undefined;
   let filledBytes = 0;
   let handedBytes = 0;
-  let onThread: ThreadFile | undefined;
+  let long: { readonly digest: ThreadFile; readonly pieces: PieceWriter } | undefined;
   const waiting = new Set<Promise<void>>();
   const handOver = (full: Slot) => {
-    onThread ??= openThreadFile(handle.fd);
-    const length = filledBytes;
-    const writing = onThread
-      .write(full, length, handedBytes)
-      .then(
-        () => syncBehind(length),
-        (cause: unknown) => {
-          failure ??= { cause };
-        },
-      )
-      .finally(() => {
-        giveSlotBack(full);
-        waiting.delete(writing);
-      });
-    waiting.add(writing);
-    handedBytes += length;
+    long ??= { digest: openThreadFile(), pieces: openPieceWriter(handle, temporary, way) };
+    const uses = [long.digest.hash(full, filledBytes), long.pieces.write(full.bytes.subarray(0, filledBytes))];
+    const done = Promise.allSettled(uses).then((results) => {
+      for (const result of results) if (result.status === 'rejected') failure ??= { cause: result.reason };
+      giveSlotBack(full);
+      waiting.delete(done);
+    });
+    waiting.add(done);
+    handedBytes += filledBytes;
     filledBytes = 0;
     slot = undefined;
   };
@@ -108,7 +84,9 @@ export async function stageFile(path: string): Promise<StagedFile> {
   /** Whether all went well or not, nobody uses the file or a slot of it any more. */
   const settle = async () => {
     await Promise.all(waiting);
-    await syncing;
+    await long?.pieces.end().catch((cause: unknown) => {
+      failure ??= { cause };
+    });
   };
   const close = async () => {
     if (!isOpen) return;
@@ -132,14 +110,14 @@ export async function stageFile(path: string): Promise<StagedFile> {
         const rest = slot?.bytes.subarray(0, filledBytes) ?? new Uint8Array();
         const sizeBytes = handedBytes + rest.length;
         let sha256: string;
-        if (onThread === undefined) {
+        if (long === undefined) {
           sha256 = sha256Of(rest);
           await writeShort(rest);
         } else {
           if (slot !== undefined) handOver(slot);
           await settle();
           requireSound();
-          sha256 = await onThread.digest();
+          sha256 = await long.digest.digest();
         }
         await handle.sync();
         await close();
@@ -151,7 +129,7 @@ export async function stageFile(path: string): Promise<StagedFile> {
     abort: async () => {
       if (isCommitted) return;
       await settle();
-      onThread?.abandon();
+      long?.digest.abandon();
       await close();
       await rm(temporary, { force: true });
     },
