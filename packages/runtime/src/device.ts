@@ -1,8 +1,8 @@
 import { availableParallelism } from 'node:os';
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
-import { findCudaProvider } from './cuda/onnxruntime-library.ts';
 import { createEngine, type Engine } from './engine.ts';
 import { findGraphics, type GraphicsFinding } from './graphics.ts';
+import { findCudaProvider } from './native/onnxruntime-library.ts';
 import type { ProductPrecision } from './protocol.ts';
 import { startWorker } from './worker-link.ts';
 

@@ -1,6 +1,5 @@
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { Failure } from './failure.ts';
-import { shapeTensor } from './host-memory.ts';
 import { type OwnModelName, readOwnModel } from './own-models.ts';
 import { countElements, formatShape, TENSOR_ARRAYS, type TensorData, type TensorDtype } from './tensor.ts';
 import type { EnterNative, TensorMemory } from './tensor-memory.ts';
@@ -294,4 +293,9 @@ function wordsOf(data: TensorData): Int32Array {
   const words = new Int32Array(countWords(data.byteLength));
   new Uint8Array(words.buffer).set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
   return words;
+}
+
+/** The sizes of a shape as the int64 tensor that operators want. */
+function shapeTensor(sizes: readonly number[]): Tensor {
+  return new Tensor('int64', BigInt64Array.from(sizes, BigInt), [sizes.length]) as Tensor;
 }

@@ -14,7 +14,8 @@ export const configureOptimizers = (mergesRepeats: boolean) => ({
 /** Makes ONNX Runtime refuse a model of which it would compute a part on the CPU, with copies to and fro, in silence. */
 export const STRICT = { 'session.disable_cpu_ep_fallback': '1' } as const;
 
-const SPINNING = {
+/** Entries of a session's configuration for the threads inside of operators. */
+export const SPINNING = {
   'session.intra_op.allow_spinning': '1',
   'session.intra_op.spin_duration_us': '50',
   'session.force_spinning_stop': '1',

@@ -30,7 +30,7 @@ export interface TensorMemory<Session> {
   /** Gives back what was freed and is still held. */
   collect(): void;
   /** Memory of a device that has its own: what is taken of it, by whomever, and all of it. */
-  measureDevice?(): { readonly usedBytes: number; readonly totalBytes: number };
+  measureDevice?(): { readonly usedBytes: number; readonly totalBytes: number } | undefined;
   /** Ends everything. */
   close(): Promise<void>;
 }

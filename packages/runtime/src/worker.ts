@@ -4,10 +4,9 @@
  * `session.run` blocks its thread, so the main thread keeps only handles, and `TensorMemory` the tensors.
  */
 import { parentPort, workerData } from 'node:worker_threads';
-import { env } from 'onnxruntime-node';
-import { createCpuBackend, openWebGpuBackend } from './binding-backend.ts';
-import { openCudaBackend } from './cuda/cuda-backend.ts';
 import { Failure } from './failure.ts';
+import { openCpuBackend } from './native/cpu-backend.ts';
+import { openCudaBackend } from './native/cuda-backend.ts';
 import { describeUnsupportedDtype, isShapeInput } from './program.ts';
 import type {
   FromWorker,
@@ -44,8 +43,13 @@ const DEVICE_MEMORY_EXHAUSTED =
 
 const programs = new Map<number, LoadedProgram>();
 let options: WorkerOptions | undefined;
-let backend: Backend<unknown> = createCpuBackend(enterNative);
+let opened: Backend<unknown> | undefined;
 let commandFailure: WorkerFailure | undefined;
+
+function backend(): Backend<unknown> {
+  if (opened === undefined) throw new Error('no device was opened');
+  return opened;
+}
 
 /** Every stay inside ONNX Runtime: a thread that is ended there takes the whole process with it (SIGABRT). */
 async function enterNative<Result>(work: () => Promise<Result>): Promise<Result> {
@@ -64,23 +68,23 @@ async function enterNative<Result>(work: () => Promise<Result>): Promise<Result>
 async function executeCommand(command: WorkerCommand): Promise<void> {
   switch (command.kind) {
     case 'upload':
-      return backend.memory.upload(command.handle, command.dtype, command.shape, command.data);
+      return backend().memory.upload(command.handle, command.dtype, command.shape, command.data);
     case 'allocate':
-      return backend.memory.allocate(command.handle, command.dtype, command.shape);
+      return backend().memory.allocate(command.handle, command.dtype, command.shape);
     case 'view':
-      return backend.memory.view(command.handle, command.of, command.offset, command.shape);
+      return backend().memory.view(command.handle, command.of, command.offset, command.shape);
     case 'write':
-      return backend.memory.write(command.tensor, command.data);
+      return backend().memory.write(command.tensor, command.data);
     case 'fill':
-      return backend.memory.fill(command.tensor, command.value);
+      return backend().memory.fill(command.tensor, command.value);
     case 'copy':
-      return backend.memory.copy(command.from, command.to);
+      return backend().memory.copy(command.from, command.to);
     case 'free':
-      return backend.memory.free(command.handles, command.sizeBytes);
+      return backend().memory.free(command.handles, command.sizeBytes);
     case 'release': {
       const program = programs.get(command.program);
       programs.delete(command.program);
-      return program === undefined ? undefined : backend.memory.release(program.session);
+      return program === undefined ? undefined : backend().memory.release(program.session);
     }
     default:
       throw new Error(`unknown command ${JSON.stringify(command satisfies never)}`);
@@ -88,15 +92,15 @@ async function executeCommand(command: WorkerCommand): Promise<void> {
 }
 
 async function executeCall(call: WorkerCall, position: string): Promise<void> {
-  if (call.kind === 'fill') return backend.memory.fill(call.tensor, call.value);
-  if (call.kind === 'copy') return backend.memory.copy(call.from, call.to);
+  if (call.kind === 'fill') return backend().memory.fill(call.tensor, call.value);
+  if (call.kind === 'copy') return backend().memory.copy(call.from, call.to);
   const program = programs.get(call.program);
   if (program === undefined) throw new Error(`no program has the number ${call.program}`);
   const { name, session, inputNames, outputNames, shapeNames } = program;
   const bind = <Bound>(names: readonly string[], bound: readonly Bound[]) =>
     names.map((port, index) => [port, bound[index]!] as const);
   try {
-    await backend.memory.run({
+    await backend().memory.run({
       session,
       inputs: bind(inputNames, call.inputs),
       outputs: bind(outputNames, call.outputs),
@@ -113,9 +117,16 @@ async function executeCall(call: WorkerCall, position: string): Promise<void> {
 }
 
 async function openBackend(wanted: WorkerOptions): Promise<Backend<unknown>> {
-  if (wanted.device === 'cpu') return createCpuBackend(enterNative);
+  if (wanted.device === 'cpu') return openCpuBackend(enterNative);
+  if (wanted.device === 'cuda') return openCudaBackend(enterNative, wanted);
+  // What nothing else needs is not loaded for it.
+  const { openWebGpuBackend } = await import('./webgpu-backend.ts');
+  return openWebGpuBackend(enterNative, wanted);
+}
+
+async function openDevice(wanted: WorkerOptions): Promise<null> {
   try {
-    return await (wanted.device === 'cuda' ? openCudaBackend : openWebGpuBackend)(enterNative, wanted);
+    opened = await openBackend(wanted);
   } catch (error) {
     throw new Failure({
       code: 'DEVICE_UNAVAILABLE',
@@ -123,11 +134,6 @@ async function openBackend(wanted: WorkerOptions): Promise<Backend<unknown>> {
       problem: `ONNX Runtime cannot use it here: ${describe(error)}`,
     });
   }
-}
-
-async function openDevice(wanted: WorkerOptions): Promise<null> {
-  env.logLevel = 'fatal'; // Everything that fails is thrown; ONNX Runtime need not print it as well.
-  backend = await openBackend(wanted);
   options = wanted;
   return null;
 }
@@ -137,7 +143,7 @@ async function compileProgram(request: Extract<WorkerRequest, { kind: 'compile' 
   if (options === undefined) throw new Error('compile before open');
   let loaded: LoadedModel<unknown>;
   try {
-    loaded = await backend.load(model, {
+    loaded = await backend().load(model, {
       ...options,
       enableMemoryArena: request.enableMemoryArena ?? options.enableMemoryArena,
       threads: request.threads ?? options.threads,
@@ -188,19 +194,21 @@ async function answerRequest(request: WorkerRequest): Promise<WorkerAnswers[keyo
     }
     case 'download':
       return downloadMany(request.tensors);
-    case 'memory':
-      backend.memory.collect();
+    case 'memory': {
+      const device = backend().memory.measureDevice?.();
+      backend().memory.collect();
       return {
         residentBytes: process.memoryUsage.rss(),
         peakRssBytes: process.resourceUsage().maxRSS * 1024,
-        device: backend.memory.measureDevice?.(),
+        device,
       };
+    }
     case 'close':
       // Tensors first: on a device, memory that outlives the session that made it ends the process when it is freed.
-      await backend.memory.close();
+      await backend().memory.close();
       for (const { session } of programs.values()) {
-        if (options?.profileFolder !== undefined) backend.endProfiling(session);
-        await backend.memory.release(session);
+        if (options?.profileFolder !== undefined) backend().endProfiling(session);
+        await backend().memory.release(session);
       }
       programs.clear();
       return null;
@@ -211,7 +219,7 @@ async function answerRequest(request: WorkerRequest): Promise<WorkerAnswers[keyo
 
 async function downloadMany(handles: readonly number[]): Promise<readonly TensorData[]> {
   const downloaded: TensorData[] = [];
-  for (const handle of handles) downloaded.push(await backend.memory.download(handle));
+  for (const handle of handles) downloaded.push(await backend().memory.download(handle));
   return downloaded;
 }
 

@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
+import { setImmediate } from 'node:timers/promises';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import type { WorkerOptions } from '../protocol.ts';
-import type { CudaDevice } from './cuda-driver.ts';
-import { addressOf } from './foreign-functions.ts';
+import { openHostDevice } from './host-device.ts';
 import { createNativeMemory } from './native-memory.ts';
 import { createNativeSessions } from './native-session.ts';
 import { findLibraryFolder, loadOnnxRuntime } from './onnxruntime-library.ts';
@@ -11,37 +13,6 @@ import { findLibraryFolder, loadOnnxRuntime } from './onnxruntime-library.ts';
 const OPTIONS: WorkerOptions = { device: 'cpu', threads: 1, precision: 'float32', enableMemoryArena: true };
 
 const readModel = (name: string) => readFileSync(new URL(`../../../../test/runtime/${name}.onnx`, import.meta.url));
-
-/** Main memory in the place of a device's: what the driver does, done by Node.js. */
-function openHostDevice(): CudaDevice {
-  const blocks = new Map<bigint, Buffer>();
-  const at = (address: bigint, sizeBytes: number): Buffer => {
-    for (const [start, block] of blocks) {
-      const offset = Number(address - start);
-      if (offset >= 0 && offset + sizeBytes <= block.length) return block.subarray(offset, offset + sizeBytes);
-    }
-    throw new Error(`no memory of ${sizeBytes} bytes at ${address}`);
-  };
-  const bytesOf = (data: NodeJS.ArrayBufferView) => Buffer.from(data.buffer, data.byteOffset, data.byteLength);
-  return {
-    name: 'main memory',
-    stream: 0n,
-    allocate(sizeBytes) {
-      const block = Buffer.from(new ArrayBuffer(sizeBytes));
-      blocks.set(addressOf(block), block);
-      return addressOf(block);
-    },
-    free: (address) => assert.ok(blocks.delete(address), 'freed twice'),
-    write: (to, data) => void bytesOf(data).copy(at(to, data.byteLength)),
-    read: (from, into) => void at(from, into.byteLength).copy(bytesOf(into)),
-    copy: (from, to, sizeBytes) => void at(from, sizeBytes).copy(at(to, sizeBytes)),
-    fill: (address, pattern, count) => void at(address, pattern.length * count).fill(pattern),
-    synchronize: () => {},
-    trim: () => {},
-    measureMemory: () => ({ usedBytes: 0, totalBytes: 0 }),
-    close: () => assert.equal(blocks.size, 0, 'memory that nobody freed'),
-  };
-}
 
 function openOnCpu() {
   const sessions = createNativeSessions(loadOnnxRuntime(), { kind: 'cpu' });
@@ -129,8 +100,22 @@ test('what ONNX Runtime refuses is told in its words, and the next call goes wel
   device.close();
 });
 
+test('the library stays when nothing in JavaScript holds it', async () => {
+  const ort = loadOnnxRuntime();
+  setFlagsFromString('--expose-gc');
+  const collectGarbage = runInNewContext('gc') as () => void;
+  for (let i = 0; i < 3; i++) {
+    collectGarbage();
+    await setImmediate();
+  }
+  const sessions = createNativeSessions(ort, { kind: 'cpu' });
+  const { session, inputs } = sessions.load(readModel('matmul'), OPTIONS);
+  assert.equal(inputs.length, 2);
+  sessions.release(session);
+});
+
 test('a folder without the library is named', () => {
-  assert.throws(() => loadOnnxRuntime('/nowhere'), /there is no libonnxruntime\.so in \/nowhere/);
+  assert.throws(() => loadOnnxRuntime('/nowhere'), /there is no library of ONNX Runtime in \/nowhere/);
   assert.equal(findLibraryFolder({ STILLHOUSE_ONNXRUNTIME: '/opt/onnxruntime' }), '/opt/onnxruntime');
   assert.match(findLibraryFolder({}), /onnxruntime-node/);
 });

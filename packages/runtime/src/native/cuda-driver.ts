@@ -6,6 +6,7 @@ import {
   loadLibrary,
   readText,
 } from './foreign-functions.ts';
+import type { NativeDevice } from './native-device.ts';
 
 const p = 'pointer';
 
@@ -45,35 +46,11 @@ const STREAM_NON_BLOCKING = 1;
 const POOL_RELEASE_THRESHOLD = 4;
 const WORD_BYTES = 4;
 
-/** Memory of one CUDA device, in the order of one stream. Addresses are the device's; all sizes are bytes. */
-export interface CudaDevice {
-  readonly name: string;
-  /** The stream (CUstream) in which everything happens. */
-  readonly stream: Address;
-  /** @throws Error that says CUDA_ERROR_OUT_OF_MEMORY where there is none left */
-  allocate(sizeBytes: number): Address;
-  free(address: Address): void;
-  /** `data` may be changed as soon as this returns. */
-  write(to: Address, data: NodeJS.ArrayBufferView): void;
-  /** Waits for all that was asked before. */
-  read(from: Address, into: NodeJS.ArrayBufferView): void;
-  copy(from: Address, to: Address, sizeBytes: number): void;
-  /** Repeats a pattern of 1, 2, 4 or 8 bytes. */
-  fill(address: Address, pattern: Uint8Array, count: number): void;
-  /** Waits until all that was asked is done. */
-  synchronize(): void;
-  /** Gives back freed memory that the process still holds. */
-  trim(): void;
-  /** Memory of the device that is taken, by whomever, and all of it. */
-  measureMemory(): { readonly usedBytes: number; readonly totalBytes: number };
-  close(): void;
-}
-
 /** Opens the first CUDA device. @throws Error in the loader's or the driver's words */
-export function openCudaDevice(): CudaDevice {
+export function openCudaDevice(): NativeDevice {
   const library = loadLibrary(LIBRARY);
   const functions = Object.fromEntries(
-    Object.entries(FUNCTIONS).map(([name, takes]) => [name, findFunction(library, name, takes)]),
+    Object.entries(FUNCTIONS).map(([name, takes]) => [name, findFunction(library, name, 'int', takes)]),
   ) as Readonly<Record<DriverFunction, (...given: readonly ForeignArgument[]) => number>>;
   const textFrom = (name: 'cuGetErrorName' | 'cuGetErrorString', code: number) => {
     const room = addressRoom();
@@ -100,10 +77,16 @@ export function openCudaDevice(): CudaDevice {
   call('cuMemPoolSetAttribute', pool, POOL_RELEASE_THRESHOLD, BigUint64Array.of(2n ** 64n - 1n));
   const synchronize = () => call('cuStreamSynchronize', stream);
 
+  const allocate = (sizeBytes: number): Address => make('cuMemAllocAsync', sizeBytes, stream);
   return {
     name: label.toString('utf8', 0, label.indexOf(0)),
     stream,
-    allocate: (sizeBytes) => make('cuMemAllocAsync', sizeBytes, stream),
+    allocate,
+    allocateZeros(sizeBytes) {
+      const address = allocate(sizeBytes);
+      call('cuMemsetD8Async', address, 0, sizeBytes, stream);
+      return address;
+    },
     free: (address) => call('cuMemFreeAsync', address, stream),
     write: (to, data) => call('cuMemcpyHtoDAsync_v2', to, data, data.byteLength, stream),
     read(from, into) {

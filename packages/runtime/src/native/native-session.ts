@@ -1,8 +1,8 @@
 import type { Port, WorkerOptions } from '../protocol.ts';
-import { configureOptimizers, nameProfile, STRICT } from '../session-options.ts';
+import { configureOptimizers, nameProfile, SPINNING, STRICT } from '../session-options.ts';
 import type { TensorDtype } from '../tensor.ts';
 import type { LoadedModel } from '../tensor-memory.ts';
-import { type Address, addressOf, addressRoom, readText, textOf } from './foreign-functions.ts';
+import { type Address, addressOf, addressRoom, NO_ADDRESS, pathOf, readText, textOf } from './foreign-functions.ts';
 import type { OnnxRuntimeLibrary } from './onnxruntime-library.ts';
 
 /** ONNX's element types (TensorProto.DataType) that tensors of ours have. */
@@ -60,15 +60,15 @@ export function createNativeSessions(ort: OnnxRuntimeLibrary, provider: NativePr
     // Fails in words where the provider cannot be loaded; what comes next would end the process.
     ort.release('sessionOptions', makeOptions({ threads: 1 }));
     // One arena for all programs, or each would keep the peak of its own intermediate values.
-    const arena = ort.make('createArenaConfiguration', 0n, 0n, 0);
+    const arena = ort.make('createArenaConfiguration', NO_ADDRESS, NO_ADDRESS, 0);
     ort.call(
       'createAndRegisterAllocator',
       environment,
       textOf('CUDAExecutionProvider'),
       deviceMemory,
       arena,
-      0n,
-      0n,
+      NO_ADDRESS,
+      NO_ADDRESS,
       0,
     );
     ort.release('arenaConfiguration', arena);
@@ -95,17 +95,20 @@ export function createNativeSessions(ort: OnnxRuntimeLibrary, provider: NativePr
 
   function makeOptions({
     threads,
+    enableMemoryArena = true,
     mergesRepeats,
     profileFolder,
-  }: Pick<WorkerOptions, 'threads' | 'mergesRepeats' | 'profileFolder'>): Address {
+  }: Pick<WorkerOptions, 'threads'> & Partial<WorkerOptions>): Address {
     const made = ort.make('createSessionOptions');
     ort.call('setSessionGraphOptimizationLevel', made, OPTIMIZE_ALL);
     ort.call('setIntraOpNumThreads', made, threads);
     ort.call('setInterOpNumThreads', made, 1);
     ort.call('disableMemPattern', made);
+    if (!enableMemoryArena) ort.call('disableCpuMemArena', made);
     ort.call('setSessionLogSeverityLevel', made, LOG_FATAL);
-    if (profileFolder !== undefined) ort.call('enableProfiling', made, textOf(nameProfile(profileFolder)));
+    if (profileFolder !== undefined) ort.call('enableProfiling', made, pathOf(nameProfile(profileFolder)));
     const entries = {
+      ...SPINNING,
       ...configureOptimizers(mergesRepeats ?? true),
       ...(provider.kind === 'cuda' ? { ...STRICT, 'session.use_env_allocators': '1' } : {}),
     };
@@ -132,7 +135,7 @@ export function createNativeSessions(ort: OnnxRuntimeLibrary, provider: NativePr
 
   /** `info` is none for what is no tensor. */
   function describeType(info: Address): Omit<Port, 'name'> {
-    if (info === 0n) return { dtype: 'not a tensor', shape: [] };
+    if (info === NO_ADDRESS) return { dtype: 'not a tensor', shape: [] };
     const type = new Int32Array(1);
     ort.call('getTensorElementType', info, type);
     const rank = new BigUint64Array(1);

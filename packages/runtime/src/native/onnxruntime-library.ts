@@ -6,8 +6,10 @@ import {
   addressRoom,
   type ForeignArgument,
   type ForeignType,
+  findFunction,
   functionAt,
   loadLibrary,
+  NO_ADDRESS,
   readAddress,
   readText,
 } from './foreign-functions.ts';
@@ -27,6 +29,7 @@ const FUNCTIONS = {
   createSessionOptions: [10, [p]],
   enableProfiling: [14, [p, p]],
   disableMemPattern: [17, [p]],
+  disableCpuMemArena: [19, [p]],
   setSessionLogSeverityLevel: [22, [p, 'int']],
   setSessionGraphOptimizationLevel: [23, [p, 'int']],
   setIntraOpNumThreads: [24, [p, 'int']],
@@ -90,6 +93,9 @@ export interface OnnxRuntimeLibrary {
 /** The folder of ONNX Runtime's libraries, instead of onnxruntime-node's own. */
 export const LIBRARY_FOLDER_VARIABLE = 'STILLHOUSE_ONNXRUNTIME';
 
+/** On Linux, macOS and Windows. */
+const LIBRARY_NAME = /^(libonnxruntime\.so.*|libonnxruntime\..*dylib|onnxruntime\.dll)$/;
+
 /** Where ONNX Runtime's libraries are, its providers beside it. */
 export function findLibraryFolder(environment: Readonly<Record<string, string | undefined>> = process.env): string {
   const named = environment[LIBRARY_FOLDER_VARIABLE];
@@ -110,11 +116,11 @@ export function findCudaProvider(folder = findLibraryFolder()): {
 
 /** Loads ONNX Runtime from a folder. @throws Error in the loader's words, or when the version is too old */
 export function loadOnnxRuntime(folder = findLibraryFolder()): OnnxRuntimeLibrary {
-  const name = existsSync(folder) ? readdirSync(folder).find((file) => /^libonnxruntime\.so/.test(file)) : undefined;
-  if (name === undefined) throw new Error(`there is no libonnxruntime.so in ${folder}`);
-  const base = loadLibrary(join(folder, name)).func('OrtGetApiBase', 'void *', [])() as Address;
+  const name = existsSync(folder) ? readdirSync(folder).find((file) => LIBRARY_NAME.test(file)) : undefined;
+  if (name === undefined) throw new Error(`there is no library of ONNX Runtime in ${folder}`);
+  const base = findFunction(loadLibrary(join(folder, name)), 'OrtGetApiBase', 'pointer', [])();
   const table = functionAt(readAddress(base, 0), 'pointer', ['uint'])(API_VERSION);
-  if (table === 0n) throw new Error(`${name} is older than version 1.${API_VERSION}`);
+  if (table === NO_ADDRESS) throw new Error(`${name} is older than version 1.${API_VERSION}`);
 
   const errorMessage = functionAt(readAddress(table, GET_ERROR_MESSAGE), 'pointer', [p]);
   const releaseStatus = functionAt(readAddress(table, RELEASE_STATUS), 'void', [p]);
@@ -126,12 +132,12 @@ export function loadOnnxRuntime(folder = findLibraryFolder()): OnnxRuntimeLibrar
   ) as Readonly<Record<OrtFunction, (...given: readonly ForeignArgument[]) => Address>>;
   const releases = Object.fromEntries(
     Object.entries(RELEASES).map(([key, place]) => [key, functionAt(readAddress(table, place), 'void', [p])]),
-  ) as Readonly<Record<keyof typeof RELEASES, (address: Address) => Address>>;
+  ) as Readonly<Record<keyof typeof RELEASES, (address: Address) => void>>;
 
   const library: OnnxRuntimeLibrary = {
     call(key, ...given) {
       const status = functions[key](...given);
-      if (status === 0n) return;
+      if (status === NO_ADDRESS) return;
       const message = readText(errorMessage(status));
       releaseStatus(status);
       throw new Error(message);
@@ -141,7 +147,7 @@ export function loadOnnxRuntime(folder = findLibraryFolder()): OnnxRuntimeLibrar
       library.call(key, ...given, room);
       return room[0]!;
     },
-    release: (what, address) => void releases[what](address),
+    release: (what, address) => releases[what](address),
   };
   return library;
 }

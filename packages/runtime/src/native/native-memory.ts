@@ -1,7 +1,8 @@
 import { countElements, TENSOR_ARRAYS, type TensorData, type TensorDtype } from '../tensor.ts';
 import type { EnterNative, TensorMemory } from '../tensor-memory.ts';
-import type { CudaDevice } from './cuda-driver.ts';
+import { createArrayCollection } from './array-collection.ts';
 import { type Address, addressOf } from './foreign-functions.ts';
+import type { NativeDevice } from './native-device.ts';
 import type { NativeSession, NativeSessions } from './native-session.ts';
 
 interface HeldTensor {
@@ -18,15 +19,16 @@ interface HeldTensor {
 const LEAST_BYTES = 256;
 
 /**
- * Tensors in the memory of a CUDA device. Programs read and write them where they lie, views are addresses inside of them,
- * and everything is queued in one stream, so only a download waits for the device.
+ * Tensors in main memory or in that of a CUDA device. Programs read and write them where they lie, and views are addresses
+ * inside of them. On a CUDA device everything is queued in one stream, so only a download waits for it.
  */
 export function createNativeMemory(
-  device: CudaDevice,
+  device: NativeDevice,
   sessions: NativeSessions,
   enterNative: EnterNative,
 ): TensorMemory<NativeSession> {
   const tensors = new Map<number, HeldTensor>();
+  const arrays = createArrayCollection();
 
   function get(handle: number): HeldTensor {
     const held = tensors.get(handle);
@@ -49,14 +51,20 @@ export function createNativeMemory(
     tensors.set(handle, { dtype, count, address, value, isOwner });
   }
 
-  function allocate(handle: number, dtype: TensorDtype, shape: readonly number[]): HeldTensor {
-    const address = device.allocate(Math.max(LEAST_BYTES, sizeOf({ dtype, count: countElements(shape) })));
-    hold(handle, dtype, shape, address, true);
+  function allocate(
+    handle: number,
+    dtype: TensorDtype,
+    shape: readonly number[],
+    fill: 'nothing' | 'zeros',
+  ): HeldTensor {
+    const sizeBytes = Math.max(LEAST_BYTES, sizeOf({ dtype, count: countElements(shape) }));
+    hold(handle, dtype, shape, fill === 'zeros' ? device.allocateZeros(sizeBytes) : device.allocate(sizeBytes), true);
     return get(handle);
   }
 
   function write({ address, count }: HeldTensor, data: TensorData): void {
     if (count > 0) device.write(address, data);
+    arrays.leave(data.byteLength);
   }
 
   function fill({ address, dtype, count }: HeldTensor, value: number): void {
@@ -69,10 +77,10 @@ export function createNativeMemory(
 
   return {
     async upload(handle, dtype, shape, data) {
-      await enterNative(async () => write(allocate(handle, dtype, shape), data));
+      await enterNative(async () => write(allocate(handle, dtype, shape, 'nothing'), data));
     },
     async allocate(handle, dtype, shape) {
-      await enterNative(async () => fill(allocate(handle, dtype, shape), 0));
+      await enterNative(async () => void allocate(handle, dtype, shape, 'zeros'));
     },
     async view(handle, of, offset, shape) {
       const { dtype, address } = get(of);
@@ -123,7 +131,10 @@ export function createNativeMemory(
         sessions.release(session);
       });
     },
-    collect: () => device.synchronize(),
+    collect() {
+      arrays.collect();
+      device.trim();
+    },
     measureDevice: () => device.measureMemory(),
     async close() {
       device.synchronize();

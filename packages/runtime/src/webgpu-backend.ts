@@ -1,26 +1,16 @@
-import { InferenceSession, Tensor } from 'onnxruntime-node';
+import { env, InferenceSession, Tensor } from 'onnxruntime-node';
 import { createGpuMemory } from './gpu-memory.ts';
-import { createHostMemory } from './host-memory.ts';
 import { readOwnModel } from './own-models.ts';
 import type { Port, WorkerOptions } from './protocol.ts';
 import { createProgramOptions, createSessionOptions, STRICT } from './session-options.ts';
 import type { Backend, EnterNative } from './tensor-memory.ts';
-import { addFirstOutput, ownOutputs } from './uncopied-outputs.ts';
-
-/** The CPU, by onnxruntime-node. */
-export function createCpuBackend(enterNative: EnterNative): Backend<InferenceSession> {
-  return {
-    memory: createHostMemory(enterNative),
-    load: (model, options) => load(enterNative, addFirstOutput(model), options),
-    endProfiling: (session) => session.endProfiling(),
-  };
-}
 
 /** A WebGPU device, by onnxruntime-node. @throws Error with ONNX Runtime's words where there is none that works */
 export async function openWebGpuBackend(
   enterNative: EnterNative,
   options: WorkerOptions,
 ): Promise<Backend<InferenceSession>> {
+  env.logLevel = 'fatal'; // Everything that fails is thrown; ONNX Runtime need not print it as well.
   // Without this the session would be made, and run, on the CPU.
   const strict = createSessionOptions({ ...options, profileFolder: undefined }, STRICT);
   await enterNative(async () => {
@@ -42,7 +32,7 @@ async function load(enterNative: EnterNative, model: Uint8Array, options: Worker
   return {
     session,
     inputs: session.inputMetadata.map(describePort),
-    outputs: ownOutputs(session.outputMetadata).map(describePort),
+    outputs: session.outputMetadata.map(describePort),
   };
 }
 
