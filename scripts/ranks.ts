@@ -8,6 +8,7 @@ export const ranks: Readonly<Record<string, number>> = {
   'onnx-graph': 1,
   'float-formats': 1,
   'durable-files': 1,
+  'source-bundle': 1,
   runtime: 2,
   checkpoint: 2,
   tokenizer: 2,
@@ -55,6 +56,7 @@ export const libraryOwners: Readonly<Record<string, readonly string[]>> = {
   valibot: ['settings', 'cli'],
   // Not a format but the loader of TypeScript, needed wherever a thread or a process starts.
   tsx: ['cli', 'runtime', 'testing'],
+  esbuild: ['source-bundle'],
 };
 
 /** Libraries that every test may import. The package `testing` lists them for all. */
