@@ -59,5 +59,10 @@ export const libraryOwners: Readonly<Record<string, readonly string[]>> = {
   esbuild: ['source-bundle'],
 };
 
+/** Files that may import by a path that they compute, and why. */
+export const computedImports: Readonly<Record<string, string>> = {
+  'packages/cli/bin/command-bundle.js': 'the bundle of the command has another name for each state of the sources',
+};
+
 /** Libraries that every test may import. The package `testing` lists them for all. */
 export const testLibraries: readonly string[] = ['fast-check'];

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { isStillhouseError } from '@stillhouse/errors';
@@ -126,6 +127,10 @@ test('a failure of the work itself exits 1; a stack is shown only when asked for
   const debugging = await runNode([bin, 'cache', 'info', '/no/such/folder'], { env: { STILLHOUSE_DEBUG: '1' } });
   assert.equal(debugging.code, 1);
   assert.match(debugging.stderr, /\[CACHE_NOT_FOUND\]\n.*\n +at /s);
+  // The stack names the sources, though a bundle of them runs.
+  const [, line] = /[\\/]cli[\\/]src[\\/]commands[\\/]cache-info\.ts:(\d+):\d+/.exec(debugging.stderr) ?? [];
+  const source = readFileSync(new URL('./commands/cache-info.ts', import.meta.url), 'utf8').split('\n');
+  assert.match(source[Number(line) - 1] ?? '', /await readManifest/);
 });
 
 test('the version, also from the script that users run', async () => {

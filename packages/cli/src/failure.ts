@@ -1,5 +1,6 @@
 import { constants } from 'node:os';
 import { isStillhouseError } from '@stillhouse/errors';
+import { nameSources } from './source-places.ts';
 
 export const EXIT_SUCCESS = 0;
 export const EXIT_FAILURE = 1;
@@ -53,5 +54,5 @@ export function describeFailure(error: unknown, isDebugging: boolean): FailureTe
 function stackOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   const cause = error.cause === undefined ? '' : `\ncaused by ${stackOf(error.cause)}`;
-  return `${error.stack ?? error.message}${cause}`;
+  return `${nameSources(error.stack ?? error.message)}${cause}`;
 }
