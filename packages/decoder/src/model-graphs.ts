@@ -94,6 +94,7 @@ function blockInputs(g: GraphBuilder, config: ModelConfig, queryBlocks: number):
   if (queryBlocks === 1) {
     return { ...streamInputs(g, config, 'T'), bias: g.floatInput('bias', ['B', 1, 1, 'T', 'T']) };
   }
+  g.takesShapes = true;
   const segments = g.input('segments', 'int32', ['B', queryBlocks, 'Q']);
   const columns = g.input('columns', 'int32', [queryBlocks, 'Q']);
   const bias = {

@@ -54,6 +54,13 @@ export class GraphBuilder {
    * there is: an engine then must not merge nodes that are alike.
    */
   computesAgain = false;
+  /**
+   * Set on a graph that may have thousands of nodes: shapes that only a run knows are inputs of the encoded graph wherever it
+   * runs, and on the CPU of a length that the graph does not tell, so that ONNX Runtime knows not even the rank of what is
+   * reshaped. Its memory planner compares each value's shape with those of all values that have ended, in time that grows
+   * with the square of the nodes, and passes by values without one (docs/log.md).
+   */
+  takesShapes = false;
   /** Whether the products of linear layers may be of coarser operands, where the user chose that. Losses do not allow it. */
   allowsCoarseProducts = false;
   /** See {@link withGradient}. */

@@ -130,7 +130,8 @@ interface EncodedNode {
  * The graph as ONNX protobuf bytes; dead nodes and inputs that nothing reads are left out.
  *
  * For a provider that is not the CPU's the operator set is the oldest that will do, and shapes that only a run knows are
- * inputs (`shapeInputName`): the runtime fills them in. Operators that the target lacks are lowered to ones that it has
+ * inputs (`shapeInputName`), as they are for every target where the graph asks for it (`GraphBuilder.takesShapes`): the
+ * runtime fills them in. Operators that the target lacks are lowered to ones that it has
  * (lowering.ts); for `webgpu` a graph with any other is refused. With the precision `bfloat16` a graph that allows it
  * (`GraphBuilder.allowsCoarseProducts`) multiplies matrices of bfloat16 in its Gemm nodes.
  * @throws StillhouseError GRAPH_INVALID when the graph does not verify, GRAPH_UNSUPPORTED_BY_DEVICE when the target has
@@ -153,9 +154,9 @@ export function encodeModel(
   const shapeOperand: ShapeOperand = (shape, mayInfer) => {
     const symbolic = shape.filter((dim) => typeof dim === 'string').length;
     const isInferred = symbolic === 1 && mayInfer && !shape.includes(0);
-    if (target === 'any' || symbolic === 0 || isInferred) return g.shapeTensor(shape, mayInfer);
+    if ((target === 'any' && !g.takesShapes) || symbolic === 0 || isInferred) return g.shapeTensor(shape, mayInfer);
     const name = shapeInputName(shape);
-    const input = shapeInputs.get(name) ?? { name, dtype: 'int64', shape: [shape.length] };
+    const input = shapeInputs.get(name) ?? { name, dtype: 'int64', shape: [target === 'any' ? 'rank' : shape.length] };
     shapeInputs.set(name, input);
     return input;
   };

@@ -53,6 +53,23 @@ test('a shape that only the run knows is an input that the engine fills in', asy
   );
 });
 
+test('a graph may want its shapes from the run on the CPU too, and computes the same', async () => {
+  const results = [];
+  for (const takesShapes of [false, true]) {
+    const g = new GraphBuilder('shapes');
+    g.takesShapes = takesShapes;
+    const x = g.floatInput('x', ['R', 'W']);
+    g.output('spread', g.softmax(g.expand(g.reshape(x, ['R', 1, 'W']), ['R', 2, 'W']), 2));
+    const program = await engine.compile(encodeModel(g), { name: g.name });
+    assert.deepEqual(program.shapeInputs, takesShapes ? ['shape(R,1,W)', 'shape(R,2,W)'] : []);
+    const spread = engine.allocate('float32', [ROWS, 2, WIDTH]);
+    const inputs = { x: engine.upload(X, 'float32', [ROWS, WIDTH]) };
+    await engine.run([{ kind: 'run', program, inputs, outputs: { spread } }]);
+    results.push(await engine.download(spread));
+  }
+  assert.deepEqual(results[1], results[0]);
+});
+
 test('a model for CUDA is of the oldest operator set that has its operators, and computes the same', async () => {
   const g = new GraphBuilder('norm');
   const x = g.floatInput('x', ['R', 'W', 4]);
