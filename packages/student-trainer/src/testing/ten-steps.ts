@@ -38,6 +38,7 @@ export async function expectTenSteps(
           where: `gradient of ${name}`,
         });
       }
+      await gradients.close();
     }
     const ours = [sums.loss, sums.kl, sums.ce, sums.features[0]!, gradientNorm];
     const theirs = (['total', 'kd', 'ce', 'hidden', 'grad_norm'] as const).map((key) => expected[key][step - 1]!);
@@ -59,4 +60,5 @@ export async function expectTenSteps(
       where: name,
     });
   }
+  await weights.close();
 }
