@@ -319,6 +319,13 @@ export class GraphBuilder {
   split(x: Value, axis: number, sizes: readonly number[]): readonly Value[] {
     return this.apply('Split', [x], { axis, sizes });
   }
+  /**
+   * The entries of `x` from `start` to `end` along an axis of known size: one copy, where `split` copies the rest too, and ONNX
+   * Runtime keeps what nothing reads until the run ends. On WebGPU of floats only.
+   */
+  slice(x: Value, axis: number, start: number, end: number): Value {
+    return start === 0 && end === x.shape[axis] ? x : this.#one('Slice', [x], { axis, start, end });
+  }
   /** Rows of `data` by index: result shape is `indices.shape` followed by the rest of `data.shape`. */
   gather(data: Value, indices: Value): Value {
     return this.#one('Gather', [data, indices], NONE);

@@ -70,6 +70,11 @@ function encodeOperator(g: GraphBuilder, node: Node, shapeOperand: ShapeOperand)
       return { attributes: [], extraInputs: [shapeOperand(a.target as Shape, false)] };
     case 'Split':
       return { attributes: [int('axis', number('axis'))], extraInputs: [g.integers(a.sizes as readonly number[])] };
+    case 'Slice':
+      return {
+        attributes: [],
+        extraInputs: [[number('start')], [number('end')], [number('axis')]].map((one) => g.integers(one)),
+      };
     case 'Concat':
     case 'GatherElements':
     case 'Softmax':

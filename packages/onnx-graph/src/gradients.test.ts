@@ -76,6 +76,10 @@ const CASES: { readonly [Name in OperatorName]?: readonly GradientCase[] } = {
   Expand: [{ inputs: [{ shape: [2, 1] }], build: (g, [x]) => [g.expand(x!, [4, 2, 3])] }],
   Concat: [{ inputs: [{ shape: [2, 1] }, { shape: [2, 3] }], build: (g, [a, b]) => [g.concat([a!, b!, a!], 1)] }],
   Split: [{ inputs: [{ shape: [2, 5] }], build: (g, [x]) => g.split(x!, 1, [1, 2, 2]).slice(0, 2) }],
+  Slice: [
+    { inputs: [{ shape: [2, 5] }], build: (g, [x]) => [g.slice(x!, 1, 1, 3), g.slice(x!, 0, 0, 1)] },
+    { inputs: [{ shape: [2, 5] }], build: (g, [x]) => [g.slice(x!, 1, 3, 5)] },
+  ],
   Gather: [{ inputs: [{ shape: [4, 2] }], build: (g, [x]) => [g.gather(x!, ids(g, [3, 0, 3, 1, 1, 1], [2, 3]))] }],
   GatherElements: [
     { inputs: [{ shape: [2, 4] }], build: (g, [x]) => [g.gatherElements(x!, ids(g, [3, 3, 0, 1, 2, 1], [2, 3]), 1)] },

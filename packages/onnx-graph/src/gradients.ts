@@ -114,6 +114,10 @@ export const GRADIENT_RULES: GradientRules = {
       axis,
     ),
   ],
+  Slice: ({ g, inputs: [x], attributes: { axis, start, end }, dy }) => {
+    const zeros = (size: number) => (size === 0 ? [] : [g.zeros(x!.shape.map((dim, i) => (i === axis ? size : dim)))]);
+    return [g.concat([...zeros(start), dy, ...zeros((x!.shape[axis] as number) - end)], axis)];
+  },
   Gather: ({ g, inputs: [data, indices], dy }) => {
     const count = g.size(indices!);
     const rows = g.reshape(dy, [count, ...data!.shape.slice(1)]);

@@ -58,6 +58,7 @@ test('a wrong operand is an error at its call that names graph, node, expectatio
   refuses(() => g.concat([a, b], 0), 'GRAPH_TYPE_ERROR', /shapes differ off the axis/);
   refuses(() => g.gather(b, a), 'GRAPH_TYPE_ERROR', /indices have the wrong type; expected int64/);
   refuses(() => g.topK(b, 6, 1), 'GRAPH_TYPE_ERROR', /k is out of range; expected 1 to 5, got 6/);
+  refuses(() => g.slice(b, 0, 0, 9), 'GRAPH_TYPE_ERROR', /the slice is not inside the axis/);
   refuses(() => g.reduceSum(b, [2]), 'GRAPH_TYPE_ERROR', /axis out of range/);
   refuses(() => g.where(a, a, a), 'GRAPH_TYPE_ERROR', /condition has the wrong type/);
   refuses(() => g.rmsNormalization(a, b, 1e-6), 'GRAPH_TYPE_ERROR', /scale does not fit/);

@@ -245,6 +245,17 @@ export const OPERATORS: { readonly [Name in OperatorName]: OperatorSpec<Operator
       return sizes.map((size) => ({ dtype, shape: replaceAt(shape, axis, size) }));
     },
   },
+  Slice: {
+    arity: [1, 1],
+    infer: (inputs, { axis, start, end }, fail) => {
+      const { dtype, shape } = need(inputs, 0, fail);
+      checkAxis(axis, shape, fail);
+      const size = shape[axis]!;
+      if (typeof size !== 'number' || start < 0 || end <= start || end > size)
+        fail('the slice is not inside the axis', `0 <= start < end <= ${size}`, `${start} to ${end}`);
+      return [{ dtype, shape: replaceAt(shape, axis, end - start) }];
+    },
+  },
   Gather: {
     arity: [2, 2],
     infer: (inputs, _, fail) => {

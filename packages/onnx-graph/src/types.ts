@@ -99,6 +99,8 @@ export interface OperatorAttributes {
   Expand: ShapeAttribute;
   Concat: AxisAttribute;
   Split: AxisAttribute & { readonly sizes: readonly number[] };
+  /** The entries from `start` to `end` along the axis. */
+  Slice: AxisAttribute & { readonly start: number; readonly end: number };
   Gather: NoAttributes;
   GatherElements: AxisAttribute;
   ScatterElements: AxisAttribute & { readonly reduction: 'none' | 'add' };

@@ -74,6 +74,7 @@ const CASES: { readonly [Name in OperatorName]?: OperatorCase } = {
   Expand: { inputs: [{ shape: [3, 1] }], build: (g, [x]) => [g.expand(x!, [2, 3, 4])], also: NUMBERS },
   Concat: { inputs: [matrix, { shape: [3, 2] }], build: (g, [a, b]) => [g.concat([a!, b!], 1)] },
   Split: { inputs: [matrix], build: (g, [x]) => g.split(x!, 1, [2, 3]), also: NUMBERS },
+  Slice: { inputs: [matrix], build: (g, [x]) => [g.slice(x!, 1, 1, 3)] },
   Gather: { inputs: [matrix, ids([2, 0, 2, 1], [4])], build: (g, [x, i]) => [g.gather(x!, i!)], also: NUMBERS },
   GatherElements: {
     inputs: [matrix, ids([4, 0, 1, 1, 2, 3], [3, 2])],

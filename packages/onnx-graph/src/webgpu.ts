@@ -60,6 +60,7 @@ export const WEBGPU_OPERATORS: { readonly [Name in OperatorName]: Support | NoSu
   Expand: numbers,
   Concat: numbers,
   Split: numbers,
+  Slice: floats,
   Gather: { operands: [NUMBERS, INDICES] },
   GatherElements: { operands: [FLOATS, INDICES] },
   ScatterElements: { operands: [['float32'], INDICES, ['float32']] },
