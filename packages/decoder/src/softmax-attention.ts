@@ -126,8 +126,7 @@ export function emitBlockedAttention(
     g.reshape(x, [batch, kvHeadCount, multiplyDims(count, blockLength), headDim]);
   const queriesOf = (x: Value) => splitApart(g, x, blocks).map((part) => flat(part, group));
   /** What a block's queries see, the columns up to the block's own: [B, kvHeads, (block + 1)·Q, headDim]. */
-  const seenBy = (block: number, x: Value) =>
-    flat(block + 1 === blocks ? x : g.split(x, 2, [block + 1, blocks - block - 1])[0]!, block + 1);
+  const seenBy = (block: number, x: Value) => flat(g.slice(x, 2, 0, block + 1), block + 1);
   const joinBlocks = (parts: readonly Value[]) =>
     joinTogether(
       g,
