@@ -12,7 +12,6 @@ export {
   type NoGradient,
 } from './gradients.ts';
 export { OPERATORS } from './operators.ts';
-export { measureIntermediates } from './peak-memory.ts';
 export { printGraph } from './print.ts';
 export { findCut, racesOnThreads } from './reachable.ts';
 export type {
@@ -31,3 +30,4 @@ export type {
 } from './types.ts';
 export { findGraphProblems, verifyGraph } from './verify.ts';
 export { WEBGPU_OPERATORS } from './webgpu.ts';
+export { measureWorkingMemory } from './working-memory.ts';

@@ -118,6 +118,7 @@ test('what a student holds on the device is what the forecast counts', async () 
         recompute: false,
         chunkPositions: 128,
         batch: { rows, length, stepTokens: 48 },
+        layouts: [{ rows, length, queryBlocks: 1 }],
         prefetchSteps: 2,
         evaluates: false,
       };
@@ -135,8 +136,9 @@ test('what a student holds on the device is what the forecast counts', async () 
 });
 
 test('a forecast falls with each rung of the ladder', () => {
-  const ask = (changes: Partial<MemoryQuestion>, given: Partial<TrainingSettings> = {}) =>
-    forecastMemory({
+  const ask = (changes: Partial<MemoryQuestion>, given: Partial<TrainingSettings> = {}) => {
+    const batch = { rows: 16, length: 128, stepTokens: 2048, ...changes.batch };
+    return forecastMemory({
       config,
       objective: { labels: { kind: 'none' }, divergence: { kind: 'forward-kl' } },
       vocabSize: config.vocabSize,
@@ -144,11 +146,13 @@ test('a forecast falls with each rung of the ladder', () => {
       optimiserState: 'float32',
       recompute: false,
       chunkPositions: 512,
-      batch: { rows: 16, length: 128, stepTokens: 2048 },
       prefetchSteps: 2,
       evaluates: false,
       ...changes,
+      batch,
+      layouts: [{ ...batch, queryBlocks: 1 }],
     }).peakBytes;
+  };
   const whole = ask({});
   assert.ok(ask({ recompute: true }) < whole);
   assert.ok(ask({ optimiserState: 'int8' }) < ask({ optimiserState: 'bfloat16' }));

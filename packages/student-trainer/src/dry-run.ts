@@ -3,7 +3,14 @@ import { flagOf } from '@stillhouse/settings';
 import { openDataOrder } from './data-order.ts';
 import { keepReached } from './feature-reach.ts';
 import { resolveLearning } from './learning.ts';
-import { type BatchShape, forecastMemory, type MemoryForecast, type MemoryItem } from './memory-forecast.ts';
+import {
+  type BatchLayout,
+  type BatchShape,
+  forecastMemory,
+  gatherLayouts,
+  type MemoryForecast,
+  type MemoryItem,
+} from './memory-forecast.ts';
 import { makeRecipe } from './recipe.ts';
 import { checkFolder } from './run-folder.ts';
 import { countAllSteps, type StagePlan } from './stage-plan.ts';
@@ -106,6 +113,7 @@ function forecastStage(
   const columnCost = measureColumnCost(config);
   let position = order.start;
   let batch: BatchShape = { rows: 1, length: 1, stepTokens: 1 };
+  const batches: BatchLayout[] = [];
   for (let step = 0; step < Math.min(settings.steps, STEPS_LAID_OUT); step++) {
     const { rows, next } = order.take(position, changed.batchTokens);
     position = next;
@@ -113,7 +121,8 @@ function forecastStage(
     const stepTokens = lengths.reduce((sum, length) => sum + length, 0);
     for (const group of groupByLength([...rows.keys()], lengths, changed.accumulate, columnCost)) {
       const sequences = group.map((at) => new Int32Array(lengths[at]!));
-      const { rows: count, length } = layOut(sequences, changed.batching, columnCost);
+      const { rows: count, length, queryBlocks } = layOut(sequences, changed.batching, columnCost);
+      batches.push({ rows: count, length, queryBlocks });
       if (count * length > batch.rows * batch.length) batch = { rows: count, length, stepTokens };
     }
   }
@@ -126,6 +135,7 @@ function forecastStage(
     recompute: changed.recompute === 'always',
     chunkPositions: changed.chunkPositions,
     batch,
+    layouts: gatherLayouts(batches),
     prefetchSteps: changed.prefetchSteps,
     evaluates: heldOut !== undefined,
   });

@@ -1,14 +1,7 @@
 import { countElements, type ModelConfig } from '@stillhouse/checkpoint';
-import {
-  batchSymbols,
-  blockGradientGraph,
-  blockGraph,
-  cutIntoBlocks,
-  QUERY_BLOCK_LENGTH,
-  savingBlockGraphs,
-} from '@stillhouse/decoder';
+import { batchSymbols, blockGradientGraph, blockGraph, cutIntoBlocks, savingBlockGraphs } from '@stillhouse/decoder';
 import { lossGraph, type Objective } from '@stillhouse/objectives';
-import { measureIntermediates } from '@stillhouse/onnx-graph';
+import { measureWorkingMemory } from '@stillhouse/onnx-graph';
 import { measureActivations } from './activation-store.ts';
 import { studentParameters } from './adapters.ts';
 import { gradientOptions, layerKey, planBackward, takesGradient } from './backward-plan.ts';
@@ -25,6 +18,26 @@ export interface BatchShape {
   readonly stepTokens: number;
 }
 
+/** Micro-batches of one number of query blocks: the longest rows, and as many of them as hold the most tokens of any. */
+export interface BatchLayout {
+  readonly rows: number;
+  readonly length: number;
+  readonly queryBlocks: number;
+}
+
+export function gatherLayouts(batches: readonly BatchLayout[]): readonly BatchLayout[] {
+  const most = new Map<number, { length: number; tokens: number }>();
+  for (const { rows, length, queryBlocks } of batches) {
+    const { length: longest, tokens } = most.get(queryBlocks) ?? { length: 0, tokens: 0 };
+    most.set(queryBlocks, { length: Math.max(longest, length), tokens: Math.max(tokens, rows * length) });
+  }
+  return [...most].map(([queryBlocks, { length, tokens }]) => ({
+    queryBlocks,
+    length,
+    rows: Math.ceil(tokens / length),
+  }));
+}
+
 /** What the memory of a training run depends on. */
 export interface MemoryQuestion {
   readonly config: ModelConfig;
@@ -36,6 +49,8 @@ export interface MemoryQuestion {
   readonly recompute: boolean;
   readonly chunkPositions: number;
   readonly batch: BatchShape;
+  /** The micro-batches of each number of query blocks that the run has; the largest is one of them. */
+  readonly layouts: readonly BatchLayout[];
   /** Steps that are read ahead. */
   readonly prefetchSteps: number;
   readonly evaluates: boolean;
@@ -55,8 +70,8 @@ export interface MemoryForecast {
 /** Node.js, our code and ONNX Runtime, before there is a student (docs/log.md). */
 const BASE_BYTES = 350e6;
 
-/** What programs held of their intermediate values, against what is alive at a time: blocks of an arena do not fit perfectly. */
-const ARENA_SHARE = 1.25;
+/** What programs came to hold, against what their values take of the arena (docs/log.md). */
+const WORK_SHARE = 1.07;
 
 /** Steps whose labels are in memory beside those that are read ahead: the one that is computed, here and on the device. */
 const STEPS_COMPUTED = 2;
@@ -138,25 +153,15 @@ function measureStreams(question: MemoryQuestion): number {
   return 4 * ((kept + back) * rows * length * config.hiddenSize + tables);
 }
 
-/** The longest rows that are cut into each number of query blocks, up to rows of `longest`. */
-function lengthsByBlocks(longest: number): readonly number[] {
-  const lengths: number[] = [];
-  for (let length = QUERY_BLOCK_LENGTH; length < longest; length *= 4) lengths.push(length);
-  return [...lengths, longest];
-}
-
 /**
  * Every program keeps the working memory of its largest run: one for each kind of layer, forwards and backwards, and for each
- * number of query blocks that rows up to the longest may be cut into.
+ * number of query blocks.
  */
-function measureLayerWork(question: MemoryQuestion): number {
-  const { rows, length } = question.batch;
-  return sum(lengthsByBlocks(length).map((one) => measureWorkAt(question, Math.ceil((rows * length) / one), one)));
-}
+const measureLayerWork = (question: MemoryQuestion) =>
+  sum(question.layouts.map((layout) => measureWorkAt(question, layout)));
 
-function measureWorkAt(question: MemoryQuestion, rows: number, longest: number): number {
+function measureWorkAt(question: MemoryQuestion, { rows, length, queryBlocks }: BatchLayout): number {
   const { config, recompute } = question;
-  const { length, queryBlocks } = cutIntoBlocks(longest);
   const boundaries = tileBoundaries(rows, length, TILE_TOKENS);
   const tileRows = Math.max(...boundaries.slice(1).map((end, i) => end - boundaries[i]!));
   const sizes = batchSymbols(tileRows, length, queryBlocks);
@@ -164,17 +169,17 @@ function measureWorkAt(question: MemoryQuestion, rows: number, longest: number):
   for (const layer of backwardOf(question).layers) {
     const key = layer === undefined ? '' : layerKey(layer);
     if (measured.has(key)) continue;
-    const bare = () => measureIntermediates(blockGraph(config, 'float32', { queryBlocks, ...adapterOf(layer) }), sizes);
+    const bare = () => measureWorkingMemory(blockGraph(config, 'float32', { queryBlocks, ...adapterOf(layer) }), sizes);
     if (layer === undefined) measured.set(key, bare());
     else if (recompute) {
       const gradient = blockGradientGraph(config, 'float32', gradientOptions(layer, queryBlocks));
-      measured.set(key, bare() + measureIntermediates(gradient, sizes));
+      measured.set(key, bare() + measureWorkingMemory(gradient, sizes));
     } else {
       const { forward, gradient } = savingBlockGraphs(config, 'float32', gradientOptions(layer, queryBlocks));
-      measured.set(key, measureIntermediates(forward, sizes) + measureIntermediates(gradient, sizes));
+      measured.set(key, measureWorkingMemory(forward, sizes) + measureWorkingMemory(gradient, sizes));
     }
   }
-  return ARENA_SHARE * sum([...measured.values()]);
+  return WORK_SHARE * sum([...measured.values()]);
 }
 
 const adapterOf = (layer: ReturnType<typeof planBackward>['layers'][number]) =>
@@ -187,7 +192,7 @@ function measureLossWork({ config, objective, vocabSize, learning }: MemoryQuest
     head: learning.trained(tieWordEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight'),
   });
   // Sampled labels have as many entries as come; few, as the point of sampling is.
-  return ARENA_SHARE * measureIntermediates(graph, { N: chunk, K: 64 });
+  return WORK_SHARE * measureWorkingMemory(graph, { N: chunk, K: 64 });
 }
 
 function measureLoader({ objective: { labels, features = [] }, batch, prefetchSteps }: MemoryQuestion): number {

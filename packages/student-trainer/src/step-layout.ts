@@ -9,7 +9,9 @@ const ATTENTION_OVERHEAD = 1.5;
 
 /**
  * What attention over one more column costs a token, as a share of all else that a token costs: the multiplications of
- * scores and values for a pair of positions over those of the layer's matrices. Measured factors: docs/log.md.
+ * scores and values for a pair of positions over those of the layer's matrices. Measured factors: docs/log.md. Rows that attend
+ * in blocks are charged for all pairs too: nearly half of the scores are not computed, but the others take longer, as their
+ * bias is made beside them and the gradient computes them again.
  */
 export function measureColumnCost(config: ModelConfig): number {
   const { hiddenSize, intermediateSize, headCount, kvHeadCount, headDim } = config;
