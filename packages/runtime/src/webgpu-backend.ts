@@ -2,8 +2,8 @@ import { env, InferenceSession, Tensor } from 'onnxruntime-node';
 import { createGpuMemory } from './gpu-memory.ts';
 import { readOwnModel } from './own-models.ts';
 import type { Port, WorkerOptions } from './protocol.ts';
-import { createProgramOptions, createSessionOptions, STRICT } from './session-options.ts';
 import type { Backend, EnterNative } from './tensor-memory.ts';
+import { createWebGpuOptions } from './webgpu-session-options.ts';
 
 /** A WebGPU device, by onnxruntime-node. @throws Error with ONNX Runtime's words where there is none that works */
 export async function openWebGpuBackend(
@@ -11,24 +11,24 @@ export async function openWebGpuBackend(
   options: WorkerOptions,
 ): Promise<Backend<InferenceSession>> {
   env.logLevel = 'fatal'; // Everything that fails is thrown; ONNX Runtime need not print it as well.
-  // Without this the session would be made, and run, on the CPU.
-  const strict = createSessionOptions({ ...options, profileFolder: undefined }, STRICT);
+  const sessionOptions = createWebGpuOptions({ ...options, profileFolder: undefined });
   await enterNative(async () => {
-    const session = await InferenceSession.create(readOwnModel('matmul'), strict);
+    const session = await InferenceSession.create(readOwnModel('matmul'), sessionOptions);
     const three = () => new Tensor('float32', new Float32Array([3]), [1, 1]);
     const { c } = await session.run({ a: three(), b: three() });
     if (c?.data[0] !== 9) throw new Error(`3 times 3 came out as ${c?.data[0]}`);
     await session.release();
   });
   return {
-    memory: createGpuMemory({ enterNative, sessionOptions: strict }),
+    memory: createGpuMemory({ enterNative, sessionOptions }),
     load: (model, given) => load(enterNative, model, given),
     endProfiling: (session) => session.endProfiling(),
   };
 }
 
 async function load(enterNative: EnterNative, model: Uint8Array, options: WorkerOptions) {
-  const session = await enterNative(() => InferenceSession.create(model, createProgramOptions(options)));
+  const kept = { ...createWebGpuOptions(options), preferredOutputLocation: 'gpu-buffer' } as const;
+  const session = await enterNative(() => InferenceSession.create(model, kept));
   return {
     session,
     inputs: session.inputMetadata.map(describePort),

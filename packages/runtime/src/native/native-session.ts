@@ -1,5 +1,5 @@
 import type { Port, WorkerOptions } from '../protocol.ts';
-import { configureOptimizers, nameProfile, SPINNING, STRICT } from '../session-options.ts';
+import { configureSession, nameProfile } from '../session-options.ts';
 import type { TensorDtype } from '../tensor.ts';
 import type { LoadedModel } from '../tensor-memory.ts';
 import { type Address, addressOf, addressRoom, NO_ADDRESS, pathOf, readText, textOf } from './foreign-functions.ts';
@@ -108,9 +108,8 @@ export function createNativeSessions(ort: OnnxRuntimeLibrary, provider: NativePr
     ort.call('setSessionLogSeverityLevel', made, LOG_FATAL);
     if (profileFolder !== undefined) ort.call('enableProfiling', made, pathOf(nameProfile(profileFolder)));
     const entries = {
-      ...SPINNING,
-      ...configureOptimizers(mergesRepeats ?? true),
-      ...(provider.kind === 'cuda' ? { ...STRICT, 'session.use_env_allocators': '1' } : {}),
+      ...configureSession({ device: provider.kind, mergesRepeats }),
+      ...(provider.kind === 'cuda' ? { 'session.use_env_allocators': '1' } : {}),
     };
     for (const [key, value] of Object.entries(entries))
       ort.call('addSessionConfigEntry', made, textOf(key), textOf(value));
