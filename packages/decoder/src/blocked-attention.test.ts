@@ -93,7 +93,7 @@ const SEQUENCES = [12, 7, 5, 6, 4].map((length) => new Int32Array(length));
 /** y, attention output, dx and the gradient of each weight, by name, where a column holds a token. */
 async function runLayer(batch: TokenBatch, isSaving: boolean): Promise<ReadonlyMap<string, readonly number[]>> {
   const { queryBlocks } = batch;
-  const tensors = await uploadBatch(engine, programs, batch);
+  const tensors = uploadBatch(engine, programs, batch);
   const shape = [tensors.tokens, config.hiddenSize];
   const allocate = () => engine.allocate('float64', shape);
   const given = { ...tensors.tables, ...tensors.shared, ...weights, x: waves(shape, 0) };

@@ -21,7 +21,7 @@ export function compileGraph(engine: Engine, graph: GraphBuilder): Promise<Progr
   });
 }
 
-/** The programs of a layer. */
+/** The programs that take batches of one number of query blocks through a layer. */
 export interface LayerPrograms {
   readonly block: Program;
   /** A layer with adapters; only where the model has any. */
@@ -34,7 +34,9 @@ export interface ForwardPrograms {
   readonly float: FloatDtype;
   readonly bias: Program;
   readonly embedding: Program;
-  readonly layer: PerQueryBlocks<LayerPrograms>;
+  /** A layer without adapters, and with; the second only where the model has any. Compiled when they are first asked for. */
+  readonly block: PerQueryBlocks<Program>;
+  readonly adaptedBlock: PerQueryBlocks<Program> | undefined;
   readonly finalNorm: Program;
   readonly gatherRows: Program;
 }
@@ -53,15 +55,12 @@ export async function compileForwardPrograms(
       gatherRowsGraph(config.hiddenSize, float),
     ].map((graph) => compileGraph(engine, graph)),
   );
-  const layer = perQueryBlocks(async (queryBlocks) => ({
-    block: await compileGraph(engine, blockGraph(config, float, { queryBlocks })),
-    adaptedBlock:
-      adapter === undefined
-        ? undefined
-        : await compileGraph(engine, blockGraph(config, float, { queryBlocks, adapter })),
-  }));
+  const compileBlock = (options: { readonly adapter?: LowRankAdapter }) =>
+    perQueryBlocks((queryBlocks) => compileGraph(engine, blockGraph(config, float, { queryBlocks, ...options })));
   return {
-    ...{ config, float, layer },
+    ...{ config, float },
+    block: compileBlock({}),
+    adaptedBlock: adapter === undefined ? undefined : compileBlock({ adapter }),
     bias: bias!,
     embedding: embedding!,
     finalNorm: finalNorm!,
@@ -70,9 +69,9 @@ export async function compileForwardPrograms(
 }
 
 export function releaseForwardPrograms(programs: ForwardPrograms): void {
-  const { bias, embedding, layer, finalNorm, gatherRows } = programs;
-  const layers = layer.made.flatMap(({ block, adaptedBlock }) => [block, adaptedBlock]);
-  for (const program of [bias, embedding, ...layers, finalNorm, gatherRows]) program?.release();
+  const { bias, embedding, block, adaptedBlock, finalNorm, gatherRows } = programs;
+  const layers = [...block.made, ...(adaptedBlock?.made ?? [])];
+  for (const program of [bias, embedding, ...layers, finalNorm, gatherRows]) program.release();
 }
 
 /** The weights of one layer and of its adapters on the device, by name below `model.layers.N.`. */
@@ -90,19 +89,14 @@ export interface BatchTensors {
   readonly shared: Readonly<Record<string, DeviceTensor>>;
   /** What fills the bias in, where one block attends; before any layer. */
   readonly biasCalls: readonly Call[];
-  readonly layer: LayerPrograms;
   /** All that `freeBatch` frees. */
   readonly all: readonly DeviceTensor[];
 }
 
-/**
- * Uploads a batch and its rotary tables, and compiles the programs for its number of query blocks if it is the first such.
- * Where one block attends the bias is allocated; `biasCalls` fill it.
- */
-export async function uploadBatch(engine: Engine, programs: ForwardPrograms, batch: TokenBatch): Promise<BatchTensors> {
+/** Uploads a batch and its rotary tables. Where one block attends the bias is allocated; `biasCalls` fill it. */
+export function uploadBatch(engine: Engine, programs: ForwardPrograms, batch: TokenBatch): BatchTensors {
   const { rows, length, queryBlocks } = batch;
   const { float, config } = programs;
-  const layer = await programs.layer.take(queryBlocks);
   const table = [rows, length, config.headDim / 2];
   const rotary = computeRotaryTables(config, batch.positions, float);
   const ids = engine.upload(batch.ids, 'int64', [rows * length]);
@@ -116,7 +110,7 @@ export async function uploadBatch(engine: Engine, programs: ForwardPrograms, bat
     'int32',
     blocks,
   );
-  const common = { tokens: rows * length, queryBlocks, ids, layer };
+  const common = { tokens: rows * length, queryBlocks, ids };
   const all = [ids, cos, sin, segments, columns];
   if (!isWhole) return { ...common, tables: { cos, sin, segments }, shared: { columns }, biasCalls: [], all };
   const bias = engine.allocate(float, [rows, 1, 1, length, length]);
@@ -150,9 +144,22 @@ export function exposingBlocks(
   );
 }
 
+/** The programs for {@link blockCall}, compiled if the batch is the first of its number of query blocks. */
+export async function takeLayerPrograms(
+  { block, adaptedBlock }: ForwardPrograms,
+  { queryBlocks }: Pick<TokenBatch, 'queryBlocks'>,
+): Promise<LayerPrograms> {
+  return { block: await block.take(queryBlocks), adaptedBlock: await adaptedBlock?.take(queryBlocks) };
+}
+
 /** y [B·T, H] = layer(x). */
-export function blockCall(batch: BatchTensors, weights: LayerTensors, x: DeviceTensor, y: DeviceTensor): Call {
-  const { tables, shared, layer } = batch;
+export function blockCall(
+  layer: LayerPrograms,
+  { tables, shared }: BatchTensors,
+  weights: LayerTensors,
+  x: DeviceTensor,
+  y: DeviceTensor,
+): Call {
   const isAdapted = Object.keys(weights).some((name) => name.endsWith('.lora_A.weight'));
   const program = isAdapted ? layer.adaptedBlock : layer.block;
   if (program === undefined) throw new Error('a layer has adapters and the programs were compiled without');

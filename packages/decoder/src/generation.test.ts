@@ -32,14 +32,14 @@ async function continueByFullPasses(model: DecoderOnDevice, prompt: Int32Array, 
   const head = await compileGraph(engine, greedyHeadGraph(model.config, model.float));
   const ids = [...prompt];
   for (let i = 0; i < count; i++) {
-    const batch = await uploadBatch(engine, programs, padSequences([Int32Array.from(ids)]));
+    const batch = uploadBatch(engine, programs, padSequences([Int32Array.from(ids)]));
     const shape = [batch.tokens, model.config.hiddenSize];
     const [a, b, next] = [
       engine.allocate(model.float, shape),
       engine.allocate(model.float, shape),
       engine.allocate('int64', [batch.tokens]),
     ];
-    const { calls, x } = residualStreamCalls(programs, model, batch, [a, b]);
+    const { calls, x } = await residualStreamCalls(programs, model, batch, [a, b]);
     const inputs = { x, norm: model.norm, head: model.head };
     await engine.run([...calls, { kind: 'run', program: head, inputs, outputs: { next } }]);
     ids.push(Number((await engine.download(next)).at(-1)));
@@ -164,9 +164,9 @@ test('packed rows give the residual stream of each row alone', async () => {
   const copy = await compileGraph(engine, g);
   const states = async (sequences: readonly Int32Array[]) => {
     const batch = packSequences(sequences);
-    const tensors = await uploadBatch(engine, programs, batch);
+    const tensors = uploadBatch(engine, programs, batch);
     const allocate = () => engine.allocate('float64', [tensors.tokens, config.hiddenSize]);
-    const { calls, x } = residualStreamCalls(programs, model, tensors, [allocate(), allocate()]);
+    const { calls, x } = await residualStreamCalls(programs, model, tensors, [allocate(), allocate()]);
     const y = allocate();
     await engine.run([...calls, { kind: 'run', program: copy, inputs: { x }, outputs: { y } }]);
     const data = (await engine.download(y)) as Float64Array;

@@ -16,6 +16,7 @@ import {
   packSequences,
   padSequences,
   type TokenBatch,
+  takeLayerPrograms,
   uploadBatch,
 } from './index.ts';
 
@@ -65,7 +66,8 @@ async function forward(model: Model, batch: TokenBatch, float: FloatDtype) {
     }),
   );
   const head = await compileGraph(engine, g);
-  const tensors = await uploadBatch(engine, programs, batch);
+  const tensors = uploadBatch(engine, programs, batch);
+  const layerPrograms = await takeLayerPrograms(programs, batch);
   const states = Array.from({ length: config.layerCount + 1 }, () =>
     engine.allocate(float, [tensors.tokens, config.hiddenSize]),
   );
@@ -76,7 +78,9 @@ async function forward(model: Model, batch: TokenBatch, float: FloatDtype) {
   await engine.run([
     ...tensors.biasCalls,
     embeddingCall(programs, tensors, model.embedding, states[0]!),
-    ...model.layers.map((weights, layer) => blockCall(tensors, weights, states[layer]!, states[layer + 1]!)),
+    ...model.layers.map((weights, layer) =>
+      blockCall(layerPrograms, tensors, weights, states[layer]!, states[layer + 1]!),
+    ),
     {
       kind: 'run',
       program: withAttention,
@@ -162,7 +166,7 @@ test('a layer backwards equals the gradient of the whole graph, and accumulates'
   const { sequences } = await readRows('qwen2-tiny');
   const batch = packSequences(sequences);
   const programs = await compileForwardPrograms(engine, config, 'float64');
-  const tensors = await uploadBatch(engine, programs, batch);
+  const tensors = uploadBatch(engine, programs, batch);
   const gradientGraph = blockGradientGraph(config, 'float64');
   const gradient = await compileGraph(engine, gradientGraph);
   const random = (shape: readonly number[]) => {
@@ -203,10 +207,11 @@ test('a layer backwards equals the gradient of the whole graph, and accumulates'
     expectClose(twice[i] as Float64Array, doubled, { absolute: 1e-10, where: name });
   }
   // Central differences along random directions, through the forward program alone.
+  const forward = await programs.block.take(1);
   const y = engine.allocate('float64', shape);
   const value = async (input: DeviceTensor, used: Record<string, DeviceTensor>) => {
     await engine.run([
-      { kind: 'run', program: tensors.layer.block, inputs: { x: input, ...tensors.tables, ...used }, outputs: { y } },
+      { kind: 'run', program: forward, inputs: { x: input, ...tensors.tables, ...used }, outputs: { y } },
     ]);
     const [out, seed] = (await engine.downloadMany([y, dy])) as [Float64Array, Float64Array];
     return out.reduce((sum, one, i) => sum + one * seed[i]!, 0);

@@ -11,8 +11,10 @@ export {
   exposingBlocks,
   type ForwardPrograms,
   freeBatch,
+  type LayerPrograms,
   type LayerTensors,
   releaseForwardPrograms,
+  takeLayerPrograms,
   uploadBatch,
 } from './forward-pass.ts';
 export {

@@ -14,6 +14,7 @@ import {
   embeddingCall,
   type ForwardPrograms,
   type LayerTensors,
+  takeLayerPrograms,
 } from './forward-pass.ts';
 import type { LowRankAdapter } from './low-rank-adapter.ts';
 
@@ -96,17 +97,18 @@ async function upload(engine: Engine, { config, source }: DecoderSource, float: 
  * @param buffers two tensors [B·T, H] that the layers write in turns
  * @returns the calls, and which of the buffers holds the result
  */
-export function residualStreamCalls(
+export async function residualStreamCalls(
   programs: ForwardPrograms,
   model: DecoderOnDevice,
   batch: BatchTensors,
   buffers: readonly [DeviceTensor, DeviceTensor],
-): { readonly calls: readonly Call[]; readonly x: DeviceTensor } {
+): Promise<{ readonly calls: readonly Call[]; readonly x: DeviceTensor }> {
+  const programsOfLayer = await takeLayerPrograms(programs, batch);
   const at = (layer: number) => buffers[layer % 2 === 0 ? 0 : 1];
   const calls = [
     ...batch.biasCalls,
     embeddingCall(programs, batch, model.embedding, at(0)),
-    ...model.layers.map((weights, layer) => blockCall(batch, weights, at(layer), at(layer + 1))),
+    ...model.layers.map((weights, layer) => blockCall(programsOfLayer, batch, weights, at(layer), at(layer + 1))),
   ];
   return { calls, x: at(model.layers.length) };
 }

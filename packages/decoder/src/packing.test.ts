@@ -14,6 +14,7 @@ import {
   freeBatch,
   packSequences,
   type TokenBatch,
+  takeLayerPrograms,
   uploadBatch,
 } from './index.ts';
 
@@ -82,13 +83,14 @@ test('other sequences of a row may be any: the states of a sequence do not chang
   );
   const programs = await compileForwardPrograms(engine, config, 'float32');
   const statesOf = async (batch: TokenBatch, sequence: number) => {
-    const tensors = await uploadBatch(engine, programs, batch);
+    const layer = await takeLayerPrograms(programs, batch);
+    const tensors = uploadBatch(engine, programs, batch);
     const [a, b] = [0, 1].map(() => engine.allocate('float32', [tensors.tokens, config.hiddenSize])) as [never, never];
     await engine.run([
       ...tensors.biasCalls,
       embeddingCall(programs, tensors, embedding, a),
-      blockCall(tensors, layers[0]!, a, b),
-      blockCall(tensors, layers[1]!, b, a),
+      blockCall(layer, tensors, layers[0]!, a, b),
+      blockCall(layer, tensors, layers[1]!, b, a),
     ]);
     const values = (await engine.download(a)) as Float32Array;
     freeBatch(engine, tensors);

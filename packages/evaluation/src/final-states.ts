@@ -8,9 +8,11 @@ import {
   type ForwardPrograms,
   flatIndex,
   freeBatch,
+  type LayerPrograms,
   packSequences,
   releaseForwardPrograms,
   type TokenBatch,
+  takeLayerPrograms,
   uploadBatch,
 } from '@stillhouse/decoder';
 import type { FloatArray } from '@stillhouse/objectives';
@@ -85,7 +87,9 @@ export async function computeFinalStates(
       }
       const [from, to] = layer % 2 === 0 ? ([0, 1] as const) : ([1, 0] as const);
       await run(
-        batches.map(({ tensors, states }) => blockCall(tensors, weights, states[from], states[to])),
+        batches.map(({ programsOfLayer, tensors, states }) =>
+          blockCall(programsOfLayer, tensors, weights, states[from], states[to]),
+        ),
         Object.values(weights),
       );
     }
@@ -142,6 +146,7 @@ interface OpenBatch {
   readonly group: readonly number[];
   readonly batch: TokenBatch;
   readonly tensors: BatchTensors;
+  readonly programsOfLayer: LayerPrograms;
   /** Two residual streams, written in turns. */
   readonly states: readonly [DeviceTensor, DeviceTensor];
 }
@@ -154,9 +159,10 @@ async function openBatch(
   float: FloatDtype,
 ): Promise<OpenBatch> {
   const batch = packSequences(group.map((row) => rows[row]!.inputIds));
-  const tensors = await uploadBatch(engine, programs, batch);
+  const programsOfLayer = await takeLayerPrograms(programs, batch);
+  const tensors = uploadBatch(engine, programs, batch);
   const state = () => engine.allocate(float, [tensors.tokens, programs.config.hiddenSize]);
-  return { group, batch, tensors, states: [state(), state()] };
+  return { group, batch, programsOfLayer, tensors, states: [state(), state()] };
 }
 
 /** Rows of like length together, about BATCH_TOKENS at a time. */

@@ -107,7 +107,7 @@ export async function createKdRunner(
     const { count, rows } = arrays;
     if (count === 0) return { rows, nll: new Float32Array(), kl: [], agrees: [] };
     const batch = packSequences(labelled.map(({ row }) => row.inputIds));
-    const tensors = await uploadBatch(engine, forward, batch);
+    const tensors = uploadBatch(engine, forward, batch);
     const held: DeviceTensor[] = [];
     const hold = (tensor: DeviceTensor) => {
       held.push(tensor);
@@ -115,7 +115,7 @@ export async function createKdRunner(
     };
     try {
       const state = () => hold(engine.allocate(float, [tensors.tokens, config.hiddenSize]));
-      const { calls, x } = residualStreamCalls(forward, model, tensors, [state(), state()]);
+      const { calls, x } = await residualStreamCalls(forward, model, tensors, [state(), state()]);
       const wanted = new Map<string, DeviceTensor>([
         ['nll', hold(engine.allocate(float, [count]))],
         ['model_top', hold(engine.allocate('int64', [count]))],

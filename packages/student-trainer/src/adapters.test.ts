@@ -189,9 +189,9 @@ test('what evaluation reads and what is saved are the same model', async () => {
     }
     const streamOf = async (model: DecoderOnDevice) => {
       const programs = await compileForwardPrograms(engine, config, 'float64', model.adapter);
-      const tensors = await uploadBatch(engine, programs, packSequences([Int32Array.of(5, 9, 2, 77)]));
+      const tensors = uploadBatch(engine, programs, packSequences([Int32Array.of(5, 9, 2, 77)]));
       const state = () => engine.allocate('float64', [tensors.tokens, config.hiddenSize]);
-      const { calls, x } = residualStreamCalls(programs, model, tensors, [state(), state()]);
+      const { calls, x } = await residualStreamCalls(programs, model, tensors, [state(), state()]);
       await engine.run(calls);
       return (await engine.download(x)) as Float64Array;
     };

@@ -7,6 +7,7 @@ import {
   freeBatch,
   packSequences,
   releaseForwardPrograms,
+  takeLayerPrograms,
   uploadBatch,
 } from '@stillhouse/decoder';
 import type { Engine } from '@stillhouse/runtime';
@@ -59,7 +60,8 @@ async function locateForward(
   let found: { layer: number; rowIds: string[] } | undefined;
   let firstRow = 0;
   for (const { sequences, batch = packSequences(sequences) } of microBatches) {
-    const tensors = await uploadBatch(engine, programs, batch);
+    const programsOfLayer = await takeLayerPrograms(programs, batch);
+    const tensors = uploadBatch(engine, programs, batch);
     const buffers = [0, 1].map(() => engine.allocate(float, [tensors.tokens, config.hiddenSize]));
     // Rows of this batch with a value that is not finite after so many layers.
     const rowsAfter = async (layer: number): Promise<readonly number[]> => {
@@ -77,7 +79,7 @@ async function locateForward(
     for (let layer = 0; layer <= Math.min(layers.length, found?.layer ?? layers.length); layer++) {
       if (layer > 0) {
         const [x, y] = [buffers[(layer - 1) % 2]!, buffers[layer % 2]!];
-        await engine.run([blockCall(tensors, layers[layer - 1]!, x, y)]);
+        await engine.run([blockCall(programsOfLayer, tensors, layers[layer - 1]!, x, y)]);
       }
       const rows = await rowsAfter(layer);
       if (rows.length === 0) continue;

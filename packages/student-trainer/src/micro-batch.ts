@@ -270,7 +270,7 @@ export function createMicroBatchRunner(
     async accumulate({ sequences, batch = packSequences(sequences), labels }, denominator) {
       if (labels.count === 0) return ZERO_SUMS;
       const layers = await programs.layers.take(batch.queryBlocks);
-      const tensors = await uploadBatch(engine, forward, batch);
+      const tensors = uploadBatch(engine, forward, batch);
       const tiles = openRowTiles(engine, batch.rows, batch.length, setting.tileTokens);
       try {
         const state = () => hold(engine.allocate(float, [tensors.tokens, config.hiddenSize]));

@@ -117,10 +117,9 @@ async function compileLayers(
   forward: ForwardPrograms,
   queryBlocks: number,
 ): Promise<readonly LayerPrograms[]> {
-  const { block, adaptedBlock } = await forward.layer.take(queryBlocks);
   const compileBare = async (exposesAttention: boolean, adapter: LowRankAdapter | undefined) => {
     if (exposesAttention) return exposingBlocks(engine, forward, adapter).take(queryBlocks);
-    return adapter === undefined ? block : adaptedBlock!;
+    return (adapter === undefined ? forward.block : forward.adaptedBlock!).take(queryBlocks);
   };
   const compileForwardOnly = async (exposesAttention: boolean): Promise<LayerPrograms> => {
     const block = await compileBare(exposesAttention, undefined);

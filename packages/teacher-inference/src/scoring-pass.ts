@@ -6,9 +6,11 @@ import {
   type ForwardPrograms,
   flatIndex,
   freeBatch,
+  type LayerPrograms,
   type LayerTensors,
   type PerQueryBlocks,
   type TokenBatch,
+  takeLayerPrograms,
   uploadBatch,
 } from '@stillhouse/decoder';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
@@ -55,6 +57,7 @@ export interface ScoringPass {
 }
 
 interface PassBatch {
+  readonly programsOfLayer: LayerPrograms;
   readonly tensors: BatchTensors;
   /** A layer with its attention output, where that of some layer is wanted. */
   readonly exposing: Program | undefined;
@@ -105,11 +108,12 @@ export async function openScoringPass(
       labelCount += positions.length;
     });
     const exposing = await options.exposing?.take(batch.queryBlocks);
-    const tensors = await uploadBatch(engine, programs, batch);
+    const programsOfLayer = await takeLayerPrograms(programs, batch);
+    const tensors = uploadBatch(engine, programs, batch);
     const x = engine.upload(embeddings, 'float32', [tensors.tokens, hiddenSize], { transfer: true });
     const places = engine.upload(BigInt64Array.from(indices), 'int64', [indices.length]);
     const realTokens = members.reduce((sum, row) => sum + rows[row]!.inputIds.length, 0);
-    batches.push({ tensors, exposing, x, indices: places, firstLabel, realTokens });
+    batches.push({ programsOfLayer, tensors, exposing, x, indices: places, firstLabel, realTokens });
     await engine.run(tensors.biasCalls);
   }
 
@@ -142,9 +146,9 @@ export async function openScoringPass(
     runLayer: async (weights, onBatch, wantsAttention = false) => {
       const outputs = wantsAttention ? engine.allocate('float32', [labelCount, hiddenSize]) : undefined;
       for (const batch of batches) {
-        const { tensors, exposing, x, realTokens } = batch;
+        const { programsOfLayer, tensors, exposing, x, realTokens } = batch;
         // In place: all that reads x comes before the product that writes the result.
-        const call = blockCall(tensors, weights, x, x);
+        const call = blockCall(programsOfLayer, tensors, weights, x, x);
         if (outputs === undefined) await engine.run([call]);
         else {
           const output = engine.allocate('float32', [tensors.tokens, hiddenSize]);

@@ -80,9 +80,9 @@ async function runTeacher(engine: Engine, sequences: readonly Int32Array[], leng
   const programs = await compileForwardPrograms(engine, model.config, 'float64');
   const batch = padSequences(sequences);
   if (batch.length !== length) throw new Error(`the longest row has ${batch.length} tokens, not ${length}`);
-  const tensors = await uploadBatch(engine, programs, batch);
+  const tensors = uploadBatch(engine, programs, batch);
   const state = () => engine.allocate('float64', [tensors.tokens, model.config.hiddenSize]);
-  const { calls, x } = residualStreamCalls(programs, model, tensors, [state(), state()]);
+  const { calls, x } = await residualStreamCalls(programs, model, tensors, [state(), state()]);
   const normed = state();
   const inputs = { x, norm: model.norm };
   await engine.run([...calls, { kind: 'run', program: programs.finalNorm, inputs, outputs: { hidden: normed } }]);
