@@ -1,39 +1,21 @@
 import { StillhouseError } from '@stillhouse/errors';
-import { broadcastShapes, elementCount, formatShape, multiplyDims, scaleOf, shapesEqual, symbolsOf } from './dims.ts';
+import { elementCount, multiplyDims, shapesEqual } from './dims.ts';
+import type { GradientPart, PartGradient } from './gradient-part.ts';
 import { inferTypes } from './operators.ts';
-import {
-  type ConstantData,
-  type Contribution,
-  type Dim,
-  type Dtype,
-  type FloatDtype,
-  isFloat,
-  type NoAttributes,
-  type Node,
-  type OperatorAttributes,
-  type OperatorName,
-  type Shape,
-  type Value,
+import type {
+  ConstantData,
+  Dim,
+  Dtype,
+  FloatDtype,
+  NoAttributes,
+  Node,
+  OperatorAttributes,
+  OperatorName,
+  Shape,
+  Value,
 } from './types.ts';
 
 const NONE: NoAttributes = {};
-
-/**
- * A part of a graph whose gradient is emitted by a rule of its own instead of by those of its operators, because a closed
- * form needs fewer passes over the data. Nothing outside of the part may use what it computes but its outputs.
- */
-export interface GradientPart {
-  readonly nodes: ReadonlySet<Node>;
-  readonly inputs: readonly Value[];
-  readonly outputs: readonly Value[];
-  readonly rule: PartGradient;
-}
-
-/**
- * @param dOutputs gradients of the outputs, `undefined` where nothing depends on one; at least one is there
- * @returns one contribution an input, `undefined` where there is none
- */
-export type PartGradient = (dOutputs: readonly (Value | undefined)[]) => readonly (Contribution | undefined)[];
 
 /**
  * Builds one graph, node by node. Shape and dtype of every value are inferred at the call, so that a mistake is
@@ -68,8 +50,6 @@ export class GraphBuilder {
   #scope: string[] = [];
   #names = new Map<string, number>();
   #constantCache = new Map<string, Value>();
-  #symbolCache = new Map<string, Value>();
-  #shapeCache = new Map<string, Value>();
 
   constructor(name: string, float: FloatDtype = 'float32') {
     this.name = name;
@@ -401,80 +381,8 @@ export class GraphBuilder {
     return this.#one('ArgMax', [x], { axis });
   }
 
-  /** Sums `x` down to `shape`, undoing a broadcast. */
-  sumTo(x: Value, shape: Shape): Value {
-    if (shapesEqual(x.shape, shape)) return x;
-    if (!shapesEqual(broadcastShapes(x.shape, shape) ?? [], x.shape)) {
-      throw new StillhouseError({
-        code: 'GRAPH_TYPE_ERROR',
-        where: `graph ${this.name}`,
-        problem: 'cannot undo a broadcast',
-        expected: formatShape(shape),
-        got: formatShape(x.shape),
-      });
-    }
-    const extra = x.shape.length - shape.length;
-    const axes = x.shape.flatMap((dim, i) => (i < extra || (shape[i - extra] === 1 && dim !== 1) ? [i] : []));
-    if (axes.length === 0) return this.reshape(x, shape);
-    return this.reshape(isColumnSum(x, axes) ? this.#sumColumns(x) : this.reduceSum(x, axes, true), shape);
-  }
-
-  /**
-   * The sum of a matrix's rows, [1, D], as a product with ones: on two threads ONNX Runtime's ReduceSum over the first
-   * axis takes ten times as long.
-   */
-  #sumColumns(x: Value): Value {
-    return this.gemm(this.expand(this.scalar(1), [1, x.shape[0]!]), x);
-  }
-
-  /** The value of a symbol at run time as int64[1], read off a graph input that has it as a dimension. */
-  #symbolValue(symbol: string): Value {
-    const known = this.#symbolCache.get(symbol);
-    if (known !== undefined) return known;
-    for (const input of this.inputs) {
-      const axis = input.shape.indexOf(symbol);
-      if (axis >= 0) {
-        const value = this.#one('Shape', [input], { start: axis, end: axis + 1 });
-        this.#symbolCache.set(symbol, value);
-        return value;
-      }
-    }
-    throw new StillhouseError({
-      code: 'GRAPH_UNKNOWN_SYMBOL',
-      where: `graph ${this.name}`,
-      problem: `no input has a dimension ${symbol}`,
-      remedy: `Add an input that has ${symbol} as a dimension of its own`,
-    });
-  }
-
-  /** @internal The int64 shape tensor for `target`; at most one entry may be -1 when `mayInfer`. */
-  shapeTensor(target: Shape, mayInfer: boolean): Value {
-    const symbolic = target.filter((dim) => typeof dim === 'string');
-    if (symbolic.length === 0) return this.integers(target as readonly number[]);
-    if (symbolic.length === 1 && mayInfer && !target.includes(0))
-      return this.integers(target.map((dim) => (typeof dim === 'string' ? -1 : dim)));
-    const known = this.#shapeCache.get(target.join());
-    if (known !== undefined) return known;
-    const shape = this.concat(
-      target.map((dim) => this.#dimValue(dim)),
-      0,
-    );
-    this.#shapeCache.set(target.join(), shape);
-    return shape;
-  }
-
-  #dimValue(dim: Dim): Value {
-    const factors = symbolsOf(dim).map((symbol) => this.#symbolValue(symbol));
-    const scale = scaleOf(dim);
-    if (factors.length === 0 || scale !== 1) factors.push(this.integers([scale]));
-    return factors.reduce((product, factor) => this.mul(product, factor));
-  }
-
   /** Number of elements of a value as a dimension, e.g. `64*B*T`. */
   size(value: Value): Dim {
     return elementCount(value.shape);
   }
 }
-
-const isColumnSum = ({ shape, dtype }: Value, axes: readonly number[]) =>
-  shape.length === 2 && axes.length === 1 && axes[0] === 0 && isFloat(dtype);

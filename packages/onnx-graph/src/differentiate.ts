@@ -1,6 +1,7 @@
 import { StillhouseError } from '@stillhouse/errors';
-import type { GradientPart, GraphBuilder } from './builder.ts';
+import type { GraphBuilder } from './builder.ts';
 import { formatShape, shapesEqual } from './dims.ts';
+import type { GradientPart } from './gradient-part.ts';
 import { GRADIENT_RULES, type GradientContext, type GradientRule, type GradientRules } from './gradients.ts';
 import { type Contribution, isFloat, type Node, type OperatorName, type Value } from './types.ts';
 

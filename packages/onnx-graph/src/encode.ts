@@ -4,6 +4,7 @@ import type { GraphBuilder } from './builder.ts';
 import { chooseOldestOpset, type EncodingTarget, type ProductPrecision, shapeInputName } from './encoding-target.ts';
 import { type LoweredNode, lowerGemmToBfloat16, lowerLogSum, lowerRotaryEmbedding } from './lowering.ts';
 import { reachableNodes } from './reachable.ts';
+import { emitShapeOperand } from './shape-operands.ts';
 import type { AttributeValue, Dtype, Node, OperatorName, Shape, Value } from './types.ts';
 import { verifyGraph, verifyWebGpuGraph } from './verify.ts';
 
@@ -159,7 +160,8 @@ export function encodeModel(
   const shapeOperand: ShapeOperand = (shape, mayInfer) => {
     const symbolic = shape.filter((dim) => typeof dim === 'string').length;
     const isInferred = symbolic === 1 && mayInfer && !shape.includes(0);
-    if ((target === 'any' && !g.takesShapes) || symbolic === 0 || isInferred) return g.shapeTensor(shape, mayInfer);
+    if ((target === 'any' && !g.takesShapes) || symbolic === 0 || isInferred)
+      return emitShapeOperand(g, shape, mayInfer);
     const name = shapeInputName(shape);
     const input = shapeInputs.get(name) ?? { name, dtype: 'int64', shape: [target === 'any' ? 'rank' : shape.length] };
     shapeInputs.set(name, input);

@@ -1,3 +1,4 @@
+import { emitSumTo } from './broadcast-sum.ts';
 import type { GraphBuilder } from './builder.ts';
 import { shapesEqual } from './dims.ts';
 import { type Contribution, isFloat, type OperatorAttributes, type OperatorName, type Value } from './types.ts';
@@ -32,18 +33,18 @@ export type GradientRules = { readonly [Name in OperatorName]: GradientRule<Name
 
 /** Reverse-mode rules, one an operator, exhaustive by type. Each is checked in float64 against central differences. */
 export const GRADIENT_RULES: GradientRules = {
-  Add: ({ g, inputs: [a, b], dy }) => [g.sumTo(dy, a!.shape), g.sumTo(dy, b!.shape)],
+  Add: ({ g, inputs: [a, b], dy }) => [emitSumTo(g, dy, a!.shape), emitSumTo(g, dy, b!.shape)],
   Sub: ({ g, inputs: [a, b], dy, needs }) => [
-    g.sumTo(dy, a!.shape),
-    needs(1) ? g.sumTo(g.neg(dy), b!.shape) : undefined,
+    emitSumTo(g, dy, a!.shape),
+    needs(1) ? emitSumTo(g, g.neg(dy), b!.shape) : undefined,
   ],
   Mul: ({ g, inputs: [a, b], dy, needs }) => [
-    needs(0) ? g.sumTo(g.mul(dy, b!), a!.shape) : undefined,
-    needs(1) ? g.sumTo(g.mul(dy, a!), b!.shape) : undefined,
+    needs(0) ? emitSumTo(g, g.mul(dy, b!), a!.shape) : undefined,
+    needs(1) ? emitSumTo(g, g.mul(dy, a!), b!.shape) : undefined,
   ],
   Div: ({ g, inputs: [a, b], outputs: [y], dy, needs }) => {
     const da = g.div(dy, b!);
-    return [g.sumTo(da, a!.shape), needs(1) ? g.sumTo(g.neg(g.mul(da, y!)), b!.shape) : undefined];
+    return [emitSumTo(g, da, a!.shape), needs(1) ? emitSumTo(g, g.neg(g.mul(da, y!)), b!.shape) : undefined];
   },
   Max: { reason: 'only used on values that carry no gradient' },
   Min: { reason: 'only used on values that carry no gradient' },
@@ -67,8 +68,8 @@ export const GRADIENT_RULES: GradientRules = {
   Not: notContinuous,
   Where: ({ g, inputs: [condition, a, b], dy, needs }) => [
     undefined,
-    needs(1) ? g.sumTo(g.where(condition!, dy, g.scalar(0)), a!.shape) : undefined,
-    needs(2) ? g.sumTo(g.where(condition!, g.scalar(0), dy), b!.shape) : undefined,
+    needs(1) ? emitSumTo(g, g.where(condition!, dy, g.scalar(0)), a!.shape) : undefined,
+    needs(2) ? emitSumTo(g, g.where(condition!, g.scalar(0), dy), b!.shape) : undefined,
   ],
   MatMul: ({ g, inputs: [a, b], dy, needs }) => {
     const swap = (x: Value) =>
@@ -92,7 +93,7 @@ export const GRADIENT_RULES: GradientRules = {
             ? g.gemm(dy, a!, { transA: true, transB: transA, c: into })
             : g.gemm(a!, dy, { transA: !transA, c: into })
       : undefined,
-    c !== undefined && needs(2) ? g.sumTo(dy, c.shape) : undefined,
+    c !== undefined && needs(2) ? emitSumTo(g, dy, c.shape) : undefined,
   ],
   Transpose: ({ g, attributes: { permutation }, dy }) => [
     g.transpose(
@@ -101,7 +102,7 @@ export const GRADIENT_RULES: GradientRules = {
     ),
   ],
   Reshape: ({ g, inputs: [x], dy }) => [g.reshape(dy, x!.shape)],
-  Expand: ({ g, inputs: [x], dy }) => [g.sumTo(dy, x!.shape)],
+  Expand: ({ g, inputs: [x], dy }) => [emitSumTo(g, dy, x!.shape)],
   Concat: ({ g, inputs, attributes: { axis }, dy }) => {
     const sizes = inputs.map((input) => input.shape[axis]!);
     if (sizes.some((size) => typeof size !== 'number'))
@@ -164,7 +165,7 @@ export const GRADIENT_RULES: GradientRules = {
     const meanSquare = g.scale(g.reduceSum(g.mul(x!, x!), [last], true), 1 / width);
     const r = g.reciprocal(g.sqrt(g.add(meanSquare, g.scalar(epsilon))));
     const n = g.mul(x!, r);
-    const dScale = needs(1) ? g.sumTo(g.mul(dy, n), scale!.shape) : undefined;
+    const dScale = needs(1) ? emitSumTo(g, g.mul(dy, n), scale!.shape) : undefined;
     if (!needs(0)) return [undefined, dScale];
     const t = g.mul(dy, scale!);
     const projection = g.scale(g.reduceSum(g.mul(t, n), [last], true), 1 / width);

@@ -3,6 +3,7 @@ import { test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
 import { openEngine } from '@stillhouse/testing';
 import fc from 'fast-check';
+import { emitSumTo } from './broadcast-sum.ts';
 import {
   differentiate,
   encodeModel,
@@ -64,7 +65,7 @@ test('a wrong operand is an error at its call that names graph, node, expectatio
   refuses(() => g.rmsNormalization(a, b, 1e-6), 'GRAPH_TYPE_ERROR', /scale does not fit/);
   refuses(() => g.exp(ids), 'GRAPH_TYPE_ERROR', /does not take this type/);
   refuses(() => g.expand(b, [3, 6]), 'GRAPH_TYPE_ERROR', /does not expand/);
-  refuses(() => g.sumTo(b, [2, 5]), 'GRAPH_TYPE_ERROR', /cannot undo a broadcast/);
+  refuses(() => emitSumTo(g, b, [2, 5]), 'GRAPH_TYPE_ERROR', /cannot undo a broadcast/);
   refuses(() => g.apply('Add', [a], {}), 'GRAPH_TYPE_ERROR', /wrong number of inputs; expected 2, got 1/);
   refuses(() => g.floatInput('a', [1]), 'GRAPH_DUPLICATE_NAME', /already a value named a/);
   g.output('y', a);

@@ -1,9 +1,10 @@
 /** Build, type-check, differentiate, verify, print and encode ONNX graphs. Knows no language model. */
-export { type GradientPart, GraphBuilder, type PartGradient } from './builder.ts';
+export { GraphBuilder } from './builder.ts';
 export { type DifferentiateOptions, differentiate } from './differentiate.ts';
 export { elementCount, formatShape, multiplyDims, resolveDim, shapesEqual, symbolsOf } from './dims.ts';
 export { encodeModel } from './encode.ts';
 export type { EncodingTarget, ProductPrecision } from './encoding-target.ts';
+export type { GradientPart, PartGradient } from './gradient-part.ts';
 export {
   GRADIENT_RULES,
   type GradientContext,
