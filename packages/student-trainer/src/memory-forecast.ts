@@ -128,7 +128,9 @@ export function forecastMemory(question: MemoryQuestion): MemoryForecast {
     { what: 'working memory of the loss', sizeBytes: measureLossWork(question, chunk) },
     { what: 'labels of the steps that are read ahead', sizeBytes: measureLoader(question) },
     passing,
-  ].filter(({ sizeBytes }) => sizeBytes > 0);
+  ]
+    .filter(({ sizeBytes }) => sizeBytes > 0)
+    .map(({ what, sizeBytes }) => ({ what, sizeBytes: Math.ceil(sizeBytes) }));
   return { items, peakBytes: sum(items.map(({ sizeBytes }) => sizeBytes)) };
 }
 
