@@ -68,7 +68,7 @@ export interface MemoryForecast {
 }
 
 /** Node.js, our code and ONNX Runtime, before there is a student (docs/log.md). */
-const BASE_BYTES = 350e6;
+const BASE_BYTES = 240e6;
 
 /** What programs came to hold, against what their values take of the arena (docs/log.md). */
 const WORK_SHARE = 1.07;
