@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { chooseSoftwareAdapter, expectClose, makeTemporaryFolder, runNode } from '@stillhouse/testing';
 import { type DeviceTensor, type Engine, openEngine } from './index.ts';
-import { loadModel, readTensor, testDeviceTensors, uploadFloats } from './testing/device-tensors.ts';
+import { loadModel, makeProduct, readTensor, testDeviceTensors, uploadFloats } from './testing/device-tensors.ts';
 
 const obstacle = chooseSoftwareAdapter();
 
@@ -28,15 +28,7 @@ describe('tensors in buffers of a WebGPU device', { skip: obstacle }, () => {
 
   test('what is written in place for the main thread reads its operands before it overwrites them', async () => {
     const matmul = await loadModel(engine, 'matmul');
-    const size = 40;
-    const a = Float32Array.from({ length: size * size }, (_, i) => Math.sin(i));
-    const b = Float32Array.from({ length: size * size }, (_, i) => Math.cos(i * 0.7));
-    const want = Array.from({ length: size * size }, (_, at) => {
-      const [row, column] = [Math.floor(at / size), at % size];
-      let sum = 0;
-      for (let k = 0; k < size; k++) sum += a[row * size + k]! * b[k * size + column]!;
-      return sum;
-    });
+    const { size, a, b, want } = makeProduct();
     const inPlace = engine.upload(a, 'float32', [size, size]);
     const other = engine.upload(b, 'float32', [size, size]);
     await engine.run([{ kind: 'run', program: matmul, inputs: { a: inPlace, b: other }, outputs: { c: inPlace } }]);

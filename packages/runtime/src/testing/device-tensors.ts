@@ -14,6 +14,20 @@ export const uploadFloats = (engine: Engine, values: readonly number[], shape: r
 export const readTensor = async (engine: Engine, tensor: DeviceTensor) =>
   Array.from<number | bigint>(await engine.download(tensor));
 
+/** Two matrices [size, size] and their product, summed in float64. */
+export function makeProduct() {
+  const size = 40;
+  const a = Float32Array.from({ length: size * size }, (_, i) => Math.sin(i));
+  const b = Float32Array.from({ length: size * size }, (_, i) => Math.cos(i * 0.7));
+  const want = Array.from({ length: size * size }, (_, at) => {
+    const [row, column] = [Math.floor(at / size), at % size];
+    let sum = 0;
+    for (let k = 0; k < size; k++) sum += a[row * size + k]! * b[k * size + column]!;
+    return sum;
+  });
+  return { size, a, b, want };
+}
+
 const SAMPLES: Readonly<Partial<Record<TensorDtype, TensorData>>> = {
   float32: new Float32Array([1.5, -2, Number.NaN, 3e-39, Number.POSITIVE_INFINITY]),
   int64: new BigInt64Array([1n, -2n, 2n ** 40n]),
@@ -51,15 +65,7 @@ export function testDeviceTensors(open: () => Engine): void {
   test('a product is exact to float32, and sums add up in place', async () => {
     const engine = open();
     const matmul = await loadModel(engine, 'matmul');
-    const size = 40;
-    const a = Float32Array.from({ length: size * size }, (_, i) => Math.sin(i));
-    const b = Float32Array.from({ length: size * size }, (_, i) => Math.cos(i * 0.7));
-    const want = Array.from({ length: size * size }, (_, at) => {
-      const [row, column] = [Math.floor(at / size), at % size];
-      let sum = 0;
-      for (let k = 0; k < size; k++) sum += a[row * size + k]! * b[k * size + column]!;
-      return sum;
-    });
+    const { size, a, b, want } = makeProduct();
     const [left, right] = [a, b].map((data) => engine.upload(data, 'float32', [size, size])) as [
       DeviceTensor,
       DeviceTensor,
