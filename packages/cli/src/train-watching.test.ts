@@ -216,7 +216,7 @@ test('a dry run prints what a run takes and writes nothing; one that does not fi
   assert.ok(!(await readdir(folder)).includes('planned'));
   const tight = await plan('--memory', String(memory.peakBytes - 1), '--recompute', 'never');
   assert.equal(tight.code, 1);
-  assert.match(tight.stdout, /peak memory, about +\d+ MiB\n.*\n\nIt does not fit/);
+  assert.match(tight.stdout, /peak memory on the CPU, about +\d+ MiB\n.*\n\nIt does not fit/);
   const unused = await runNode(trainArgs('planned', '--memory', '1'), { cwd: folder });
   assert.equal(unused.code, 2);
   assert.match(unused.stderr, /SETTING_UNUSED.*--memory|--memory.*a run takes what it needs/s);

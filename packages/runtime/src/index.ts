@@ -1,3 +1,4 @@
+export { measureAvailableMemory, measureTensorMemory } from './available-memory.ts';
 export { type Accelerator, type DeviceName, type EngineOptions, openEngine } from './device.ts';
 export type { Call, Engine, MemoryUse } from './engine.ts';
 export type { Program } from './program.ts';

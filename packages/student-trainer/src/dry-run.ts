@@ -1,4 +1,5 @@
-import { availableParallelism, totalmem } from 'node:os';
+import { availableParallelism } from 'node:os';
+import { measureAvailableMemory } from '@stillhouse/runtime';
 import { flagOf } from '@stillhouse/settings';
 import { openDataOrder } from './data-order.ts';
 import { keepReached } from './feature-reach.ts';
@@ -59,7 +60,7 @@ const STEPS_LAID_OUT = 200;
  * @param limitBytes memory that the run may take; left out: this machine's, or what its container allows
  * @throws StillhouseError as `trainStudent` before its first step
  */
-export async function planTraining(settings: StagedSettings, limitBytes = availableBytes()): Promise<DryRun> {
+export async function planTraining(settings: StagedSettings, limitBytes = measureAvailableMemory()): Promise<DryRun> {
   const inputs = await openTrainingInputs(settings);
   try {
     await checkFolder(inputs.settings, makeRecipe(inputs.settings, inputs.stages));
@@ -82,11 +83,6 @@ export async function planTraining(settings: StagedSettings, limitBytes = availa
   } finally {
     await inputs.close();
   }
-}
-
-function availableBytes(): number {
-  const allowed = process.constrainedMemory?.() ?? 0;
-  return allowed > 0 ? Math.min(allowed, totalmem()) : totalmem();
 }
 
 interface StageForecast {

@@ -1,6 +1,6 @@
-import { totalmem } from 'node:os';
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
+import { type Accelerator, measureTensorMemory } from '@stillhouse/runtime';
 import { measureActivations } from './activation-store.ts';
 import { checkOptimiserState } from './adamw.ts';
 import { studentParameters } from './adapters.ts';
@@ -127,7 +127,13 @@ export type ResolvedSettings = RunSettings & {
   readonly recompute: 'always' | 'never';
 };
 
-/** Share of the machine's memory that activations may take before `auto` computes them again instead. */
+/**
+ * What `auto` may choose for a run besides the CPU. Whoever installed the CUDA provider means it to be used; every machine with
+ * a graphics driver has WebGPU.
+ */
+export const TRAINING_DEVICES: readonly Accelerator[] = ['cuda', 'webgpu'];
+
+/** Share of the memory for tensors that activations may take before `auto` computes them again instead. */
 const ACTIVATIONS_SHARE = 0.25;
 
 /** Settings that were left open, by what the data and the machine are: the recipe that is written has none. */
@@ -167,7 +173,7 @@ const isRefined = ({ labels }: ResolvedObjective['objective']) =>
   labels.kind === 'full' && labels.refinement !== undefined;
 
 function chooseRecompute(
-  { batchTokens, accumulate, batching }: RunSettings,
+  { batchTokens, accumulate, batching, device }: RunSettings,
   sources: readonly TrainingSource[],
   backward: BackwardPlan,
   config: ModelConfig,
@@ -177,7 +183,8 @@ function chooseRecompute(
   );
   const mean = Math.min(...sources.map(({ rows }) => sumLengths(rows.lengths) / rows.lengths.length));
   const rowCount = Math.ceil(batchTokens / accumulate / (batching === 'packed' ? longest : mean)) + 1;
-  return measureActivations(config, backward, rowCount, longest) > ACTIVATIONS_SHARE * totalmem() ? 'always' : 'never';
+  const room = ACTIVATIONS_SHARE * measureTensorMemory(device, TRAINING_DEVICES);
+  return measureActivations(config, backward, rowCount, longest) > room ? 'always' : 'never';
 }
 
 /** Projections alone would learn, and the student stay what it is. */

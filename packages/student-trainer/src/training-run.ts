@@ -8,7 +8,7 @@ import type { HeldOutMetrics } from './held-out.ts';
 import { METRICS_FILE, type StepMetrics } from './metrics.ts';
 import { makeRecipe } from './recipe.ts';
 import { openRunFolder } from './run-folder.ts';
-import { countAllSteps, findStage, type StagePlan } from './stage-plan.ts';
+import { countAllSteps, findStage, type StagePlan, TRAINING_DEVICES } from './stage-plan.ts';
 import { type RunProgress, runStage } from './stage-run.ts';
 import type { StagedSettings } from './stage-settings.ts';
 import { type FoundCheckpoint, findCheckpoint, readCheckpointWeights } from './training-checkpoint.ts';
@@ -89,8 +89,7 @@ async function runStages(inputs: TrainingInputs, events: TrainingEvents, lock: F
       const engine = await openEngine({
         device,
         precision,
-        // Whoever installed the CUDA provider means it to be used; every machine with a graphics driver has WebGPU.
-        candidates: ['cuda', 'webgpu'],
+        candidates: TRAINING_DEVICES,
         ...(threads === undefined ? {} : { threads }),
       });
       try {

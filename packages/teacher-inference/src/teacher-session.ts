@@ -1,5 +1,4 @@
-import { totalmem } from 'node:os';
-import { openEngine } from '@stillhouse/runtime';
+import { type Engine, measureAvailableMemory, openEngine } from '@stillhouse/runtime';
 import {
   type CacheDescription,
   type CachedRow,
@@ -41,7 +40,7 @@ export async function openTeacherSession(teacher: Teacher | null, settings: Sess
   if (teacher === null) return openRowSession(settings);
   const { device, threads, batchTokens } = settings;
   const engine = await openEngine({ device, ...(threads === undefined ? {} : { threads }) });
-  const keepAll = measureWeights(teacher.config) <= residentBudget();
+  const keepAll = measureWeights(teacher.config) <= (await measureResidentBudget(engine));
   const weights = createTeacherWeights(engine, teacher.weights, teacher.config, { keepAll });
   const scorers = new Map<string, Promise<RowScorer>>();
   const prepare = (labels: CacheDescription['labels']): Promise<RowScorer> => {
@@ -81,7 +80,11 @@ const withoutLabels = (rows: readonly CachedRow[], positions: BuildSettings['pos
  */
 const RESIDENT_SHARE = 0.1;
 
-function residentBudget(): number {
-  const limit = process.constrainedMemory() ?? 0;
-  return RESIDENT_SHARE * (limit > 0 ? Math.min(limit, totalmem()) : totalmem());
+/** On a CUDA device reading and widening a layer takes longer than computing it. */
+const DEVICE_RESIDENT_SHARE = 0.5;
+
+async function measureResidentBudget(engine: Engine): Promise<number> {
+  const { device } = await engine.memory();
+  if (device !== undefined) return DEVICE_RESIDENT_SHARE * device.totalBytes;
+  return RESIDENT_SHARE * measureAvailableMemory();
 }

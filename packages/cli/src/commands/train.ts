@@ -109,7 +109,7 @@ async function plan(settings: StagedSettings, memory: number | undefined): Promi
     '',
     printPairs([
       ...items.map(({ what, sizeBytes }): [string, string] => [what, printBytes(sizeBytes)]),
-      ['peak memory, about', printBytes(peakBytes)],
+      ['peak memory on the CPU, about', printBytes(peakBytes)],
       ['there is', printBytes(limitBytes)],
     ]),
   ];

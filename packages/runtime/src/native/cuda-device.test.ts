@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { findCudaObstacle } from '@stillhouse/testing';
-import { type Engine, openEngine } from '../index.ts';
+import { type Engine, measureAvailableMemory, measureTensorMemory, openEngine } from '../index.ts';
 import { readTensor, testDeviceTensors, uploadFloats } from '../testing/device-tensors.ts';
 
 describe('tensors in the memory of a CUDA device', { skip: await findCudaObstacle() }, () => {
@@ -34,6 +34,13 @@ describe('tensors in the memory of a CUDA device', { skip: await findCudaObstacl
     await assert.rejects(engine.download(uploadFloats(engine, [1])), { code: 'OUT_OF_MEMORY' });
     engine.free(x);
     assert.deepEqual(await readTensor(engine, uploadFloats(engine, [3])), [3]);
+  });
+
+  test('memory for tensors is that of the device, known before an engine is opened', async () => {
+    const { device } = await engine.memory();
+    assert.equal(measureTensorMemory('cuda'), device!.totalBytes);
+    assert.equal(measureTensorMemory('auto', ['cuda']), device!.totalBytes);
+    assert.equal(measureTensorMemory('auto', ['webgpu']), measureAvailableMemory());
   });
 
   test('engines stand side by side, and one that is closed takes none with it', async () => {

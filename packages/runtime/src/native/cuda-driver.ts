@@ -17,6 +17,7 @@ const FUNCTIONS = {
   cuGetErrorString: ['int', p],
   cuDeviceGet: [p, 'int'],
   cuDeviceGetName: [p, 'int', 'int'],
+  cuDeviceTotalMem_v2: [p, 'int'],
   cuDevicePrimaryCtxRetain: [p, 'int'],
   cuDevicePrimaryCtxRelease_v2: ['int'],
   cuCtxSetCurrent: [p],
@@ -46,8 +47,17 @@ const STREAM_NON_BLOCKING = 1;
 const POOL_RELEASE_THRESHOLD = 4;
 const WORD_BYTES = 4;
 
-/** Opens the first CUDA device. @throws Error in the loader's or the driver's words */
-export function openCudaDevice(): NativeDevice {
+interface CudaDriver {
+  /** @throws Error in the driver's words */
+  call(name: DriverFunction, ...given: readonly ForeignArgument[]): void;
+  /** Calls a function whose first parameter is where it writes, and gives what it wrote. */
+  make(name: DriverFunction, ...given: readonly ForeignArgument[]): Address;
+  /** The first device. */
+  readonly device: number;
+}
+
+/** Loads the driver and finds the first device. @throws Error in the loader's or the driver's words */
+function loadCudaDriver(): CudaDriver {
   const library = loadLibrary(LIBRARY);
   const functions = Object.fromEntries(
     Object.entries(FUNCTIONS).map(([name, takes]) => [name, findFunction(library, name, 'int', takes)]),
@@ -56,19 +66,33 @@ export function openCudaDevice(): NativeDevice {
     const room = addressRoom();
     return functions[name](code, room) === 0 ? readText(room[0]!) : String(code);
   };
-  const call = (name: DriverFunction, ...given: readonly ForeignArgument[]) => {
+  const call: CudaDriver['call'] = (name, ...given) => {
     const code = functions[name](...given);
     if (code === 0) return;
     throw new Error(`${name}: ${textFrom('cuGetErrorName', code)}, ${textFrom('cuGetErrorString', code)}`);
   };
-  const make = (name: DriverFunction, ...given: readonly ForeignArgument[]) => {
+  const make: CudaDriver['make'] = (name, ...given) => {
     const room = addressRoom();
     call(name, room, ...given);
     return room[0]!;
   };
-
   call('cuInit', 0);
-  const device = Number(make('cuDeviceGet', 0) & 0xffffffffn);
+  return { call, make, device: Number(make('cuDeviceGet', 0) & 0xffffffffn) };
+}
+
+/** Memory of the first CUDA device in bytes, whoever uses it; `undefined` where there is none. Takes none of it. */
+export function measureCudaMemory(): number | undefined {
+  try {
+    const { make, device } = loadCudaDriver();
+    return Number(make('cuDeviceTotalMem_v2', device));
+  } catch {
+    return undefined; // No driver or no device: who asks for CUDA all the same is told by openCudaDevice.
+  }
+}
+
+/** Opens the first CUDA device. @throws Error in the loader's or the driver's words */
+export function openCudaDevice(): NativeDevice {
+  const { call, make, device } = loadCudaDriver();
   const label = Buffer.alloc(256);
   call('cuDeviceGetName', label, label.length, device);
   call('cuCtxSetCurrent', make('cuDevicePrimaryCtxRetain', device));
