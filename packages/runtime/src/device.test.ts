@@ -6,6 +6,7 @@ import { chooseSoftwareAdapter, makeTemporaryFolder } from '@stillhouse/testing'
 import { chooseDevice } from './device.ts';
 import { findGraphics } from './graphics.ts';
 import { openEngine } from './index.ts';
+import { checkProduct, tryProducts } from './product-trial.ts';
 
 const NVIDIA = '/usr/share/vulkan/icd.d/nvidia_icd.json';
 
@@ -95,12 +96,35 @@ test('a candidate that is found and does not work is passed over with ONNX Runti
   await (engine as Awaited<ReturnType<typeof openEngine>>).close();
 });
 
+test('a trial of products times them and knows right from wrong', async () => {
+  const engine = await openEngine({ device: 'cpu', threads: 1 });
+  const { productMs, isRight } = await tryProducts(engine);
+  assert.ok(productMs > 0 && isRight);
+  assert.equal((await engine.memory()).allocatedBytes, 0);
+  await engine.close();
+  assert.equal(checkProduct(new Float32Array(512 * 512)), false);
+});
+
 describe('with a WebGPU adapter', { skip: chooseSoftwareAdapter() }, () => {
-  test('auto takes webgpu where a graphics processor is found', async () => {
-    const found = { isPresent: true, reason: 'there is one' };
-    const engine = await chooseDevice({ candidates: ['webgpu', 'cuda'] }, 1, () => found);
+  const found = () => ({ isPresent: true, reason: 'there is one' });
+
+  test('auto takes webgpu where a graphics processor is found that multiplies faster than the CPU', async () => {
+    const engine = await chooseDevice({ candidates: ['webgpu', 'cuda'] }, 1, found, async () => 5000);
     assert.equal(engine.device, 'webgpu');
-    assert.match(engine.deviceReason, /^webgpu, chosen: there is one; tensors stay in its buffers/);
+    assert.match(
+      engine.deviceReason,
+      /^webgpu, chosen: there is one; tensors stay in its buffers.*; a product takes \S+ ms there and 5000 ms on the CPU$/,
+    );
+    await engine.close();
+  });
+
+  test('auto passes over a graphics processor that is slower than the CPU', async () => {
+    const engine = await chooseDevice({ candidates: ['webgpu'] }, 1, found);
+    assert.equal(engine.device, 'cpu', 'the driver is SwiftShader');
+    assert.match(
+      engine.deviceReason,
+      /^cpu, chosen: not webgpu: there is one, but a product takes \S+ ms there and \S+ ms on the CPU$/,
+    );
     await engine.close();
   });
 

@@ -3,6 +3,7 @@ import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import { createEngine, type Engine } from './engine.ts';
 import { findGraphics, type GraphicsFinding } from './graphics.ts';
 import { findCudaProvider } from './native/onnxruntime-library.ts';
+import { tryProducts } from './product-trial.ts';
 import type { ProductPrecision } from './protocol.ts';
 import { startWorker } from './worker-link.ts';
 
@@ -13,8 +14,8 @@ export type Accelerator = 'cuda' | 'webgpu';
 
 export interface EngineOptions {
   /**
-   * Default `auto`: the first of `candidates` that is here and works, else the CPU. A device that is named is used or
-   * refused, never replaced.
+   * Default `auto`: the first of `candidates` that is here, works and multiplies faster than the CPU, else the CPU. A device
+   * that is named is used or refused, never replaced.
    */
   readonly device?: DeviceName;
   /** Devices that `auto` may choose besides the CPU, best first: those that the programs to come are fit for. Default none. */
@@ -65,13 +66,22 @@ export async function openEngine(options: EngineOptions = {}): Promise<Engine> {
 type Finding = (device: Accelerator) => GraphicsFinding;
 
 /**
- * Opens the first candidate that is found and works, or the CPU.
+ * Opens the first candidate that is found, works and multiplies faster than the CPU, or the CPU.
  * @param find where accelerators are looked for
+ * @param timeCpu how long the CPU takes for a product, in milliseconds
  */
-export async function chooseDevice(options: EngineOptions, threads: number, find: Finding): Promise<Engine> {
+export async function chooseDevice(
+  options: EngineOptions,
+  threads: number,
+  find: Finding,
+  timeCpu = timeCpuProduct,
+): Promise<Engine> {
   const { precision = 'float32' } = options;
   const candidates = (options.candidates ?? []).filter((device) => precision === 'float32' || device === 'cuda');
   const passedOver: string[] = [];
+  let cpuMs: Promise<number> | undefined;
+  // Whoever asks for a precision asks for the device that has it.
+  const measureCpu = () => (cpuMs ??= precision === 'float32' ? timeCpu(threads) : Promise.resolve(Infinity));
   for (const device of candidates) {
     const { isPresent, reason } = find(device);
     if (!isPresent) {
@@ -79,15 +89,52 @@ export async function chooseDevice(options: EngineOptions, threads: number, find
       continue;
     }
     try {
-      return await openDevice(device, options, threads, `${device}, chosen: ${reason}`);
+      return await openFaster(device, options, threads, `${device}, chosen: ${reason}`, measureCpu);
     } catch (error) {
-      if (!isStillhouseError(error, 'DEVICE_UNAVAILABLE')) throw error;
+      if (!isStillhouseError(error)) throw error;
       passedOver.push(`not ${device}: ${reason}, but ${error.report.problem}`);
     }
   }
   const why =
     candidates.length === 0 ? 'this work runs on no other device unless it is asked for' : passedOver.join('; ');
   return openDevice('cpu', options, threads, `cpu, chosen: ${why}`);
+}
+
+async function timeCpuProduct(threads: number): Promise<number> {
+  const engine = await openDevice('cpu', {}, threads, 'cpu');
+  try {
+    return (await tryProducts(engine)).productMs;
+  } finally {
+    await engine.close();
+  }
+}
+
+/** @throws DEVICE_UNAVAILABLE also where the device's products are wrong or no faster than the CPU's */
+async function openFaster(
+  device: Accelerator,
+  options: EngineOptions,
+  threads: number,
+  reason: string,
+  measureCpu: () => Promise<number>,
+): Promise<Engine> {
+  const engine = await openDevice(device, options, threads, reason);
+  try {
+    const { productMs, isRight } = await tryProducts(engine);
+    if (!isRight) refuseDevice(device, 'its products of matrices are wrong');
+    const cpuMs = await measureCpu();
+    const times = `a product takes ${printMs(productMs)} there and ${printMs(cpuMs)} on the CPU`;
+    if (productMs >= cpuMs) refuseDevice(device, times);
+    return Number.isFinite(cpuMs) ? { ...engine, deviceReason: `${engine.deviceReason}; ${times}` } : engine;
+  } catch (error) {
+    await engine.close();
+    throw error;
+  }
+}
+
+const printMs = (ms: number) => `${ms < 10 ? ms.toPrecision(2) : ms.toFixed(0)} ms`;
+
+function refuseDevice(device: Accelerator, problem: string): never {
+  throw new StillhouseError({ code: 'DEVICE_UNAVAILABLE', where: `device ${device}`, problem });
 }
 
 function findAccelerator(device: Accelerator): GraphicsFinding {
