@@ -5,14 +5,17 @@ import { closeSync, constants, existsSync, openSync, readdirSync, readFileSync, 
 import { mkdir, mkdtemp, open, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { type TestContext, test } from 'node:test';
+import { after, type TestContext, test } from 'node:test';
 import { stageFile, type WritePath } from './index.ts';
 import { dropBytes, openPieceWriter } from './piece-writer.ts';
 import { SLOT_BYTES } from './shared-slots.ts';
 
 const WAYS: readonly WritePath[] = ['buffered', 'direct'];
 
-const folder = () => mkdtemp(join(tmpdir(), 'direct-writing-'));
+const root = await mkdtemp(join(tmpdir(), 'direct-writing-'));
+after(() => rm(root, { recursive: true, force: true }));
+
+const folder = () => mkdtemp(join(root, 'test-'));
 const sha256 = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
 
 /** Bytes in which a block that went astray is noticed. */

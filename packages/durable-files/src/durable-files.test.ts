@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdtemp, readdir, readFile, symlink, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { after, test } from 'node:test';
 import { Worker } from 'node:worker_threads';
 import {
   explainWriteFailure,
@@ -16,7 +16,10 @@ import {
   writeFileAtomically,
 } from './index.ts';
 
-const folder = () => mkdtemp(join(tmpdir(), 'durable-files-'));
+const root = await mkdtemp(join(tmpdir(), 'durable-files-'));
+after(() => rm(root, { recursive: true, force: true }));
+
+const folder = () => mkdtemp(join(root, 'test-'));
 
 test('a staged file is invisible until it is committed, and its digest is that of its bytes', async () => {
   const dir = await folder();
