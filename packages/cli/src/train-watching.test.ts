@@ -46,7 +46,8 @@ async function trainAndSignal(
   const { child, finished } = startNode(args, { cwd: folder });
   let isSent = false;
   const poll = setInterval(async () => {
-    if (isSent || (await countSteps(out)) < steps) return;
+    // Several looks may be under way at once; a second signal would end the run without a checkpoint.
+    if ((await countSteps(out)) < steps || isSent) return;
     isSent = true;
     child.kill(first);
   }, 10);
