@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { access, cp, mkdir, symlink, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { test } from 'node:test';
+import { describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { makeTemporaryFolder, runNode } from '@stillhouse/testing';
 import { slowTests } from '../scripts/slow-tests.ts';
@@ -79,4 +79,38 @@ test('the slow files are started first, the longest first, and each of them is t
   });
   const order = lines.flatMap((line) => /(longest|second|first by name)/.exec(line)?.[0] ?? []);
   assert.deepEqual(order, ['longest', 'second', 'first by name']);
+});
+
+describe('where there is a command to test', () => {
+  // What a bundle has besides the tests.
+  const command = {
+    'packages/cli/src/main.ts': 'export {};\n',
+    'packages/runtime/src/worker.ts': 'export {};\n',
+  };
+  const tells = `import { test } from 'node:test';
+    import { name } from './imported.ts';
+    const language = process.execArgv.join().includes('tsx') ? 'TypeScript' : 'JavaScript';
+    test(\`\${name}, \${import.meta.url.replace(/.*[/]packages/, 'packages')}, \${language}\`, () => {});`;
+  const files = {
+    ...command,
+    'packages/a/src/a.test.ts': tells,
+    'packages/a/src/imported.ts': "export const name: string = 'one';\n",
+  };
+
+  test('tests run as plain JavaScript, under the names of their sources', async (t) => {
+    const { lines, last, code } = await runTree(t, { ...files, 'packages/a/src/none.test.ts': 'export {};\n' });
+    assert.ok(lines.some((line) => line.includes('one, packages/a/src/a.test.ts, JavaScript')));
+    assert.ok(lines.includes('problem: packages/a/src/none.test.ts: holds no test'));
+    assert.deepEqual([last, code], ['1 passed, 1 failed', 1]);
+  });
+
+  test('where one cannot be bundled it is said, it fails by itself, and the others run from their sources', async (t) => {
+    const { lines, last, code } = await runTree(t, {
+      ...files,
+      'packages/a/src/broken.test.ts': "import './absent.ts';\n",
+    });
+    assert.ok(lines.some((line) => line.startsWith('The tests run from their sources: ')));
+    assert.ok(lines.some((line) => line.includes('one, packages/a/src/a.test.ts, TypeScript')));
+    assert.deepEqual([last, code], ['1 passed, 1 failed', 1]);
+  });
 });

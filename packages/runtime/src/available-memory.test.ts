@@ -44,7 +44,7 @@ test("a container's limit counts where it is less", (t) => {
     return;
   }
   t.after(() => rmdirSync(limited.folder));
-  const script = `import { measureAvailableMemory } from ${JSON.stringify(import.meta.resolve('./available-memory.ts'))};
+  const script = `import { measureAvailableMemory } from ${JSON.stringify(new URL('./available-memory.ts', import.meta.url).href)};
     console.log(measureAvailableMemory());`;
   const printed = execFileSync(
     'sh',

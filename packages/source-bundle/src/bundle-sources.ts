@@ -35,7 +35,7 @@ const keepPlaces = (root: string, folder: string): Plugin => ({
       const isBundled =
         path.startsWith('@stillhouse/') ||
         BUNDLED_LIBRARIES.includes(library) ||
-        (!importer.startsWith(join(root, 'packages')) && !isBuiltin(path));
+        (importer.startsWith(join(root, 'node_modules')) && !isBuiltin(path));
       return isBundled ? undefined : { path, external: true };
     });
     onLoad({ filter: /\.ts$/ }, async ({ path }) => {

@@ -31,7 +31,7 @@ export interface NodeProcess {
 
 const root = fileURLToPath(new URL('../../..', import.meta.url));
 
-/** The script as `npm test` has bundled it (scripts/bundle-scripts.ts), where it has: that starts much sooner. */
+/** The script as `npm test` has bundled it (scripts/bundle-tests.ts), where it has: that starts much sooner. */
 function findBundled(script: string): string | undefined {
   const { STILLHOUSE_TEST_SCRIPTS } = process.env;
   if (STILLHOUSE_TEST_SCRIPTS === undefined) return undefined;
