@@ -8,7 +8,7 @@ import { shardSchema } from './arrow-schemas.ts';
 import { PARTS_FOLDER } from './build-state.ts';
 import { LOCK_NAME } from './builder-lock.ts';
 import { EXTENSION_NAME } from './cache-extension.ts';
-import { contentGroup, hiddenGroup, type ShardContent } from './description.ts';
+import { contentGroup, hiddenGroup, type ShardContent, shardGroups } from './description.ts';
 import { checkSampled, checkTopK } from './distribution-checks.ts';
 import { type CachedRow, labelPositions, targetsOf } from './labelled-row.ts';
 import { type CacheManifest, type ListedFile, type ListedShard, listFiles, MANIFEST_NAME } from './manifest.ts';
@@ -38,6 +38,9 @@ export interface VerifyReport {
   readonly problems: readonly VerifyProblem[];
 }
 
+/** So many files are hashed ahead: of a shard or two, which the page cache still has when they are read. */
+const FILES_AHEAD = 4;
+
 /** More would bury the other files. */
 const PROBLEMS_PER_FILE = 5;
 
@@ -57,21 +60,28 @@ export async function verifyCache(folder: string): Promise<VerifyReport> {
   }
   const sound = new Set<string>();
   const omitted = await listOmittedGroups(folder, manifest);
-  for (const { group, file } of listFiles(manifest)) {
-    if (omitted.has(group)) continue;
-    const problem = await checkContent(join(folder, file.path), file);
-    tally.filesChecked++;
-    if (problem === undefined) {
-      sound.add(file.path);
-      tally.bytesChecked += file.sizeBytes;
-    } else {
-      findings.add(file.path, problem);
+  const files = [...listFiles(manifest)].filter(({ group }) => !omitted.has(group)).map(({ file }) => file);
+  const filesPerShard = shardGroups(manifest.description).filter((group) => !omitted.has(group)).length;
+  const checkNext = checkInOrder(folder, files);
+  const settle = async (count: number) => {
+    for (let i = 0; i < count; i++) {
+      const { file, problem } = await checkNext();
+      tally.filesChecked++;
+      if (problem === undefined) {
+        sound.add(file.path);
+        tally.bytesChecked += file.sizeBytes;
+      } else {
+        findings.add(file.path, problem);
+      }
     }
-  }
+  };
+  // Those of the shards come last, shard by shard.
+  await settle(files.length - filesPerShard * manifest.shards.length);
   await checkStrayFiles(folder, manifest, findings);
   await checkMatrices(folder, manifest, sound, findings);
   const rowIds = new Map<string, string>();
   for (const shard of manifest.shards) {
+    await settle(filesPerShard);
     if (!sound.has(shard.files.rows.path)) continue;
     const counts = await checkShard(folder, manifest, shard, sound, rowIds, findings);
     tally.rowsChecked += counts.rows;
@@ -110,6 +120,28 @@ function collectFindings() {
 }
 type Findings = ReturnType<typeof collectFindings>;
 
+/**
+ * Checks the content of file after file, each at the call that asks for it or before: while the rows of a shard are checked,
+ * the files after it are hashed on other threads, and are in the page cache when their turn comes.
+ */
+function checkInOrder(
+  folder: string,
+  files: readonly ListedFile[],
+): () => Promise<{ readonly file: ListedFile; readonly problem: string | undefined }> {
+  const begun: Promise<string | undefined>[] = [];
+  let taken = 0;
+  return async () => {
+    const file = files[taken]!;
+    for (const ahead of files.slice(begun.length, taken + 1 + FILES_AHEAD)) {
+      begun.push(checkContent(join(folder, ahead.path), ahead));
+    }
+    const problem = await begun[taken];
+    taken++;
+    return { file, problem };
+  };
+}
+
+/** @returns what is wrong with it */
 async function checkContent(path: string, file: ListedFile): Promise<string | undefined> {
   try {
     const { size } = await stat(path);
