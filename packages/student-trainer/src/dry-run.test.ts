@@ -119,6 +119,7 @@ test('what a student holds on the device is what the forecast counts', async () 
         chunkPositions: 128,
         batch: { rows, length, stepTokens: 48 },
         layouts: [{ rows, length, queryBlocks: 1 }],
+        keptCacheBytes: 0,
         prefetchSteps: 2,
         evaluates: false,
       };
@@ -146,6 +147,7 @@ test('a forecast falls with each rung of the ladder', () => {
       optimiserState: 'float32',
       recompute: false,
       chunkPositions: 512,
+      keptCacheBytes: 0,
       prefetchSteps: 2,
       evaluates: false,
       ...changes,

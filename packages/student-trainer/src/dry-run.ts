@@ -1,6 +1,7 @@
 import { availableParallelism } from 'node:os';
 import { measureAvailableMemory } from '@stillhouse/runtime';
 import { flagOf } from '@stillhouse/settings';
+import { measureKeptBatches } from '@stillhouse/teacher-cache';
 import { openDataOrder } from './data-order.ts';
 import { keepReached } from './feature-reach.ts';
 import { resolveLearning } from './learning.ts';
@@ -16,6 +17,7 @@ import { makeRecipe } from './recipe.ts';
 import { checkFolder } from './run-folder.ts';
 import { countAllSteps, type StagePlan } from './stage-plan.ts';
 import type { StagedSettings } from './stage-settings.ts';
+import { selectLabels } from './step-data.ts';
 import { groupByLength, layOut, measureColumnCost } from './step-layout.ts';
 import { openTrainingInputs, type TrainingInputs } from './training-inputs.ts';
 import type { TrainingSettings } from './training-settings.ts';
@@ -132,6 +134,10 @@ function forecastStage(
     chunkPositions: changed.chunkPositions,
     batch,
     layouts: gatherLayouts(batches),
+    keptCacheBytes: sources.reduce(
+      (sum, { cache }) => sum + measureKeptBatches(cache.manifest, selectLabels(resolved.objective)),
+      0,
+    ),
     prefetchSteps: changed.prefetchSteps,
     evaluates: heldOut !== undefined,
   });

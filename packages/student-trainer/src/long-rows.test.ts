@@ -77,6 +77,7 @@ for (const { recompute, length, queryBlocks } of [
       chunkPositions: 128,
       batch: { rows: 1, length, stepTokens: length },
       layouts: [{ rows: 1, length, queryBlocks }],
+      keptCacheBytes: 0,
       prefetchSteps: 0,
       evaluates: false,
     };

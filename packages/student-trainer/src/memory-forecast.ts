@@ -51,6 +51,8 @@ export interface MemoryQuestion {
   readonly batch: BatchShape;
   /** The micro-batches of each number of query blocks that the run has; the largest is one of them. */
   readonly layouts: readonly BatchLayout[];
+  /** What readers of the caches come to keep of them, in bytes. */
+  readonly keptCacheBytes: number;
   /** Steps that are read ahead. */
   readonly prefetchSteps: number;
   readonly evaluates: boolean;
@@ -126,6 +128,7 @@ export function forecastMemory(question: MemoryQuestion): MemoryForecast {
     { what: 'activations that are kept', sizeBytes: measureKept(question) },
     { what: 'working memory of the layers', sizeBytes: measureLayerWork(question) },
     { what: 'working memory of the loss', sizeBytes: measureLossWork(question, chunk) },
+    { what: 'rows of the caches that are kept', sizeBytes: question.keptCacheBytes },
     { what: 'labels of the steps that are read ahead', sizeBytes: measureLoader(question) },
     passing,
   ]

@@ -97,7 +97,8 @@ export async function loadStepData(
   return { microBatches, rowIds, tokens, paddingShare: 1 - tokens / computed, targets, denominator, next };
 }
 
-function selectLabels({ labels, features = [] }: Objective): LabelSelection {
+/** The labels that steps of an objective are made of. */
+export function selectLabels({ labels, features = [] }: Objective): LabelSelection {
   return {
     topk: labels.kind === 'topk' || (labels.kind === 'full' && labels.refinement !== undefined),
     sampled: labels.kind === 'sampled',

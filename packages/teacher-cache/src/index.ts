@@ -50,6 +50,7 @@ export {
 } from './hidden-layer.ts';
 export { dequantiseHidden, measureChannelRms, quantiseHidden, quantiseHiddenGroups } from './hidden-quantisation.ts';
 export { type HiddenScale, isCodebook } from './hidden-scale.ts';
+export { measureKeptBatches } from './kept-batches.ts';
 export {
   keepsWholeVocabulary,
   largestTopKCount,

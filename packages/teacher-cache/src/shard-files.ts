@@ -3,10 +3,10 @@ import { type ArrowBatch, type ArrowFile, openArrowFile } from './arrow-file-rea
 import { shardSchema } from './arrow-schemas.ts';
 import type { CacheFiles } from './cache-files.ts';
 import type { ShardContent } from './description.ts';
+import { limitKeptBatches } from './kept-batches.ts';
 import type { CacheManifest, ListedFile } from './manifest.ts';
 
 const OPEN_FILE_LIMIT = 128;
-const DEFAULT_BATCH_CACHE_BYTES = 64 << 20;
 /** Another process that shares the place of the files may remove one between the moment we learn its path and open it. */
 const OPEN_ATTEMPTS = 3;
 
@@ -70,7 +70,7 @@ export function openShardFiles(
   manifest: CacheManifest,
   options: { readonly batchCacheBytes?: number },
 ): ShardFileReader {
-  const limitBytes = options.batchCacheBytes ?? DEFAULT_BATCH_CACHE_BYTES;
+  const limitBytes = options.batchCacheBytes ?? limitKeptBatches(manifest);
   const opened = new Map<string, { readonly opening: Promise<OpenFile>; users: number }>();
   const indexes = new Map<string, readonly number[]>();
   // In order of use, the oldest first.
