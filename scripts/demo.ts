@@ -37,18 +37,23 @@ const STUDENT = { layers: 4, hidden: 80, heads: 5, kvHeads: 1, intermediate: 200
 const TRAINING = {
   // What the README says of the demo was measured there.
   device: 'cpu',
-  steps: 1000,
+  steps: 600,
   batchTokens: 1024,
   lr: 4e-3,
-  warmupSteps: 100,
+  warmupSteps: 60,
   finalLrRatio: 0.05,
   beta2: 0.98,
   weightDecay: 0.05,
   chunkPositions: 4096,
   checkpointEvery: 100_000,
 };
-/** What only the distilled one has: the teacher's whole distribution and its final hidden states. */
-const DISTILLATION = { labels: 'full', temperature: 2, alpha: 1, hiddenWeight: 10 } as const;
+/** Layers of the teacher whose states are cached beside the final ones, which stand for its whole distribution. */
+const LAYERS = [1, 2, 3, 4];
+/** What only the distilled one has: the teacher's whole distribution, and its states after each layer. */
+const DISTILLATION = {
+  ...{ labels: 'full', temperature: 2, alpha: 1 },
+  ...{ hiddenWeight: 10, hiddenLayers: ['uniform'] },
+} as const;
 
 const { values } = parseArgs({
   options: { seeds: { type: 'string', default: '1' }, out: { type: 'string', default: 'out/demo' } },
@@ -65,10 +70,14 @@ interface Student {
   readonly kd: KdResult;
 }
 
-async function build(name: string, data: string): Promise<BuildResult & { readonly folder: string }> {
+async function build(
+  name: string,
+  data: string,
+  hiddenLayers: readonly ('final' | number)[],
+): Promise<BuildResult & { readonly folder: string }> {
   const folder = join(out, name);
   const result = await buildTeacherCache(
-    resolveSettings(BUILD_SETTINGS, { teacher: TEACHER, data, out: folder, rowsPerShard: 512 }),
+    resolveSettings(BUILD_SETTINGS, { teacher: TEACHER, data, out: folder, rowsPerShard: 512, hiddenLayers }),
   );
   return { ...result, folder };
 }
@@ -129,8 +138,8 @@ const startedAt = performance.now();
 await rm(out, { recursive: true, force: true });
 await mkdir(out, { recursive: true });
 say('1 of 3: the teacher scores 4,000 problems once, and the held-out ones for comparison');
-const cache = await build('cache', PROBLEMS);
-const heldOut = await build('held-out', TEST);
+const cache = await build('cache', PROBLEMS, ['final', ...LAYERS]);
+const heldOut = await build('held-out', TEST, ['final']);
 const teacher = await ask(TEACHER, 'teacher');
 say(
   `  ${cache.rows} rows, ${cache.tokens} tokens, ${(cache.size.totalBytes / cache.tokens).toFixed(0)} bytes a token; the teacher answers ${percent(teacher.accuracy)} of the test right`,
