@@ -10,6 +10,9 @@ import { build, type Plugin, stop } from 'esbuild';
  */
 const BUNDLED_LIBRARIES = ['apache-arrow', 'p-queue', 'valibot', '@huggingface/jinja', '@huggingface/tokenizers'];
 
+/** What `import.meta.url` becomes: a constant of each source. */
+const SOURCE_URL = 'stillhouseSourceUrl';
+
 export interface BundleRequest {
   /** The repository. */
   readonly root: string;
@@ -42,7 +45,9 @@ const keepPlaces = (root: string, folder: string): Plugin => ({
       const startsWorkers = path === join(root, 'packages', 'runtime', 'src', 'worker-link.ts');
       const url = pathToFileURL(startsWorkers ? join(folder, relative(root, path)) : path).href;
       const text = await readFile(path, 'utf8');
-      return { contents: text.replaceAll('import.meta.url', JSON.stringify(url)), loader: 'ts' };
+      // On the first line, so that all lines keep their numbers.
+      const constant = text.includes('import.meta.url') ? `const ${SOURCE_URL} = ${JSON.stringify(url)}; ` : '';
+      return { contents: constant + text, loader: 'ts' };
     });
   },
 });
@@ -70,6 +75,7 @@ export async function bundleSources(request: BundleRequest): Promise<readonly Bu
       // Files of their own, without the sources: nothing reads them before a stack is shown (inline they double the text to parse).
       sourcemap: 'linked',
       sourcesContent: false,
+      define: { 'import.meta.url': SOURCE_URL },
       outdir: folder,
       write: false,
       logLevel: 'silent',
