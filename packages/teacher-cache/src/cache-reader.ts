@@ -16,6 +16,7 @@ import type { HiddenScale } from './hidden-scale.ts';
 import {
   type HiddenLabels,
   type LabelledRow,
+  type LabelSelection,
   labelPositions,
   type SampledLabels,
   type TopKLabels,
@@ -44,13 +45,6 @@ export interface OpenCacheOptions {
   readonly verifyOnRead?: 'first-touch' | 'never';
   /** How much of the batches that were read last stays in memory. Default: all of a cache of up to 256 MiB, of others 64 MiB. */
   readonly batchCacheBytes?: number;
-}
-
-/** Which labels to read; what is left out is not touched. By default everything the cache has. */
-export interface LabelSelection {
-  readonly topk?: boolean;
-  readonly sampled?: boolean;
-  readonly hidden?: readonly HiddenLayer[];
 }
 
 /** So many rows are on their way while one is worked on: enough that the disk is never waited for twice. */

@@ -7,7 +7,6 @@ export { lockForBuilding } from './builder-lock.ts';
 export { type CacheExtension, type ExtensionRequest, openCacheExtension } from './cache-extension.ts';
 export { type CacheFiles, type FileStamp, type LocalFile, readStamp, sameStamp } from './cache-files.ts';
 export {
-  type LabelSelection,
   type OpenCacheOptions,
   openCache,
   openCacheFiles,
@@ -62,6 +61,7 @@ export {
   type CachedRow,
   type HiddenLabels,
   type LabelledRow,
+  type LabelSelection,
   labelPositions,
   type SampledLabels,
   type TopKLabels,

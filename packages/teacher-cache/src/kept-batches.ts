@@ -1,6 +1,6 @@
-import type { LabelSelection } from './cache-reader.ts';
 import { describeSize } from './cache-size.ts';
 import { hiddenGroup } from './description.ts';
+import type { LabelSelection } from './labelled-row.ts';
 import type { ManifestBody } from './manifest.ts';
 
 /**

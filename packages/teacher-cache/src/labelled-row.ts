@@ -86,3 +86,10 @@ export function labelPositions(lossMask: Uint8Array, policy: LabelPositions): In
   }
   return count === last ? positions : positions.slice(0, count);
 }
+
+/** Which labels to read; what is left out is not touched. By default everything the cache has. */
+export interface LabelSelection {
+  readonly topk?: boolean;
+  readonly sampled?: boolean;
+  readonly hidden?: readonly HiddenLayer[];
+}
