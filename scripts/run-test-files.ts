@@ -1,4 +1,4 @@
-// Runs the test files that are named after a folder, and prints what each test did; a file's name is its path from the folder.
+// Runs the test files that are named after the folder they lie in, the repository's or a bundle's, and prints what each test did.
 // The last line printed is always `N passed, N failed`, with `, N skipped` when there are any. Started by run-tests.ts.
 import { relative, resolve, sep } from 'node:path';
 import { finished } from 'node:stream/promises';
@@ -59,9 +59,11 @@ function createCounter(tally: Tally): (event: TestEvent, ok: boolean) => void {
 
 const [folder, ...files] = process.argv.slice(2) as [string, ...string[]];
 
-function nameOf(file: string): string {
-  return relative(folder, file).replace(/\.js$/, '.ts').split(sep).join('/');
-}
+const slashed = (path: string) => path.replace(/\.js$/, '.ts').split(sep).join('/');
+const names = files.map((file) => slashed(relative(folder, file))).sort((a, b) => b.length - a.length);
+
+/** A file's name in the repository. Node.js says a bundled file by its own path or, where it has a source map, by that of its source. */
+const nameOf = (file: string) => names.find((name) => slashed(file).endsWith(`/${name}`)) ?? file;
 
 const tally: Tally = { passed: 0, failed: 0, skipped: [], problems: [] };
 if (files.length > 0) {

@@ -98,10 +98,17 @@ describe('where there is a command to test', () => {
   };
 
   test('tests run as plain JavaScript, under the names of their sources', async (t) => {
-    const { lines, last, code } = await runTree(t, { ...files, 'packages/a/src/none.test.ts': 'export {};\n' });
+    const { lines, last, code } = await runTree(t, {
+      ...files,
+      'packages/a/src/none.test.ts': 'export {};\n',
+      'packages/a/src/skips.test.ts':
+        "import { test } from 'node:test';\ntest('needs a model', { skip: 'it is not there' }, () => {});\n",
+      'packages/a/src/dies.test.ts': "throw new Error('dies');\n",
+    });
     assert.ok(lines.some((line) => line.includes('one, packages/a/src/a.test.ts, JavaScript')));
     assert.ok(lines.includes('problem: packages/a/src/none.test.ts: holds no test'));
-    assert.deepEqual([last, code], ['1 passed, 1 failed', 1]);
+    assert.ok(lines.includes('skipped: packages/a/src/skips.test.ts: needs a model: it is not there'));
+    assert.deepEqual([last, code], ['1 passed, 2 failed, 1 skipped', 1]);
   });
 
   test('where one cannot be bundled it is said, it fails by itself, and the others run from their sources', async (t) => {
