@@ -26,7 +26,7 @@ export interface RemoteCacheOptions extends Omit<TransferOptions, 'onProgress'> 
   readonly cacheBytes?: number;
   /** The groups that will be read; by default all that the cache has. Nothing of the others is fetched. */
   readonly groups?: readonly CacheGroup[];
-  /** How much of the batches that were read last stays in memory. Default: all of a cache of up to 256 MiB, of others 64 MiB. */
+  /** How much of the batches that were read last stays in memory. Default: all, where rows and labels take up to 256 MiB; else 64 MiB. */
   readonly batchCacheBytes?: number;
 }
 

@@ -43,7 +43,7 @@ export interface OpenCacheOptions {
    * are as they were then; when it is opened again later, it is hashed again if size or times have changed.
    */
   readonly verifyOnRead?: 'first-touch' | 'never';
-  /** How much of the batches that were read last stays in memory. Default: all of a cache of up to 256 MiB, of others 64 MiB. */
+  /** How much of the batches that were read last stays in memory. Default: all, where rows and labels take up to 256 MiB; else 64 MiB. */
   readonly batchCacheBytes?: number;
 }
 

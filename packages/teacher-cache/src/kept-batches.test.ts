@@ -57,4 +57,6 @@ test('what is kept is what is read, up to 256 MiB of a cache that has no more, e
     assert.equal(limitKeptBatches(large), 64 * 2 ** 20);
     assert.equal(measureKeptBatches(large, { topk: true }), 64 * 2 ** 20);
     assert.equal(measureKeptBatches(large, {}), sizes.get('rows'));
+    const head = { ...manifest, outputMatrix: { ...manifest.outputMatrix!, sizeBytes: 2 ** 30 } };
+    assert.equal(limitKeptBatches(head), 256 * 2 ** 20, 'the output matrix is not among the batches');
   }));
