@@ -67,7 +67,8 @@ export async function trainStudent(
 
 async function runStages(inputs: TrainingInputs, events: TrainingEvents, lock: FolderLock): Promise<TrainingResult> {
   const { stages, settings } = inputs;
-  const { out, device, precision, threads, resume, resumeStep } = settings;
+  const { out, precision, threads, resume, resumeStep } = settings;
+  let { device } = settings;
   const steps = countAllSteps(stages);
   let checkpoint = resume ? await findCheckpoint(out, resumeStep) : undefined;
   const first = findStage(stages, checkpoint?.step ?? 0);
@@ -92,6 +93,8 @@ async function runStages(inputs: TrainingInputs, events: TrainingEvents, lock: F
         candidates: TRAINING_DEVICES,
         ...(threads === undefined ? {} : { threads }),
       });
+      // Chosen once: another trial could decide otherwise in the middle of a run.
+      device = engine.device;
       try {
         const next = await runStage(engine, {
           ...{ inputs, stage, events, lock, progress, carried, checkpoint },
