@@ -51,8 +51,11 @@ const TRAINING = {
 const LAYERS = [1, 2, 3, 4];
 /** What only the distilled one has: the teacher's whole distribution, and its states after each layer. */
 const DISTILLATION = {
-  ...{ labels: 'full', temperature: 2, alpha: 1 },
-  ...{ hiddenWeight: 10, hiddenLayers: ['uniform'] },
+  labels: 'full',
+  temperature: 2,
+  alpha: 1,
+  hiddenWeight: 10,
+  hiddenLayers: ['uniform'],
 } as const;
 
 const { values } = parseArgs({
