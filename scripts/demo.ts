@@ -1,5 +1,5 @@
 /**
- * The main job from end to end on two cores, in under three minutes: cache a teacher once, train two students of a
+ * The main job from end to end on two cores, in about three minutes: cache a teacher once, train two students of a
  * fifth of its size with equal steps, one from the cache and one from hard labels, and compare them on problems that
  * neither has seen.
  *
