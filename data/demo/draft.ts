@@ -1,4 +1,3 @@
-import type { RandomSource } from './random.ts';
 import { ITEMS, NAMES, type Person } from './words.ts';
 
 /** The largest number a problem or a step may show. */
@@ -36,7 +35,8 @@ export interface Working {
   readonly isSound: boolean;
 }
 
-export function createDraw(random: RandomSource): Draw {
+/** @param random uniform numbers in [0, 1) */
+export function createDraw(random: () => number): Draw {
   const numbers: number[] = [];
   const pick = <T>(choices: readonly T[]): T => choices[Math.floor(random() * choices.length)] as T;
   const int = (low: number, high: number): number => {

@@ -11,8 +11,9 @@ import { once } from 'node:events';
 import { createWriteStream } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { openMulberry32 } from '@stillhouse/seeded-random';
 import { createDraw, createWorking } from './draft.ts';
-import { createRandomSource, hashText } from './random.ts';
+import { hashText } from './hash-text.ts';
 import { TEMPLATES } from './templates.ts';
 
 export type Split = 'teacher-train' | 'distil' | 'test';
@@ -63,7 +64,7 @@ interface Draft {
 
 /** An endless stream of problems of every split; templates are equally likely. */
 function* draftProblems(seed: number): Generator<Draft, never> {
-  const random = createRandomSource(seed);
+  const random = openMulberry32(seed);
   const templates = Object.entries(TEMPLATES);
   for (;;) {
     const [name, write] = templates[Math.floor(random() * templates.length)] as (typeof templates)[number];

@@ -1,6 +1,6 @@
 import { describeParameters, type ModelConfig } from '@stillhouse/checkpoint';
 import { adapterParameters, type LowRankAdapter } from '@stillhouse/decoder';
-import { seededUniform } from './seeded-weights.ts';
+import { seededUniform } from '@stillhouse/seeded-random';
 
 /** Low-rank adapters of a student's linear layers (LoRA, Hu et al. 2021, arXiv 2106.09685). */
 export interface StudentAdapter extends LowRankAdapter {

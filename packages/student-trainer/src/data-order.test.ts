@@ -1,14 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { shuffledOrder } from '@stillhouse/seeded-random';
 import fc from 'fast-check';
-import {
-  countSteps,
-  type OrderedSource,
-  openDataOrder,
-  type SourceRow,
-  shuffledOrder,
-  sumLengths,
-} from './data-order.ts';
+import { countSteps, type OrderedSource, openDataOrder, type SourceRow, sumLengths } from './data-order.ts';
 import { learningRateAt } from './learning-rate.ts';
 
 const lengths = fc.array(fc.integer({ min: 1, max: 50 }), { minLength: 1, maxLength: 40 });
@@ -33,22 +27,6 @@ function takeRows(given: readonly OrderedSource[], seed: number, count: number, 
   }
   return { rows: rows.slice(0, count), position };
 }
-
-test('an order is a permutation that depends on seed, epoch and cache alone', () => {
-  fc.assert(
-    fc.property(fc.integer({ min: 1, max: 200 }), fc.nat(), fc.nat({ max: 9 }), fc.nat({ max: 3 }), (count, ...of) => {
-      const order = shuffledOrder(count, ...of);
-      assert.deepEqual(
-        [...order].sort((a, b) => a - b),
-        [...new Int32Array(count).keys()],
-      );
-      assert.deepEqual(shuffledOrder(count, ...of), order);
-    }),
-  );
-  assert.notDeepEqual(shuffledOrder(100, 1, 0), shuffledOrder(100, 2, 0));
-  assert.notDeepEqual(shuffledOrder(100, 1, 0), shuffledOrder(100, 1, 1));
-  assert.notDeepEqual(shuffledOrder(100, 1, 0), shuffledOrder(100, 1, 0, 1));
-});
 
 test('steps one after the other use every row once an epoch, whatever the budget', () => {
   fc.assert(

@@ -1,28 +1,4 @@
-/** 32 bits of a state and a counter (splitmix32): each epoch's order depends on the seed and the epoch alone. */
-function randomBits(state: number): () => number {
-  let counter = state >>> 0;
-  return () => {
-    counter = (counter + 0x9e3779b9) >>> 0;
-    let mixed = Math.imul(counter ^ (counter >>> 16), 0x21f0aaad);
-    mixed = Math.imul(mixed ^ (mixed >>> 15), 0x735a2d97);
-    return (mixed ^ (mixed >>> 15)) >>> 0;
-  };
-}
-
-/**
- * A permutation of 0..count-1 (Fisher-Yates) that depends on nothing but the arguments.
- * @param source which of several caches it is of: two of one size have orders of their own
- */
-export function shuffledOrder(count: number, seed: number, epoch: number, source = 0): Int32Array {
-  const order = Int32Array.from({ length: count }, (_, i) => i);
-  const state = Math.imul(seed + 1, 0x85ebca6b) ^ Math.imul(epoch + 1, 0xc2b2ae35) ^ Math.imul(source, 0x27d4eb2f);
-  const next = randomBits(state);
-  for (let i = count - 1; i > 0; i--) {
-    const j = Math.floor((next() / 2 ** 32) * (i + 1));
-    [order[i], order[j]] = [order[j]!, order[i]!];
-  }
-  return order;
-}
+import { shuffledOrder } from '@stillhouse/seeded-random';
 
 /** Where a run stands in one cache. */
 export interface SourcePosition {

@@ -1,7 +1,7 @@
 /** Phase 2: trains students from a teacher cache. Never sees a teacher. */
 export { type AdamWSettings, createAdamW } from './adamw.ts';
 export { type CacheShare, parseCaches } from './cache-mixture.ts';
-export { countSteps, type DataOrder, type DataPosition, openDataOrder, shuffledOrder } from './data-order.ts';
+export { countSteps, type DataOrder, type DataPosition, openDataOrder } from './data-order.ts';
 export { type DryRun, type MemoryAdvice, planTraining } from './dry-run.ts';
 export {
   HELD_OUT_FILE,

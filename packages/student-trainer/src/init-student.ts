@@ -10,8 +10,8 @@ import {
 } from '@stillhouse/checkpoint';
 import { pathExists } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
+import { seededNormals } from '@stillhouse/seeded-random';
 import { integer, number, type SettingsOf, text } from '@stillhouse/settings';
-import { seededNormals } from './seeded-weights.ts';
 
 /** Settings of `stillhouse init-student`. Sizes that are not given are those of `like`, or scaled by `scale`. */
 export const INIT_SETTINGS = {

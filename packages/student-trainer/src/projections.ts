@@ -1,5 +1,5 @@
 import { type FeatureMatch, featureName } from '@stillhouse/objectives';
-import { seededNormals } from './seeded-weights.ts';
+import { seededNormals } from '@stillhouse/seeded-random';
 
 const PREFIX = 'projection.';
 

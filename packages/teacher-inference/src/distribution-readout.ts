@@ -1,12 +1,12 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { compileGraph } from '@stillhouse/decoder';
 import type { DeviceTensor, Engine, Program } from '@stillhouse/runtime';
+import { openUniformNumbers } from '@stillhouse/seeded-random';
 import type { CacheDescription, SampledLabels, SampledPolicy, TopKLabels, TopKPolicy } from '@stillhouse/teacher-cache';
 import { BLOCK_IDS, blocksGraph, countBlocks, distributionGraph } from './distribution-graph.ts';
 import { countDraws, drawBlocks } from './id-sampling.ts';
 import { type LabelRange, requireFinite } from './label-range.ts';
 import { selectTopK, type TopKCandidates } from './topk-selection.ts';
-import { openUniformNumbers } from './uniform-numbers.ts';
 
 /** Labels that come from the logits, of one row. */
 export interface DistributionLabels {

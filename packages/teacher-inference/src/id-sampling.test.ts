@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { openUniformNumbers } from '@stillhouse/seeded-random';
 import { BLOCK_IDS } from './distribution-graph.ts';
 import { countDraws, drawBlocks } from './id-sampling.ts';
-import { openUniformNumbers } from './uniform-numbers.ts';
 
 /** Draws by weights [positions, blocks · 128] with these uniform numbers. */
 function draw(weights: Float32Array, blockCount: number, uniform: Float64Array) {
