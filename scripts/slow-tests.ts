@@ -3,9 +3,9 @@
  * left alone at the end of a run while the other core is idle. A file that takes more than ten seconds belongs here.
  */
 export const slowTests: readonly string[] = [
-  'packages/teacher-cache/src/large-cache.test.ts',
+  'packages/teacher-cache/src/write/large-cache.test.ts',
   'packages/cli/src/sweep/sweep.test.ts',
-  'packages/teacher-cache/src/mutations.test.ts',
+  'packages/teacher-cache/src/check/mutations.test.ts',
   'packages/cli/src/train-watching.test.ts',
   'test/wrong-inputs.test.ts',
   'packages/cli/src/end-to-end.test.ts',

@@ -3,18 +3,29 @@
  * any language with an Arrow library by FORMAT.md.
  */
 
-export { lockForBuilding } from './builder-lock.ts';
-export { type CacheExtension, type ExtensionRequest, openCacheExtension } from './cache-extension.ts';
-export { type CacheFiles, type FileStamp, type LocalFile, readStamp, sameStamp } from './cache-files.ts';
+export { requireSameTeacher } from './check/same-teacher.ts';
+export { type VerifyProblem, type VerifyReport, verifyCache } from './check/verify.ts';
 export {
-  type OpenCacheOptions,
-  openCache,
-  openCacheFiles,
-  type TeacherCache,
-} from './cache-reader.ts';
-export { type CacheRepair, type DamagedShard, openCacheRepair } from './cache-repair.ts';
-export { type CacheSize, describeSize, estimateCacheSize, type GroupSize } from './cache-size.ts';
-export type { CacheWriter } from './cache-writer.ts';
+  type CoordinateCoder,
+  decodeStates,
+  encodeStates,
+  fitCoordinateCoder,
+  type HiddenCodebook,
+  LARGEST_CODE,
+  measureCodedBytes,
+} from './codecs/hidden-codebook.ts';
+export {
+  dequantiseHidden,
+  measureChannelRms,
+  quantiseHidden,
+  quantiseHiddenGroups,
+} from './codecs/hidden-quantisation.ts';
+export { type HiddenScale, isCodebook } from './codecs/hidden-scale.ts';
+export type { LogprobDtype } from './codecs/logprob-codes.ts';
+export { type MatrixRows, type OutputMatrixSource, widenMatrixRows } from './codecs/output-matrix.ts';
+export { packTopK, roundTopK } from './codecs/topk-packing.ts';
+export { loadZstd, type ZstdCodec } from './codecs/zstd.ts';
+export { type CacheSize, describeSize, estimateCacheSize, type GroupSize } from './format/cache-size.ts';
 export {
   type CacheDescription,
   type CacheGroup,
@@ -27,16 +38,7 @@ export {
   normaliseDescription,
   type TeacherIdentity,
   type TokenizerIdentity,
-} from './description.ts';
-export {
-  type CoordinateCoder,
-  decodeStates,
-  encodeStates,
-  fitCoordinateCoder,
-  type HiddenCodebook,
-  LARGEST_CODE,
-  measureCodedBytes,
-} from './hidden-codebook.ts';
+} from './format/description.ts';
 export {
   type AttentionLayer,
   attentionLayer,
@@ -46,17 +48,14 @@ export {
   hasLayer,
   isHiddenLayer,
   nameLayers,
-} from './hidden-layer.ts';
-export { dequantiseHidden, measureChannelRms, quantiseHidden, quantiseHiddenGroups } from './hidden-quantisation.ts';
-export { type HiddenScale, isCodebook } from './hidden-scale.ts';
-export { measureKeptBatches } from './kept-batches.ts';
+} from './format/hidden-layer.ts';
 export {
   keepsWholeVocabulary,
   largestTopKCount,
   MOST_DRAWS,
   type SampledPolicy,
   type TopKPolicy,
-} from './label-policy.ts';
+} from './format/label-policy.ts';
 export {
   type CachedRow,
   type HiddenLabels,
@@ -66,8 +65,7 @@ export {
   type SampledLabels,
   type TopKLabels,
   targetsOf,
-} from './labelled-row.ts';
-export type { LogprobDtype } from './logprob-codes.ts';
+} from './format/labelled-row.ts';
 export {
   type CacheManifest,
   FORMAT_NAME,
@@ -78,23 +76,30 @@ export {
   listFiles,
   MANIFEST_NAME,
   type MatrixDtype,
-} from './manifest.ts';
-export { MANIFEST_LIMIT_BYTES } from './manifest-bounds.ts';
-export { parseManifest, readManifest } from './manifest-parser.ts';
-export { listUnfinishedParts, type MergeResult, mergeCache, type UnfinishedPart } from './merge-cache.ts';
-export { openCacheWriter, type WriterOptions } from './open-cache-writer.ts';
-export { type MatrixRows, type OutputMatrixSource, widenMatrixRows } from './output-matrix.ts';
-export { type Partition, printPartition } from './part-manifest.ts';
-export type { GroupProvenance, ScoringSettings } from './provenance.ts';
+} from './format/manifest.ts';
+export { MANIFEST_LIMIT_BYTES } from './format/manifest-bounds.ts';
+export { parseManifest, readManifest } from './format/manifest-parser.ts';
+export type { GroupProvenance, ScoringSettings } from './format/provenance.ts';
+export { type DataRange, listData, type RowRange } from './format/shard-layout.ts';
+export { type CacheFiles, type FileStamp, type LocalFile, readStamp, sameStamp } from './read/cache-files.ts';
+export {
+  type OpenCacheOptions,
+  openCache,
+  openCacheFiles,
+  type TeacherCache,
+} from './read/cache-reader.ts';
+export { measureKeptBatches } from './read/kept-batches.ts';
 export {
   PULL_STAGING_NAME,
   PULLED_STATE_NAME,
   type PulledState,
   readPulledState,
   writePulledState,
-} from './pulled-state.ts';
-export { requireSameTeacher } from './same-teacher.ts';
-export { type DataRange, listData, type RowRange } from './shard-layout.ts';
-export { packTopK, roundTopK } from './topk-packing.ts';
-export { type VerifyProblem, type VerifyReport, verifyCache } from './verify.ts';
-export { loadZstd, type ZstdCodec } from './zstd.ts';
+} from './read/pulled-state.ts';
+export { lockForBuilding } from './write/builder-lock.ts';
+export { type CacheExtension, type ExtensionRequest, openCacheExtension } from './write/cache-extension.ts';
+export { type CacheRepair, type DamagedShard, openCacheRepair } from './write/cache-repair.ts';
+export type { CacheWriter } from './write/cache-writer.ts';
+export { listUnfinishedParts, type MergeResult, mergeCache, type UnfinishedPart } from './write/merge-cache.ts';
+export { openCacheWriter, type WriterOptions } from './write/open-cache-writer.ts';
+export { type Partition, printPartition } from './write/part-manifest.ts';

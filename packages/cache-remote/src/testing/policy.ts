@@ -1,4 +1,4 @@
-import type { TransferPolicy } from '../transfer-policy.ts';
+import type { TransferPolicy } from '../transfer/transfer-policy.ts';
 
 /** Short waits, so that faults cost a test milliseconds. */
 export const QUICK: Partial<TransferPolicy> = {

@@ -8,8 +8,8 @@ import { readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isStillhouseError } from '@stillhouse/errors';
 import { randomUniforms } from '@stillhouse/testing';
+import { digestManifest, listFiles } from '../format/manifest.ts';
 import { type LabelledRow, openCache, readManifest, verifyCache } from '../index.ts';
-import { digestManifest, listFiles } from '../manifest.ts';
 import { buildRandomCache, type RandomCacheShape } from './random-cache.ts';
 import { inFolder } from './scratch-folder.ts';
 
