@@ -2,7 +2,7 @@ import { after, test } from 'node:test';
 import { openModelWeights, openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
 import { padSequences } from '@stillhouse/decoder';
 import { emitCrossEntropy } from '@stillhouse/objectives';
-import { encodeModel, type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
+import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import { openEngine } from '@stillhouse/runtime';
 import { expectClose } from '@stillhouse/testing';
 import { batchInputs, emitDecoder, uploadBatchInputs, uploadParameters } from './whole-decoder.ts';
@@ -26,7 +26,7 @@ async function checkModel(name: string, float: FloatDtype): Promise<void> {
   const g = new GraphBuilder('nll', float);
   const { logits } = emitDecoder(g, config, '', batchInputs(g));
   g.output('nll', emitCrossEntropy(g, logits, g.input('labels', 'int64', ['B*T'])));
-  const program = await engine.compile(encodeModel(g), { name: g.name });
+  const program = await engine.compile(g);
   const batch = padSequences(
     Array.from({ length: rows }, (_, row) => Int32Array.from(ids.slice(row * length, (row + 1) * length))),
   );

@@ -11,7 +11,7 @@ import {
   emitFullDistributions,
   type Objective,
 } from '@stillhouse/objectives';
-import { differentiate, encodeModel, GraphBuilder } from '@stillhouse/onnx-graph';
+import { differentiate, GraphBuilder } from '@stillhouse/onnx-graph';
 import { openEngine } from '@stillhouse/runtime';
 import { resolveSettings } from '@stillhouse/settings';
 import { createStudent } from '@stillhouse/student-trainer';
@@ -97,7 +97,7 @@ test('full labels with float32 hidden states equal the live teacher: loss and ev
   const gradients = differentiate(g, { seeds: [[loss, g.scalar(1)]], withRespectTo: wanted.map(([, value]) => value) });
   g.output('loss', loss);
   for (const [name, value] of wanted) g.output(`gradient.${name}`, gradients.get(value)!);
-  const program = await engine.compile(encodeModel(g), { name: g.name });
+  const program = await engine.compile(g);
   const batch = padSequences(sequences);
   const outputs = Object.fromEntries([
     ['loss', engine.allocate('float64', [])],

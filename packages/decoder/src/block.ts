@@ -65,7 +65,6 @@ function emitLinear(g: GraphBuilder, inputs: BlockInputs, name: string, x: Value
  */
 export function emitBlock(g: GraphBuilder, config: ModelConfig, inputs: BlockInputs): BlockOutputs {
   const { weights } = inputs;
-  g.allowsCoarseProducts = true;
   const attention = g.scope('self_attn', () => {
     const normed = g.scope('input_layernorm', () =>
       g.rmsNormalization(inputs.x, weight(weights, 'input_layernorm.weight'), config.rmsNormEpsilon),

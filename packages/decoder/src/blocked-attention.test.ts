@@ -13,7 +13,6 @@ import {
   blockGradientGraph,
   blockGraph,
   compileForwardPrograms,
-  compileGraph,
   cutIntoBlocks,
   freeBatch,
   gradientName,
@@ -112,8 +111,8 @@ async function runLayer(batch: TokenBatch, isSaving: boolean): Promise<ReadonlyM
         forward: blockGraph(config, 'float64', { queryBlocks, adapter, exposesAttention: true }),
         gradient: blockGradientGraph(config, 'float64', options),
       };
-  const forward = await compileGraph(engine, graphs.forward);
-  const gradient = await compileGraph(engine, graphs.gradient);
+  const forward = await engine.compile(graphs.forward);
+  const gradient = await engine.compile(graphs.gradient);
   const saved = allocateSaved(forward, batch);
   const pick = (program: Program, from: Readonly<Record<string, DeviceTensor>>) =>
     Object.fromEntries(program.inputNames.map((name) => [name, from[name]!]));
@@ -167,7 +166,7 @@ for (const isSaving of [false, true]) {
 
 test('a layer in 64 blocks is compiled in seconds, as the planner of memory has no shapes to compare', async () => {
   const before = process.cpuUsage();
-  const program = await compileGraph(engine, blockGradientGraph(config, 'float32', { queryBlocks: 64 }));
+  const program = await engine.compile(blockGradientGraph(config, 'float32', { queryBlocks: 64 }));
   const { user, system } = process.cpuUsage(before);
   program.release();
   // A third of this on two slow cores, and twice as much where ONNX Runtime knows the shapes.

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { readModelConfig } from '@stillhouse/checkpoint';
 import { type DeviceTensor, openEngine } from '@stillhouse/runtime';
-import { compileGraph, embeddingGradientCalls, embeddingGradientGraph } from './index.ts';
+import { embeddingGradientCalls, embeddingGradientGraph } from './index.ts';
 
 const engine = await openEngine({ threads: 2 });
 after(() => engine.close());
@@ -11,7 +11,7 @@ test('every one of many tokens with the same id counts in the embedding gradient
   const tiny = await readModelConfig(new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname);
   const [vocabSize, hiddenSize] = [16, 256];
   const config = { ...tiny, vocabSize, hiddenSize };
-  const program = await compileGraph(engine, embeddingGradientGraph(config, 'float32'));
+  const program = await engine.compile(embeddingGradientGraph(config, 'float32'));
   // Enough that ONNX Runtime shares the rows out, and eight ids only, so that threads meet.
   const tokens = 1 << 14;
   const ids = BigInt64Array.from({ length: tokens }, (_, n) => BigInt(n % 8));

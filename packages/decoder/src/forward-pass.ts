@@ -1,25 +1,11 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
-import { encodeModel, type FloatDtype, type GraphBuilder, racesOnThreads } from '@stillhouse/onnx-graph';
+import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import type { LowRankAdapter } from './low-rank-adapter.ts';
 import { blockGraph, embeddingGraph, finalNormGraph, gatherRowsGraph, segmentBiasGraph } from './model-graphs.ts';
 import { type PerQueryBlocks, perQueryBlocks } from './query-blocks.ts';
 import { computeRotaryTables } from './rotary.ts';
 import type { TokenBatch } from './token-batch.ts';
-
-/**
- * Compiles a graph under its own name, in the form that the engine's device wants; with one thread where more would
- * race, which only graphs that do little have; and as it stands where it computes something again.
- */
-export function compileGraph(engine: Engine, graph: GraphBuilder): Promise<Program> {
-  const { name } = graph;
-  const model = encodeModel(graph, engine.device === 'cpu' ? 'any' : engine.device, engine.precision);
-  return engine.compile(model, {
-    name,
-    ...(racesOnThreads(graph) ? { threads: 1 } : {}),
-    ...(graph.computesAgain ? { mergesRepeats: false } : {}),
-  });
-}
 
 /** The programs that take batches of one number of query blocks through a layer. */
 export interface LayerPrograms {
@@ -53,10 +39,10 @@ export async function compileForwardPrograms(
       embeddingGraph(config, float),
       finalNormGraph(config, float),
       gatherRowsGraph(config.hiddenSize, float),
-    ].map((graph) => compileGraph(engine, graph)),
+    ].map((graph) => engine.compile(graph)),
   );
   const compileBlock = (options: { readonly adapter?: LowRankAdapter }) =>
-    perQueryBlocks((queryBlocks) => compileGraph(engine, blockGraph(config, float, { queryBlocks, ...options })));
+    perQueryBlocks((queryBlocks) => engine.compile(blockGraph(config, float, { queryBlocks, ...options })));
   return {
     ...{ config, float },
     block: compileBlock({}),
@@ -140,7 +126,7 @@ export function exposingBlocks(
 ): PerQueryBlocks<Program> {
   const adapted = adapter === undefined ? {} : { adapter };
   return perQueryBlocks((queryBlocks) =>
-    compileGraph(engine, blockGraph(config, float, { queryBlocks, exposesAttention: true, ...adapted })),
+    engine.compile(blockGraph(config, float, { queryBlocks, exposesAttention: true, ...adapted })),
   );
 }
 

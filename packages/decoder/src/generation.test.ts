@@ -8,7 +8,6 @@ import { openEngine } from '@stillhouse/runtime';
 import { expectClose } from '@stillhouse/testing';
 import {
   compileForwardPrograms,
-  compileGraph,
   createGenerator,
   type DecoderOnDevice,
   freeBatch,
@@ -29,7 +28,7 @@ const MODELS = ['qwen2-tiny', 'qwen2-tiny-untied', 'llama-tiny', 'llama3-rope-ti
 /** The argmax of a whole forward pass over ids, again for every new token: no cache. */
 async function continueByFullPasses(model: DecoderOnDevice, prompt: Int32Array, count: number): Promise<number[]> {
   const programs = await compileForwardPrograms(engine, model.config, model.float);
-  const head = await compileGraph(engine, greedyHeadGraph(model.config, model.float));
+  const head = await engine.compile(greedyHeadGraph(model.config, model.float));
   const ids = [...prompt];
   for (let i = 0; i < count; i++) {
     const batch = uploadBatch(engine, programs, padSequences([Int32Array.from(ids)]));
@@ -161,7 +160,7 @@ test('packed rows give the residual stream of each row alone', async () => {
   const programs = await compileForwardPrograms(engine, config, 'float64');
   const g = new GraphBuilder('copy', 'float64');
   g.output('y', g.floatInput('x', ['N', config.hiddenSize]));
-  const copy = await compileGraph(engine, g);
+  const copy = await engine.compile(g);
   const states = async (sequences: readonly Int32Array[]) => {
     const batch = packSequences(sequences);
     const tensors = uploadBatch(engine, programs, batch);

@@ -1,8 +1,7 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
 import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
-import type { Call, DeviceTensor, Engine } from '@stillhouse/runtime';
-import { compileGraph } from './forward-pass.ts';
+import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import { allocateStore, freeStore, type KeyValueStore, rearrangeStore, slotRows } from './key-value-store.ts';
 import { cacheBiasGraph, cachedBlockGraph, embeddingGraph, gatherRowsGraph } from './model-graphs.ts';
 import type { DecoderOnDevice } from './model-on-device.ts';
@@ -101,10 +100,10 @@ export async function createGenerator(
     gatherSlots: gatherRowsGraph(config.headDim, float),
     head: greedyHeadGraph(config, float),
   };
-  type Programs = Record<keyof typeof graphs, Awaited<ReturnType<typeof compileGraph>>>;
+  type Programs = Record<keyof typeof graphs, Program>;
   const programs = Object.fromEntries(
     await Promise.all(
-      Object.entries(graphs).map(async ([name, graph]) => [name, await compileGraph(engine, graph)] as const),
+      Object.entries(graphs).map(async ([name, graph]) => [name, await engine.compile(graph)] as const),
     ),
   ) as Programs;
   const roundUp = (slots: number) => Math.ceil(slots / slotStep) * slotStep;

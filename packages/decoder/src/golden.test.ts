@@ -9,7 +9,6 @@ import {
   blockGradientGraph,
   blockGraph,
   compileForwardPrograms,
-  compileGraph,
   embeddingCall,
   freeBatch,
   gradientName,
@@ -57,7 +56,7 @@ type Model = Awaited<ReturnType<typeof openModel>>;
 async function forward(model: Model, batch: TokenBatch, float: FloatDtype) {
   const { config } = model;
   const programs = await compileForwardPrograms(engine, config, float);
-  const withAttention = await compileGraph(engine, blockGraph(config, float, { attention: true }));
+  const withAttention = await engine.compile(blockGraph(config, float, { attention: true }));
   const g = new GraphBuilder('head', float);
   g.output(
     'logits',
@@ -65,7 +64,7 @@ async function forward(model: Model, batch: TokenBatch, float: FloatDtype) {
       transB: true,
     }),
   );
-  const head = await compileGraph(engine, g);
+  const head = await engine.compile(g);
   const tensors = uploadBatch(engine, programs, batch);
   const layerPrograms = await takeLayerPrograms(programs, batch);
   const states = Array.from({ length: config.layerCount + 1 }, () =>
@@ -168,7 +167,7 @@ test('a layer backwards equals the gradient of the whole graph, and accumulates'
   const programs = await compileForwardPrograms(engine, config, 'float64');
   const tensors = uploadBatch(engine, programs, batch);
   const gradientGraph = blockGradientGraph(config, 'float64');
-  const gradient = await compileGraph(engine, gradientGraph);
+  const gradient = await engine.compile(gradientGraph);
   const random = (shape: readonly number[]) => {
     const count = shape.reduce((product, dim) => product * dim, 1);
     return engine.upload(

@@ -6,7 +6,6 @@ export {
   type BatchTensors,
   blockCall,
   compileForwardPrograms,
-  compileGraph,
   embeddingCall,
   exposingBlocks,
   type ForwardPrograms,

@@ -5,6 +5,7 @@ import {
   type FloatDtype,
   findCut,
   GraphBuilder,
+  type GraphHints,
   multiplyDims,
   type OperatorName,
   type Shape,
@@ -79,6 +80,14 @@ export function embeddingGraph(config: ModelConfig, float: FloatDtype): GraphBui
   return g;
 }
 
+const layerHints = (queryBlocks: number): GraphHints => ({ allowsCoarseProducts: true, takesShapes: queryBlocks > 1 });
+
+/** The gradient of attention by blocks computes each block's weights again. */
+const gradientHints = (queryBlocks: number): GraphHints => ({
+  ...layerHints(queryBlocks),
+  computesAgain: queryBlocks > 1,
+});
+
 type BlockGraphInputs = Pick<BlockInputs, 'x' | 'rotary' | 'bias'>;
 
 function streamInputs(g: GraphBuilder, config: ModelConfig, length: Dim): Omit<BlockGraphInputs, 'bias'> {
@@ -94,7 +103,6 @@ function blockInputs(g: GraphBuilder, config: ModelConfig, queryBlocks: number):
   if (queryBlocks === 1) {
     return { ...streamInputs(g, config, 'T'), bias: g.floatInput('bias', ['B', 1, 1, 'T', 'T']) };
   }
-  g.takesShapes = true;
   const segments = g.input('segments', 'int32', ['B', queryBlocks, 'Q']);
   const columns = g.input('columns', 'int32', [queryBlocks, 'Q']);
   const bias = {
@@ -134,7 +142,7 @@ export function blockGraph(
   } = {},
 ): GraphBuilder {
   const { exposesAttention = false, queryBlocks = 1 } = options;
-  const g = new GraphBuilder('block', float);
+  const g = new GraphBuilder('block', float, layerHints(queryBlocks));
   const inputs = blockInputs(g, config, queryBlocks);
   const weights = weightInputs(g, config);
   const adapter = adapterInputs(g, config, options.adapter);
@@ -169,7 +177,7 @@ export interface BlockGradientOptions {
 
 function emitBlockGradient(config: ModelConfig, float: FloatDtype, options: BlockGradientOptions): BlockGradient {
   const { queryBlocks = 1, trained = () => true, hasInputGradient = true, hasAttentionSeed = false } = options;
-  const g = new GraphBuilder('block_gradient', float);
+  const g = new GraphBuilder('block_gradient', float, gradientHints(queryBlocks));
   const inputs = blockInputs(g, config, queryBlocks);
   const weights = weightInputs(g, config);
   const adapter = adapterInputs(g, config, options.adapter);
@@ -259,7 +267,7 @@ export function savingBlockGraphs(
  * Outputs: y, keys.written, values.written (meant to alias keys and values).
  */
 export function cachedBlockGraph(config: ModelConfig, float: FloatDtype): GraphBuilder {
-  const g = new GraphBuilder('cached_block', float);
+  const g = new GraphBuilder('cached_block', float, layerHints(1));
   const inputs = streamInputs(g, config, 'T');
   const bias = g.floatInput('bias', ['B', 1, 1, 'T', 'S']);
   const store = [`${config.kvHeadCount}*B*S`, config.headDim];

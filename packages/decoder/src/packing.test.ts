@@ -8,7 +8,6 @@ import { emitSegmentBias } from './attention-bias.ts';
 import {
   blockCall,
   compileForwardPrograms,
-  compileGraph,
   embeddingCall,
   flatIndex,
   freeBatch,
@@ -31,7 +30,7 @@ test('a position sees itself and what is before it in its own sequence, and noth
   const g = new GraphBuilder('bias', 'float32');
   const bias = emitSegmentBias(g, g.input('segments', 'int32', ['B', 'T']), g.input('columns', 'int32', ['T']));
   g.output('bias', bias);
-  const program = await compileGraph(engine, g);
+  const program = await engine.compile(g);
   await fc.assert(
     fc.asyncProperty(sequences, columnCosts, async (given, columnCost) => {
       const batch = packSequences(given, columnCost);

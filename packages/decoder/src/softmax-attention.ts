@@ -144,7 +144,6 @@ export function emitBlockedAttention(
     return {
       outputs: [joinBlocks(mixedOf)],
       gradient: ([dMixed]) => {
-        g.computesAgain = true;
         const [allQueries, allDMixed] = [queriesOf(queries), queriesOf(dMixed!)];
         const [dQueries, dKeys, dValues] = [0, 1, 2].map(() => new Array<Value>(blocks)) as [Value[], Value[], Value[]];
         let [q, dO] = [allQueries.at(-1)!, allDMixed.at(-1)!];

@@ -1,6 +1,5 @@
 import {
   compileForwardPrograms,
-  compileGraph,
   type DecoderOnDevice,
   flatIndex,
   freeBatch,
@@ -61,7 +60,7 @@ export async function createKdRunner(
   const soft = isFull ? describeFullLabels(cache.description, hiddenScale) : labels.soft;
   const { topk } = cache.description.labels;
   const forward = await compileForwardPrograms(engine, config, float, model.adapter);
-  const program = await compileGraph(engine, kdGraph({ ...labels, soft }, config, temperatures, float));
+  const program = await engine.compile(kdGraph({ ...labels, soft }, config, temperatures, float));
   const teacherHead = isFull ? await uploadTeacherHead(engine, cache, hiddenScale, vocabSize) : undefined;
   const cut = (matrix: DeviceTensor) => engine.view(matrix, { offset: 0, shape: [vocabSize, matrix.shape[1]!] });
   const head = cut(model.head);

@@ -1,6 +1,5 @@
-import { compileGraph } from '@stillhouse/decoder';
 import { collectLabels, type FloatArray, type LabelArrays, type SoftLabels, sliceLabel } from '@stillhouse/objectives';
-import type { FloatDtype } from '@stillhouse/onnx-graph';
+import type { FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import type { HiddenScale, LabelledRow } from '@stillhouse/teacher-cache';
 import { startsOf } from './final-states.ts';
@@ -271,10 +270,10 @@ function keepFigures(figures: FloatArray, values: QualityValues, start: number):
 function openPrograms(engine: Engine) {
   const all = new Map<string, Promise<Program>>();
   return {
-    compile: (graph: Parameters<typeof compileGraph>[1], key = `graph ${all.size}`): Promise<Program> => {
+    compile: (graph: GraphBuilder, key = `graph ${all.size}`): Promise<Program> => {
       const known = all.get(key);
       if (known !== undefined) return known;
-      const program = compileGraph(engine, graph);
+      const program = engine.compile(graph);
       all.set(key, program);
       return program;
     },

@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { openSafetensors } from '@stillhouse/checkpoint';
-import { encodeModel } from '@stillhouse/onnx-graph';
 import { expectClose, gradientError, openEngine } from '@stillhouse/testing';
 import { emitHiddenLoss, type FeatureMatch, featureLossGraph } from './feature-match.ts';
 
@@ -33,7 +32,7 @@ for (const float of ['float32', 'float64'] as const) {
         ...{ loss, normalisation },
       };
       const graph = featureLossGraph(match, { hiddenSize: H, rmsNormEpsilon: 1e-6 }, float);
-      const program = await engine.compile(encodeModel(graph), { name: graph.name });
+      const program = await engine.compile(graph);
       const weight = engine.allocate(float, []);
       engine.fill(weight, 3);
       const accumulator = engine.allocate(float, [D, H]);

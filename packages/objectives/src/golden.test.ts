@@ -1,6 +1,6 @@
 import { after, test } from 'node:test';
 import { openSafetensors } from '@stillhouse/checkpoint';
-import { differentiate, encodeModel, type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
+import { differentiate, type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
 import { expectClose, openEngine } from '@stillhouse/testing';
 import {
   type Divergence,
@@ -119,7 +119,7 @@ async function compute(
   g.output('perToken', perToken!);
   g.output('loss', loss);
   g.output('gradient', gradient);
-  const program = await engine.compile(encodeModel(g), { name: g.name });
+  const program = await engine.compile(g);
   const outputs = {
     perToken: engine.allocate(float, [positions]),
     loss: engine.allocate(float, []),
@@ -190,7 +190,7 @@ for (const float of ['float32', 'float64'] as const) {
       g.output('perToken', perToken);
       g.output('ds', gradients.get(student)!);
       g.output('dp', gradients.get(projection)!);
-      const program = await engine.compile(encodeModel(g), { name: kind });
+      const program = await engine.compile(g);
       const upload = async (tensor: string, shape: readonly number[]) =>
         engine.upload(make(await inputs.readFloat64(tensor)), float, shape);
       const outputs = {

@@ -1,4 +1,4 @@
-import { encodeModel, GraphBuilder } from '@stillhouse/onnx-graph';
+import { GraphBuilder } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
 import {
   type CacheDescription,
@@ -61,7 +61,7 @@ async function foldCodebook(
   basis.set(mean, rank * width);
   const uploaded = engine.upload(basis, 'float32', [columns, width], { transfer: true });
   const folded = engine.allocate('float32', [vocabSize, columns]);
-  const program = await engine.compile(encodeModel(foldGraph(width, columns)), { name: 'fold_codebook' });
+  const program = await engine.compile(foldGraph(width, columns));
   for (let from = 0; from < vocabSize; from += FOLDED_ROWS) {
     const size = Math.min(FOLDED_ROWS, vocabSize - from);
     const rows = engine.view(head, { offset: from * width, shape: [size, width] });

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { encodeModel, GraphBuilder } from '@stillhouse/onnx-graph';
+import { GraphBuilder } from '@stillhouse/onnx-graph';
 import { expectClose, openEngine, randomNormals } from '@stillhouse/testing';
 import fc from 'fast-check';
 import { countSelected, emitEntropy, selectionGraph } from './index.ts';
@@ -29,7 +29,7 @@ for (const vocabSize of [7, 5000]) {
     const logits = Float64Array.from({ length: 3 * vocabSize }, () => 3 * random());
     const g = new GraphBuilder('entropy', 'float64');
     g.output('entropy', emitEntropy(g, g.floatInput('logits', ['N', vocabSize])));
-    const program = await engine.compile(encodeModel(g), { name: g.name });
+    const program = await engine.compile(g);
     const entropy = engine.allocate('float64', [3]);
     const inputs = { logits: engine.upload(logits, 'float64', [3, vocabSize]) };
     await engine.run([{ kind: 'run', program, inputs, outputs: { entropy } }]);
@@ -42,7 +42,7 @@ for (const vocabSize of [7, 5000]) {
 
 test('exactly the positions of highest entropy keep their weight, the earlier one among equals', async () => {
   const g = selectionGraph('float32');
-  const program = await engine.compile(encodeModel(g), { name: g.name });
+  const program = await engine.compile(g);
   const select = async (entropies: readonly number[], kept: number, chunk: number) => {
     const upload = (values: readonly number[]) => engine.upload(Float32Array.from(values), 'float32', [values.length]);
     const order = [...entropies.keys()];

@@ -17,6 +17,24 @@ import type {
 
 const NONE: NoAttributes = {};
 
+/** What whoever compiles a graph may and must do with it, beyond what its nodes say. */
+export interface GraphHints {
+  /**
+   * A value is computed twice on purpose, as keeping it from its first use to its second would take more memory than
+   * there is: an engine then must not merge nodes that are alike.
+   */
+  readonly computesAgain?: boolean;
+  /**
+   * For a graph that may have thousands of nodes: shapes that only a run knows are inputs of the encoded graph wherever it
+   * runs, and on the CPU of a length that the graph does not tell, so that ONNX Runtime knows not even the rank of what is
+   * reshaped. Its memory planner compares each value's shape with those of all values that have ended, in time that grows
+   * with the square of the nodes, and passes by values without one (docs/log.md).
+   */
+  readonly takesShapes?: boolean;
+  /** Whether the products of linear layers may be of coarser operands, where the user chose that. Losses do not allow it. */
+  readonly allowsCoarseProducts?: boolean;
+}
+
 /**
  * Builds one graph, node by node. Shape and dtype of every value are inferred at the call, so that a mistake is
  * an error at the line that makes it. Values are immutable; names follow the scopes they are made in.
@@ -25,35 +43,23 @@ export class GraphBuilder {
   readonly name: string;
   /** The float type of this graph's constants and scalars. */
   readonly float: FloatDtype;
+  readonly hints: GraphHints;
   readonly nodes: Node[] = [];
   readonly inputs: Value[] = [];
   readonly outputs = new Map<string, Value>();
   readonly constants: Value[] = [];
   /** Computed values that the encoded graph takes as inputs of these names instead of computing them. */
   readonly cuts = new Map<string, Value>();
-  /**
-   * Set where a value is computed twice on purpose, as keeping it from its first use to its second would take more memory than
-   * there is: an engine then must not merge nodes that are alike.
-   */
-  computesAgain = false;
-  /**
-   * Set on a graph that may have thousands of nodes: shapes that only a run knows are inputs of the encoded graph wherever it
-   * runs, and on the CPU of a length that the graph does not tell, so that ONNX Runtime knows not even the rank of what is
-   * reshaped. Its memory planner compares each value's shape with those of all values that have ended, in time that grows
-   * with the square of the nodes, and passes by values without one (docs/log.md).
-   */
-  takesShapes = false;
-  /** Whether the products of linear layers may be of coarser operands, where the user chose that. Losses do not allow it. */
-  allowsCoarseProducts = false;
   /** See {@link withGradient}. */
   readonly gradientParts: GradientPart[] = [];
   #scope: string[] = [];
   #names = new Map<string, number>();
   #constantCache = new Map<string, Value>();
 
-  constructor(name: string, float: FloatDtype = 'float32') {
+  constructor(name: string, float: FloatDtype = 'float32', hints: GraphHints = {}) {
     this.name = name;
     this.float = float;
+    this.hints = hints;
   }
 
   /** Everything made inside `body` gets `part/` before its name. */

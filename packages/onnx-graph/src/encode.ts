@@ -136,10 +136,10 @@ interface EncodedNode {
  * The graph as ONNX protobuf bytes; dead nodes and inputs that nothing reads are left out.
  *
  * For a provider that is not the CPU's the operator set is the oldest that will do, and shapes that only a run knows are
- * inputs (`shapeInputName`), as they are for every target where the graph asks for it (`GraphBuilder.takesShapes`): the
+ * inputs (`shapeInputName`), as they are for every target where the graph asks for it (`GraphHints.takesShapes`): the
  * runtime fills them in. Operators that the target lacks are lowered to ones that it has
  * (lowering.ts); for `webgpu` a graph with any other is refused. With the precision `bfloat16` a graph that allows it
- * (`GraphBuilder.allowsCoarseProducts`) multiplies matrices of bfloat16 in its Gemm nodes.
+ * (`GraphHints.allowsCoarseProducts`) multiplies matrices of bfloat16 in its Gemm nodes.
  * @throws StillhouseError GRAPH_INVALID when the graph does not verify, GRAPH_UNSUPPORTED_BY_DEVICE when the target has
  *   no kernel for some of its operators
  */
@@ -160,7 +160,7 @@ export function encodeModel(
   const shapeOperand: ShapeOperand = (shape, mayInfer) => {
     const symbolic = shape.filter((dim) => typeof dim === 'string').length;
     const isInferred = symbolic === 1 && mayInfer && !shape.includes(0);
-    if ((target === 'any' && !g.takesShapes) || symbolic === 0 || isInferred)
+    if ((target === 'any' && !g.hints.takesShapes) || symbolic === 0 || isInferred)
       return emitShapeOperand(g, shape, mayInfer);
     const name = shapeInputName(shape);
     const input = shapeInputs.get(name) ?? { name, dtype: 'int64', shape: [target === 'any' ? 'rank' : shape.length] };
@@ -251,7 +251,7 @@ function lower(
       },
     });
   }
-  if (op === 'Gemm' && precision === 'bfloat16' && g.allowsCoarseProducts && result.dtype === 'float32') {
+  if (op === 'Gemm' && precision === 'bfloat16' && g.hints.allowsCoarseProducts && result.dtype === 'float32') {
     const c = node.inputs[2] && operand(2);
     const transposes = { transA: a.transA === true, transB: a.transB === true };
     return lowerGemmToBfloat16({ name, a: operand(0), b: operand(1), c, output: nameOf(result), ...transposes });

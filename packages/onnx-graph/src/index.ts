@@ -1,5 +1,5 @@
 /** Build, type-check, differentiate, verify, print and encode ONNX graphs. Knows no language model. */
-export { GraphBuilder } from './builder.ts';
+export { GraphBuilder, type GraphHints } from './builder.ts';
 export { type DifferentiateOptions, differentiate } from './differentiate.ts';
 export { elementCount, formatShape, multiplyDims, resolveDim, shapesEqual, symbolsOf } from './dims.ts';
 export { encodeModel } from './encode.ts';

@@ -26,8 +26,7 @@ function listNodes(g: GraphBuilder, precision: ProductPrecision): readonly strin
 }
 
 function makeGraph(float: 'float32' | 'float64', allows: boolean): GraphBuilder {
-  const g = new GraphBuilder('accumulate', float);
-  g.allowsCoarseProducts = allows;
+  const g = new GraphBuilder('accumulate', float, { allowsCoarseProducts: allows });
   const [x, w, sum] = [g.floatInput('x', ['N', 4]), g.floatInput('w', [3, 4]), g.floatInput('sum', ['N', 3])];
   g.output('y', g.gemm(x, w, { transB: true, c: sum }));
   return g;
@@ -41,8 +40,7 @@ test('a graph that allows it multiplies matrices of bfloat16 and adds to float32
     'Cast to=1 Gemm/rounded -> Gemm/product',
     'Add Gemm/product sum -> y',
   ]);
-  const g = new GraphBuilder('product', 'float32');
-  g.allowsCoarseProducts = true;
+  const g = new GraphBuilder('product', 'float32', { allowsCoarseProducts: true });
   g.output('y', g.gemm(g.floatInput('a', [2, 4]), g.floatInput('b', [2, 3]), { transA: true }));
   assert.equal(listNodes(g, 'bfloat16').at(-1), 'Cast to=1 Gemm/rounded -> y');
 });
@@ -59,6 +57,6 @@ test('other graphs, other types and other precisions keep their products', () =>
 test('ONNX Runtime takes the lowered model, and a device without such products refuses it by name', async () => {
   const engine = await openEngine({ threads: 1 });
   const model = encodeModel(makeGraph('float32', true), 'cuda', 'bfloat16');
-  await assert.rejects(engine.compile(model, { name: 'accumulate' }), /Gemm/);
+  await assert.rejects(engine.compileModel(model, { name: 'accumulate' }), /Gemm/);
   await engine.close();
 });

@@ -17,7 +17,7 @@ async function turn(float: FloatDtype, target: EncodingTarget): Promise<Float64A
   const tables = ['B', 'T', HALF];
   const operands = [g.floatInput('x', ['B', 'T', WIDTH]), g.floatInput('cos', tables), g.floatInput('sin', tables)];
   g.output('y', g.rotaryEmbedding(operands[0]!, operands[1]!, operands[2]!, HEADS));
-  const program = await engine.compile(encodeModel(g, target), { name: 'turn' });
+  const program = await engine.compileModel(encodeModel(g, target), { name: 'turn' });
   const upload = (data: Float64Array, width: number) =>
     engine.upload(float === 'float64' ? data.slice() : Float32Array.from(data), float, [BATCH, LENGTH, width]);
   const y = engine.allocate(float, [BATCH, LENGTH, WIDTH]);

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { chooseSoftwareAdapter, expectClose, openEngine } from '@stillhouse/testing';
-import { type Dtype, encodeModel, GraphBuilder, type OperatorName, type Value, WEBGPU_OPERATORS } from './index.ts';
+import { type Dtype, GraphBuilder, type OperatorName, type Value, WEBGPU_OPERATORS } from './index.ts';
 
 type Engine = Awaited<ReturnType<typeof openEngine>>;
 
@@ -124,8 +124,7 @@ function makeGraph({ inputs, build }: OperatorCase, first?: Dtype): GraphBuilder
 
 async function compute(engine: Engine, one: OperatorCase) {
   const g = makeGraph(one);
-  const model = encodeModel(g, engine.device === 'webgpu' ? 'webgpu' : 'any');
-  const program = await engine.compile(model, { name: 'case' });
+  const program = await engine.compile(g);
   const upload = ({ dtype, shape, values }: Operand, seed: number) => {
     const at = (i: number) => values![i % values!.length]!;
     const length = countElements(shape);
@@ -188,7 +187,7 @@ describe('what the table says of WebGPU is so', { skip: chooseSoftwareAdapter() 
   test('every element type that it lists is compiled', async () => {
     for (const [name, { also = [], ...one }] of Object.entries(CASES)) {
       for (const dtype of also) {
-        const program = await gpu.compile(encodeModel(makeGraph(one, dtype), 'webgpu'), { name: `${name} ${dtype}` });
+        const program = await gpu.compile(makeGraph(one, dtype));
         program.release();
       }
     }

@@ -12,7 +12,7 @@ const WIDTH = 5;
 const X = Float32Array.from({ length: ROWS * WIDTH }, (_, i) => 400 * Math.sin(i * 1.3));
 
 async function run(g: GraphBuilder, shapes: Readonly<Record<string, readonly number[]>>) {
-  const program = await engine.compile(encodeModel(g, 'webgpu'), { name: g.name });
+  const program = await engine.compileModel(encodeModel(g, 'webgpu'), { name: g.name });
   const x = engine.upload(X, 'float32', [ROWS, WIDTH]);
   const outputs = Object.fromEntries(
     Object.entries(shapes).map(([name, shape]) => [name, engine.allocate('float32', shape)]),
@@ -56,11 +56,10 @@ test('a shape that only the run knows is an input that the engine fills in', asy
 test('a graph may want its shapes from the run on the CPU too, and computes the same', async () => {
   const results = [];
   for (const takesShapes of [false, true]) {
-    const g = new GraphBuilder('shapes');
-    g.takesShapes = takesShapes;
+    const g = new GraphBuilder('shapes', 'float32', { takesShapes });
     const x = g.floatInput('x', ['R', 'W']);
     g.output('spread', g.softmax(g.expand(g.reshape(x, ['R', 1, 'W']), ['R', 2, 'W']), 2));
-    const program = await engine.compile(encodeModel(g), { name: g.name });
+    const program = await engine.compile(g);
     assert.deepEqual(program.shapeInputs, takesShapes ? ['shape(R,1,W)', 'shape(R,2,W)'] : []);
     const spread = engine.allocate('float32', [ROWS, 2, WIDTH]);
     const inputs = { x: engine.upload(X, 'float32', [ROWS, WIDTH]) };
@@ -82,7 +81,7 @@ test('a model for CUDA is of the oldest operator set that has its operators, and
   const data = Float32Array.from({ length: 24 }, (_, i) => Math.sin(i));
   const results = [];
   for (const target of ['any', 'cuda'] as const) {
-    const program = await engine.compile(encodeModel(g, target), { name: target });
+    const program = await engine.compileModel(encodeModel(g, target), { name: target });
     assert.equal(program.shapeInputs.length, target === 'cuda' ? 1 : 0);
     const inputs = {
       x: engine.upload(data, 'float32', [2, 3, 4]),

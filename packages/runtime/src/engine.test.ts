@@ -19,7 +19,7 @@ before(async () => {
 after(() => engine.close());
 
 function load(name: string, on = engine): Promise<Program> {
-  return on.compile(readFileSync(new URL(`../../../test/runtime/${name}.onnx`, import.meta.url)), { name });
+  return on.compileModel(readFileSync(new URL(`../../../test/runtime/${name}.onnx`, import.meta.url)), { name });
 }
 
 function upload(values: readonly number[], shape: readonly number[] = [values.length]): DeviceTensor {

@@ -1,4 +1,5 @@
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
+import { encodeModel, type GraphBuilder, racesOnThreads } from '@stillhouse/onnx-graph';
 import { checkBindings, checkPorts, isShapeInput, type Program } from './program.ts';
 import type { ProductPrecision, WorkerCall } from './protocol.ts';
 import {
@@ -23,6 +24,14 @@ export type Call =
     }
   | { readonly kind: 'fill'; readonly tensor: DeviceTensor; readonly value: number }
   | { readonly kind: 'copy'; readonly from: DeviceTensor; readonly to: DeviceTensor };
+
+export interface ModelOptions {
+  readonly name: string;
+  /** Threads inside an operator. Default: the engine's. */
+  readonly threads?: number;
+  /** Whether nodes that compute the same are made one. Default true. */
+  readonly mergesRepeats?: boolean;
+}
 
 export interface MemoryUse {
   /** Bytes of the tensors that are allocated and not freed; views count nothing. */
@@ -50,19 +59,16 @@ export interface Engine {
   readonly deviceReason: string;
   readonly precision: ProductPrecision;
   /**
-   * Makes a program of a serialised ONNX model (copied). `enableMemoryArena` and `threads` override the engine's choice.
-   * Nodes that compute the same are made one unless `mergesRepeats` is false.
+   * Makes a program of a graph, under its own name and in the form that the device and the precision want: with one thread
+   * where more would race, which only graphs that do little have, and as it stands where it computes something again.
+   * @throws those of `encodeModel` and `compileModel`
+   */
+  compile(graph: GraphBuilder): Promise<Program>;
+  /**
+   * Makes a program of a serialised ONNX model (copied).
    * @throws PROGRAM_INVALID with ONNX Runtime's words, PROGRAM_DTYPE_UNSUPPORTED
    */
-  compile(
-    model: Uint8Array,
-    options: {
-      readonly name: string;
-      readonly enableMemoryArena?: boolean;
-      readonly threads?: number;
-      readonly mergesRepeats?: boolean;
-    },
-  ): Promise<Program>;
+  compileModel(model: Uint8Array, options: ModelOptions): Promise<Program>;
   /**
    * A tensor with this data, copied; with `transfer` the whole ArrayBuffer under `data` is handed over uncopied and
    * can no longer be used here. (Shared memory is always copied.)
@@ -202,12 +208,20 @@ export function createEngine(
     device,
     deviceReason,
     precision,
-    async compile(model, { name, enableMemoryArena, threads, mergesRepeats }) {
+    async compile(graph) {
+      const { name, hints } = graph;
+      return engine.compileModel(encodeModel(graph, device === 'cpu' ? 'any' : device, precision), {
+        name,
+        ...(racesOnThreads(graph) ? { threads: 1 } : {}),
+        ...(hints.computesAgain ? { mergesRepeats: false } : {}),
+      });
+    },
+    async compileModel(model, { name, threads, mergesRepeats }) {
       checkOpen('compile');
       const number = nextProgram++;
       const copy = new Uint8Array(model); // Not slice(), with which a Buffer would alias.
       const ports = await link.request(
-        { kind: 'compile', program: number, name, model: copy, enableMemoryArena, threads, mergesRepeats },
+        { kind: 'compile', program: number, name, model: copy, threads, mergesRepeats },
         [copy.buffer],
       );
       const inputs = ports.inputs.filter((port) => !isShapeInput(port.name));

@@ -25,7 +25,7 @@ before(async () => {
 after(() => engine.close());
 
 function load(name: string, on = engine): Promise<Program> {
-  return on.compile(readFileSync(new URL(`../../../test/runtime/${name}.onnx`, import.meta.url)), { name });
+  return on.compileModel(readFileSync(new URL(`../../../test/runtime/${name}.onnx`, import.meta.url)), { name });
 }
 
 function zeros(shape: readonly number[], dtype: TensorDtype = 'float32'): DeviceTensor {
@@ -122,7 +122,7 @@ test("ONNX Runtime's own failures name the program, the call and the reason", as
 
 test('a model that is none, or whose values cannot cross', async () => {
   await assert.rejects(
-    engine.compile(new Uint8Array([1, 2, 3]), { name: 'junk' }),
+    engine.compileModel(new Uint8Array([1, 2, 3]), { name: 'junk' }),
     failsWith('PROGRAM_INVALID', 'program junk'),
   );
   for (const name of ['cast-bfloat16', 'cast-int16']) {
@@ -248,7 +248,7 @@ test('a closed engine', async () => {
   assert.deepEqual(await last, new Float32Array(1), 'what was asked before is still answered');
   assert.throws(() => closed.fill(x, 1), failsWith('ENGINE_CLOSED', 'fill'));
   await assert.rejects(closed.run([]), failsWith('ENGINE_CLOSED', 'run'));
-  await assert.rejects(closed.compile(new Uint8Array(), { name: 'late' }), failsWith('ENGINE_CLOSED', 'compile'));
+  await assert.rejects(closed.compileModel(new Uint8Array(), { name: 'late' }), failsWith('ENGINE_CLOSED', 'compile'));
 });
 
 test('a worker that crashes or is ended fails what is under way and all that follows', async () => {

@@ -12,7 +12,7 @@ const matmulPath = fileURLToPath(new URL('../../../test/runtime/matmul.onnx', im
 
 test('timers fire on time while a large product runs', async () => {
   const engine = await openEngine({ threads: 1 });
-  const program = await engine.compile(readFileSync(matmulPath), { name: 'matmul' });
+  const program = await engine.compileModel(readFileSync(matmulPath), { name: 'matmul' });
   const a = engine.allocate('float32', [1024, 1024]);
   const c = engine.allocate('float32', [1024, 1024]);
   const call = { kind: 'run', program, inputs: { a, b: a }, outputs: { c } } as const;
@@ -31,7 +31,7 @@ const source = (ending: string) => `
   import { openEngine } from ${JSON.stringify(new URL('./index.ts', import.meta.url).href)};
   import { readFileSync } from 'node:fs';
   const engine = await openEngine({ threads: 1 });
-  const program = await engine.compile(readFileSync(${JSON.stringify(matmulPath)}), { name: 'matmul' });
+  const program = await engine.compileModel(readFileSync(${JSON.stringify(matmulPath)}), { name: 'matmul' });
   const a = engine.allocate('float32', [800, 800]);
   const call = { kind: 'run', program, inputs: { a, b: a }, outputs: { c: engine.allocate('float32', [800, 800]) } };
   await engine.run([call]);

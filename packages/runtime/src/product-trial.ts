@@ -26,7 +26,7 @@ export interface ProductTrial {
 export async function tryProducts(engine: Engine): Promise<ProductTrial> {
   const left = Float32Array.from({ length: SIZE * SIZE }, (_, i) => leftAt(Math.floor(i / SIZE), i % SIZE));
   const right = Float32Array.from({ length: SIZE * SIZE }, (_, i) => rightAt(Math.floor(i / SIZE), i % SIZE));
-  const program = await engine.compile(readOwnModel('matmul'), { name: 'product trial' });
+  const program = await engine.compileModel(readOwnModel('matmul'), { name: 'product trial' });
   const [a, b] = [left, right].map((data) => engine.upload(data, 'float32', [SIZE, SIZE], { transfer: true })) as [
     DeviceTensor,
     DeviceTensor,

@@ -71,7 +71,6 @@ export type WorkerRequest =
       readonly program: number;
       readonly name: string;
       readonly model: Uint8Array;
-      readonly enableMemoryArena: boolean | undefined;
       readonly threads: number | undefined;
       readonly mergesRepeats: boolean | undefined;
     }

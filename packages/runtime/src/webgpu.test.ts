@@ -109,7 +109,7 @@ import { join } from 'node:path';
         import { openEngine } from ${from('./index.ts')};
         chooseSoftwareAdapter();
         const engine = await openEngine({ device: 'webgpu', threads: 1 });
-        const program = await engine.compile(readFileSync(new URL(${from('../../../test/runtime/matmul.onnx')})), { name: 'matmul' });
+        const program = await engine.compileModel(readFileSync(new URL(${from('../../../test/runtime/matmul.onnx')})), { name: 'matmul' });
         const a = engine.upload(new Float32Array(1e4), 'float32', [100, 100]);
         const call = { kind: 'run', program, inputs: { a, b: a }, outputs: { c: engine.allocate('float32', [100, 100]) } };
         await engine.run([call]);

@@ -145,7 +145,6 @@ async function compileProgram(request: Extract<WorkerRequest, { kind: 'compile' 
   try {
     loaded = await backend().load(model, {
       ...options,
-      enableMemoryArena: request.enableMemoryArena ?? options.enableMemoryArena,
       threads: request.threads ?? options.threads,
       mergesRepeats: request.mergesRepeats,
     });

@@ -1,5 +1,4 @@
 import { countElements } from '@stillhouse/checkpoint';
-import { compileGraph } from '@stillhouse/decoder';
 import { StillhouseError } from '@stillhouse/errors';
 import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
@@ -154,10 +153,10 @@ export async function createAdamW(
     const allocate = (moment: 'first' | 'second') => allocateMoment(engine, format, moment, float, parameter.shape);
     return { parameter, format, first: allocate('first'), second: allocate('second') };
   });
-  const sumOfSquares = await compileGraph(engine, sumOfSquaresGraph(float));
+  const sumOfSquares = await engine.compile(sumOfSquaresGraph(float));
   const programs = new Map<OptimiserStateFormat, Program>();
   for (const format of new Set(moments.map((one) => one.format))) {
-    programs.set(format, await compileGraph(engine, adamWGraph(float, settings, format)));
+    programs.set(format, await engine.compile(adamWGraph(float, settings, format)));
   }
   const chunks = moments.flatMap((one) => cutIntoChunks(engine, one));
   const sums = engine.allocate(float, [chunks.length]);

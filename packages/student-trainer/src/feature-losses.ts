@@ -1,5 +1,4 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
-import { compileGraph } from '@stillhouse/decoder';
 import { type FeatureMatch, featureLossGraph, type LabelArrays, sliceLabel } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
@@ -42,7 +41,7 @@ export async function compileFeaturePrograms(
     const wanted = { x: hasInputGradient, norm };
     const program =
       compiled.get(key) ??
-      (await compileGraph(engine, featureLossGraph(match, { hiddenSize, rmsNormEpsilon }, float, wanted)));
+      (await engine.compile(featureLossGraph(match, { hiddenSize, rmsNormEpsilon }, float, wanted)));
     compiled.set(key, program);
     programs.push({ match, program, hasInputGradient });
   }

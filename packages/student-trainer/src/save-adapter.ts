@@ -1,7 +1,7 @@
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type ModelConfig, writeSafetensors } from '@stillhouse/checkpoint';
-import { adapterNames, compileGraph, mergeAdapterGraph } from '@stillhouse/decoder';
+import { adapterNames, mergeAdapterGraph } from '@stillhouse/decoder';
 import { publishDirectory, stageDirectory, writeFileAtomically } from '@stillhouse/durable-files';
 import type { Engine } from '@stillhouse/runtime';
 import { isAdapterName, type StudentAdapter } from './adapters.ts';
@@ -22,7 +22,7 @@ export async function openMergedReader(
   const download = async (name: string) => (await engine.download(parameters.get(name).weight)) as FloatData;
   if (adapter === undefined) return download;
   const { dtype } = parameters.embedding.weight;
-  const program = await compileGraph(engine, mergeAdapterGraph(adapter, dtype === 'float64' ? 'float64' : 'float32'));
+  const program = await engine.compile(mergeAdapterGraph(adapter, dtype === 'float64' ? 'float64' : 'float32'));
   const names = new Set(tensors.map(({ name }) => name));
   return async (name) => {
     const adapted = adapterNames(name.replace(/\.weight$/, ''));

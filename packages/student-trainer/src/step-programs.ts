@@ -2,7 +2,6 @@ import type { ModelConfig } from '@stillhouse/checkpoint';
 import {
   blockGradientGraph,
   compileForwardPrograms,
-  compileGraph,
   embeddingGradientGraph,
   exposingBlocks,
   type ForwardPrograms,
@@ -86,7 +85,7 @@ export async function compileStepPrograms(engine: Engine, options: StepProgramOp
       embeddingGradientGraph(config, float),
       scatterRowsGraph(hiddenSize, float),
       lossGraph(objective, readout, float, wanted),
-    ].map((graph) => compileGraph(engine, graph)),
+    ].map((graph) => engine.compile(graph)),
   );
   return {
     forward,
@@ -103,8 +102,8 @@ export async function compileStepPrograms(engine: Engine, options: StepProgramOp
     }),
     selection: selects
       ? {
-          entropy: await compileGraph(engine, entropyGraph(readout, float)),
-          select: await compileGraph(engine, selectionGraph(float)),
+          entropy: await engine.compile(entropyGraph(readout, float)),
+          select: await engine.compile(selectionGraph(float)),
         }
       : undefined,
   };
@@ -130,14 +129,14 @@ async function compileLayers(
     const shared = { hasInputGradient, exposesAttention };
     const wanted = gradientOptions(layer, queryBlocks);
     if (recompute) {
-      const gradient = await compileGraph(engine, blockGradientGraph(config, float, wanted));
+      const gradient = await engine.compile(blockGradientGraph(config, float, wanted));
       return { ...shared, block: await compileBare(exposesAttention, adapter), gradient, saved: [] };
     }
     const { saved, forward: block, gradient } = savingBlockGraphs(config, float, wanted);
     return {
       ...shared,
-      block: saved.length === 0 ? await compileBare(exposesAttention, adapter) : await compileGraph(engine, block),
-      gradient: await compileGraph(engine, gradient),
+      block: saved.length === 0 ? await compileBare(exposesAttention, adapter) : await engine.compile(block),
+      gradient: await engine.compile(gradient),
       saved,
     };
   };

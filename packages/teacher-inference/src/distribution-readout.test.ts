@@ -1,6 +1,5 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { compileGraph } from '@stillhouse/decoder';
 import { openEngine } from '@stillhouse/runtime';
 import { type LabelledRow, type TopKPolicy, targetsOf } from '@stillhouse/teacher-cache';
 import { expectClose } from '@stillhouse/testing';
@@ -154,8 +153,8 @@ test('draws follow the distribution of transformers at their temperature (chi-sq
 
 test('a vocabulary that no block divides is sampled to its last id', async () => {
   const config = { hiddenSize: 1, vocabSize: 200 };
-  const program = await compileGraph(engine, distributionGraph(config, { topk: null, sampled: { temperature: 2 } }));
-  const blocks = await compileGraph(engine, blocksGraph());
+  const program = await engine.compile(distributionGraph(config, { topk: null, sampled: { temperature: 2 } }));
+  const blocks = await engine.compile(blocksGraph());
   assert.equal(countBlocks(200), 2);
   const x = engine.upload(Float32Array.of(1), 'float32', [1, 1]);
   // Logits 0.01 i: the last id is the most probable one.

@@ -1,5 +1,4 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
-import { compileGraph } from '@stillhouse/decoder';
 import type { DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import { openUniformNumbers } from '@stillhouse/seeded-random';
 import type { CacheDescription, SampledLabels, SampledPolicy, TopKLabels, TopKPolicy } from '@stillhouse/teacher-cache';
@@ -59,8 +58,8 @@ export async function createDistributionReadout(
   const { vocabSize } = config;
   const keptIds = topk === null ? 0 : countKeptIds(topk);
   const graph = distributionGraph(config, { topk: topk && { ...topk, keptIds }, sampled });
-  const program = await compileGraph(engine, graph);
-  const blocks = sampled && (await compileGraph(engine, blocksGraph()));
+  const program = await engine.compile(graph);
+  const blocks = sampled && (await engine.compile(blocksGraph()));
   const chunkSize = Math.max(1, Math.min(LONGEST_CHUNK, Math.floor(LOGITS_BYTES / (4 * vocabSize))));
 
   return async (states, head, ranges, onChunk) => {

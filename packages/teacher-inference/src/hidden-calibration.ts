@@ -1,5 +1,5 @@
-import { compileGraph } from '@stillhouse/decoder';
-import type { DeviceTensor, Engine, TensorData } from '@stillhouse/runtime';
+import type { GraphBuilder } from '@stillhouse/onnx-graph';
+import type { DeviceTensor, Engine, Program, TensorData } from '@stillhouse/runtime';
 import type { HiddenCodebook } from '@stillhouse/teacher-cache';
 import {
   distributionsGraph,
@@ -106,7 +106,7 @@ async function measureMetric(
   const vocabSize = head.shape[0]!;
   const metric = new Float64Array(width * width);
   const mass = new Float64Array(vocabSize);
-  const distributions = await compileGraph(engine, distributionsGraph(width, vocabSize, temperatures));
+  const distributions = await engine.compile(distributionsGraph(width, vocabSize, temperatures));
   let counted = 0;
   try {
     for (const { from, size } of spreadBlocks(positions, METRIC_POSITIONS)) {
@@ -123,7 +123,7 @@ async function measureMetric(
   } finally {
     distributions.release();
   }
-  const product = await compileGraph(engine, weightedProductGraph(width));
+  const product = await engine.compile(weightedProductGraph(width));
   try {
     for (let from = 0; from < vocabSize; from += HEAD_CHUNK) {
       const size = Math.min(HEAD_CHUNK, vocabSize - from);
@@ -145,7 +145,7 @@ async function measureMetric(
 async function project(engine: Engine, states: DeviceTensor, transform: Transform): Promise<Float32Array> {
   const [positions, width] = states.shape as [number, number];
   const { mean, encode } = transform;
-  const program = await compileGraph(engine, projectionGraph(width));
+  const program = await engine.compile(projectionGraph(width));
   const blocks = spreadBlocks(positions, SAMPLE_POSITIONS);
   const out = new Float32Array(blocks.reduce((sum, { size }) => sum + size * width, 0));
   let filled = 0;
@@ -179,11 +179,11 @@ type Outputs = readonly (readonly [name: string, shape: readonly number[]])[];
 
 async function runOnce(
   engine: Engine,
-  graph: Parameters<typeof compileGraph>[1],
+  graph: GraphBuilder,
   inputs: Inputs,
   outputs: Outputs,
 ): Promise<readonly TensorData[]> {
-  const program = await compileGraph(engine, graph);
+  const program = await engine.compile(graph);
   try {
     return await runCompiled(engine, program, inputs, outputs);
   } finally {
@@ -194,7 +194,7 @@ async function runOnce(
 /** Runs a program on tensors and arrays, and brings its outputs back. */
 async function runCompiled(
   engine: Engine,
-  program: Awaited<ReturnType<typeof compileGraph>>,
+  program: Program,
   inputs: Inputs,
   outputs: Outputs,
 ): Promise<readonly TensorData[]> {

@@ -1,5 +1,4 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
-import { compileGraph } from '@stillhouse/decoder';
 import { StillhouseError } from '@stillhouse/errors';
 import type { DeviceTensor, Engine, Program, TensorData, TensorDtype } from '@stillhouse/runtime';
 import {
@@ -44,7 +43,7 @@ export async function createLabelReadout(
   labels: CacheDescription['labels'],
 ): Promise<LabelReadout> {
   const { hiddenSize } = config;
-  const program = labels.hidden && (await compileGraph(engine, hiddenGraph(hiddenSize, labels.hidden.dtype)));
+  const program = labels.hidden && (await engine.compile(hiddenGraph(hiddenSize, labels.hidden.dtype)));
   const readDistributions = await createDistributionReadout(engine, config, labels);
   return {
     readDistributions,

@@ -1,4 +1,4 @@
-import { differentiate, encodeModel, type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
+import { differentiate, type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import type { openEngine } from '@stillhouse/testing';
 import { type Divergence, emitSoftLoss, type LabelArray, type SoftLabels, sliceLabel } from '../index.ts';
 
@@ -38,7 +38,7 @@ export async function computeSoftLoss(engine: Engine, one: SoftLossCase): Promis
   const gradients = differentiate(g, { seeds: [[g.sumAll(perPosition), g.scalar(1)]], withRespectTo: [logits] });
   g.output('perPosition', perPosition);
   g.output('gradient', gradients.get(logits)!);
-  const program = await engine.compile(encodeModel(g), { name: g.name });
+  const program = await engine.compile(g);
   const upload = (data: Float64Array, shape: readonly number[]) =>
     engine.upload(float === 'float64' ? data : Float32Array.from(data), float, shape);
   const inputs = {

@@ -6,7 +6,7 @@ import type { DeviceTensor, Engine, Program, TensorData, TensorDtype } from '../
 
 /** A model of test/runtime. */
 export const loadModel = (engine: Engine, name: string): Promise<Program> =>
-  engine.compile(readFileSync(new URL(`../../../../test/runtime/${name}.onnx`, import.meta.url)), { name });
+  engine.compileModel(readFileSync(new URL(`../../../../test/runtime/${name}.onnx`, import.meta.url)), { name });
 
 export const uploadFloats = (engine: Engine, values: readonly number[], shape: readonly number[] = [values.length]) =>
   engine.upload(Float32Array.from(values), 'float32', shape);
