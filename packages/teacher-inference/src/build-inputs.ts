@@ -9,16 +9,14 @@ import {
 } from '@stillhouse/checkpoint';
 import { hashFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
+import { type EncodedRow, encodeRow, type RowSummary, readDataRows, summariseRows } from '@stillhouse/rows';
 import { requireSetting } from '@stillhouse/settings';
 import type { CacheDescription, TeacherIdentity, TokenizerIdentity } from '@stillhouse/teacher-cache';
 import { hasLayer, nameLayers, normaliseDescription } from '@stillhouse/teacher-cache';
 import { hasTokenizer, openTokenizer, type Tokenizer } from '@stillhouse/tokenizer';
 import type { BuildSettings } from './build-settings.ts';
-import { readDataRows } from './data-rows.ts';
-import { type EncodedRow, encodeRow } from './encode-rows.ts';
 import { needTeacher, resolveLabels } from './label-settings.ts';
 import { pinIds } from './pinned-ids.ts';
-import { type RowSummary, summariseRows } from './row-summary.ts';
 
 export interface Teacher {
   readonly folder: string;
@@ -61,7 +59,7 @@ export async function openBuildInputs(settings: BuildSettings): Promise<BuildInp
   const teacher = needTeacher(labels) ? await openTeacher(requireSetting(settings, 'teacher', 'DIR'), labels) : null;
   try {
     const tokenizer = await openBuildTokenizer(settings, teacher);
-    const rows = (isWanted: (row: number) => boolean) => encodeRows(settings, data, teacher, tokenizer, isWanted);
+    const rows = (isWanted: (row: number) => boolean) => encodeRows(settings, data, { teacher, tokenizer }, isWanted);
     const shards: { rows: number; tokens: number; positions: number }[] = [];
     const summary = await summariseRows(countShards(rows(everyRow), settings, shards));
     const hashData = async () => (await hashFile(data)).sha256;
@@ -165,8 +163,7 @@ export async function identifyTeacher({ folder, config }: Teacher): Promise<Teac
 export async function* encodeRows(
   { limit, maxLength }: Pick<BuildSettings, 'limit' | 'maxLength'>,
   data: string,
-  teacher: Teacher | null,
-  tokenizer: Tokenizer | null,
+  { teacher, tokenizer }: Pick<BuildInputs, 'teacher' | 'tokenizer'>,
   isWanted: (row: number) => boolean,
 ): AsyncGenerator<EncodedRow> {
   const vocabSize = Math.min(tokenizer?.realVocabSize ?? Infinity, teacher?.config.vocabSize ?? Infinity);

@@ -1,6 +1,7 @@
 import { basename } from 'node:path';
 import { hashFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
+import { type EncodedRow, summariseRows } from '@stillhouse/rows';
 import { requireSetting } from '@stillhouse/settings';
 import {
   type CacheDescription,
@@ -24,12 +25,10 @@ import {
   type Teacher,
 } from './build-inputs.ts';
 import { type BuildProgress, trackProgress } from './build-progress.ts';
-import type { EncodedRow } from './encode-rows.ts';
 import { asBuildSettings, type ExtendSettings, extendLabels } from './extend-settings.ts';
 import { readOutputMatrix } from './fixed-files.ts';
 import { openKnownTeacher, openKnownTokenizer } from './known-teacher.ts';
 import { needTeacher } from './label-settings.ts';
-import { summariseRows } from './row-summary.ts';
 import { scoreShards, takeRows } from './score-shards.ts';
 import { openTeacherSession } from './teacher-session.ts';
 
@@ -209,7 +208,7 @@ async function openExtendInputs(
         : await openKnownTokenizer(cache, description.tokenizer, folders);
     const shards: { rows: number; tokens: number; positions: number }[] = [];
     if (added !== undefined) {
-      const rows = encodeAdded(settings, base, added, teacher, tokenizer);
+      const rows = encodeRows(addedLimits(settings, base), added.data, { teacher, tokenizer }, everyRow);
       await summariseRows(countShards(await refuseKnownRows(cache, added.data, rows), description, shards));
     }
     return { teacher, identity: opened?.identity ?? description.teacher, tokenizer, shards };
@@ -219,17 +218,10 @@ async function openExtendInputs(
   }
 }
 
-function encodeAdded(
-  { limit }: ExtendSettings,
-  { description }: CacheManifest,
-  { data }: AddedRows,
-  teacher: Teacher | null,
-  tokenizer: Tokenizer | null,
-  isWanted: (row: number) => boolean = everyRow,
-): AsyncGenerator<EncodedRow> {
-  const maxLength = description.maxLength ?? undefined;
-  return encodeRows({ limit, maxLength }, data, teacher, tokenizer, isWanted);
-}
+const addedLimits = ({ limit }: ExtendSettings, { description }: CacheManifest) => ({
+  limit,
+  maxLength: description.maxLength ?? undefined,
+});
 
 async function refuseKnownRows(
   cache: string,
@@ -287,7 +279,8 @@ async function fillExtension(
     const progress = trackProgress(teacher?.config ?? null, counts, writer.completedShards);
     const ahead = writer.shards.slice(writer.completedShards).find((shard) => shard >= base.shards.length);
     const firstNew = ahead === undefined ? Infinity : writer.shardRange(ahead)[0] - base.rows.planned;
-    const newRows = added && encodeAdded(settings, base, added, teacher, tokenizer, (row) => row >= firstNew);
+    const newRows =
+      added && encodeRows(addedLimits(settings, base), added.data, { teacher, tokenizer }, (row) => row >= firstNew);
     await scoreShards(writer, session, {
       readRows: async (shard, count) =>
         (await extension.readFormerRows(shard)) ?? takeRows(newRows!, count, () => refuseChange(added!.data)),

@@ -166,7 +166,7 @@ async function openRows(
     };
     const rows: CachedRow[] = [];
     const isWanted = (row: number) => row >= first && row < first + rowCount;
-    for await (const row of encodeRows(options, files.get(source.data.sha256)!, teacher, tokenizer, isWanted))
+    for await (const row of encodeRows(options, files.get(source.data.sha256)!, { teacher, tokenizer }, isWanted))
       rows.push(row);
     return rows;
   };

@@ -5,8 +5,6 @@ export { BUILD_SETTINGS, type BuildSettings, type LabelWord } from './build-sett
 export { type BuildEvents, type BuildResult, type BuildStart, buildTeacherCache } from './cache-build.ts';
 export { type ExtendEvents, type ExtendResult, type ExtendStart, extendTeacherCache } from './cache-extend.ts';
 export { type RepairEvents, type RepairResult, repairTeacherCache } from './cache-repair.ts';
-export { type DataRow, type RowContent, type RowMetadata, readDataRows } from './data-rows.ts';
-export { type EncodedRow, type EncodeOptions, encodeRow } from './encode-rows.ts';
 export { EXTEND_SETTINGS, type ExtendSettings } from './extend-settings.ts';
 export { findPartition, parsePartition } from './partition-setting.ts';
 export { joinStates, type Pilot, type PilotOptions, scorePilot } from './pilot.ts';
@@ -18,5 +16,4 @@ export {
   type ScoringOptions,
   type ScoringStep,
 } from './row-scorer.ts';
-export { type RowSummary, summariseRows } from './row-summary.ts';
 export { createTeacherWeights, type TeacherWeights } from './teacher-weights.ts';

@@ -2,10 +2,9 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import type { TopKPolicy } from '@stillhouse/teacher-cache';
-import { makeTemporaryFolder } from '@stillhouse/testing';
+import { copyTinyTokenizer, makeTemporaryFolder, makeTinyR1, tinyQwenFolder } from '@stillhouse/testing';
 import { openTokenizer } from '@stillhouse/tokenizer';
 import { pinIds } from './pinned-ids.ts';
-import { copyTinyTokenizer, makeTinyR1, tinyQwenFolder } from './testing/tiny-tokenizers.ts';
 
 const fixed: TopKPolicy = { k: 8, temperatures: [1] };
 const ragged: TopKPolicy = { ...fixed, topP: 0.9, minK: 1 };

@@ -1,9 +1,9 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
+import { renderConversation } from '@stillhouse/rows';
 import type { TopKPolicy } from '@stillhouse/teacher-cache';
 import type { Tokenizer } from '@stillhouse/tokenizer';
 import type { BuildSettings } from './build-settings.ts';
-import { renderConversation } from './conversation-targets.ts';
 
 /** Where a model stops thinking; how long it thinks hangs on this one id. */
 const END_OF_THINKING = '</think>';
@@ -55,7 +55,7 @@ function findEndOfTurn({ chatTemplate, addedTokens, idOf }: Tokenizer): number |
     { role: 'assistant', content },
   ];
   try {
-    const { text, targets } = renderConversation(messages, undefined, chatTemplate, addedTokens, 'chat template');
+    const { text, targets } = renderConversation({ messages }, chatTemplate, addedTokens, 'chat template');
     const { start, end } = targets[0]!;
     const turn = text.slice(start, end);
     return idOf(turn.slice(turn.lastIndexOf(content) + content.length).trim());

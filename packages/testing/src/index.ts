@@ -19,3 +19,4 @@ export { type NodeOptions, type NodeProcess, type NodeResult, runNode, startNode
 export { randomNormals, randomUniforms } from './random.ts';
 export { chooseSoftwareAdapter } from './software-adapter.ts';
 export { makeTemporaryFolder } from './temporary-folder.ts';
+export { copyTinyTokenizer, makeTinyR1, tinyQwenFolder } from './tiny-tokenizers.ts';

@@ -1,4 +1,4 @@
-import type { ChatMessage, JsonValue } from '@stillhouse/tokenizer';
+import type { Conversation } from './messages.ts';
 
 /** What a row may say about itself besides its tokens. */
 export interface RowMetadata {
@@ -9,12 +9,7 @@ export interface RowMetadata {
 }
 
 export type RowContent =
-  | {
-      readonly form: 'messages';
-      readonly messages: readonly ChatMessage[];
-      /** JSON schemas of functions, for the chat template. */
-      readonly tools?: readonly JsonValue[];
-    }
+  | ({ readonly form: 'messages' } & Conversation)
   | { readonly form: 'exchange'; readonly prompt: string; readonly response: string }
   | { readonly form: 'text'; readonly text: string }
   | {

@@ -1,4 +1,4 @@
-import type { EncodedRow } from './encode-rows.ts';
+import type { EncodedRow } from './encode-row.ts';
 
 export interface RowSummary {
   readonly rowCount: number;

@@ -1,8 +1,9 @@
 import { StillhouseError } from '@stillhouse/errors';
-import type { CachedRow } from '@stillhouse/teacher-cache';
 import type { ChatTemplate, Tokenizer } from '@stillhouse/tokenizer';
-import { type RenderedConversation, renderConversation } from './conversation-targets.ts';
-import type { DataRow, RowContent } from './row-content.ts';
+import type { Conversation } from '../read/messages.ts';
+import type { DataRow, RowContent, RowMetadata } from '../read/row-content.ts';
+import { renderConversation } from './conversation-targets.ts';
+import { findTargetTokens, type TokenSpan } from './target-tokens.ts';
 
 export interface EncodeOptions {
   /** Rows are cut to so many tokens; their end is lost. */
@@ -16,11 +17,16 @@ export interface EncodeOptions {
 }
 
 /** A row as it enters the cache, and where it came from. */
-export type EncodedRow = CachedRow & {
+export interface EncodedRow extends RowMetadata {
+  readonly id: string;
+  /** [L] */
+  readonly inputIds: Int32Array;
+  /** [L] 1 where the token is to be predicted; the first is 0. */
+  readonly lossMask: Uint8Array;
   readonly line: number;
   /** Tokens before `maxLength` cut it. */
   readonly untruncatedLength: number;
-};
+}
 
 /**
  * Turns a row into ids and marks those that are to be predicted (the first token never is):
@@ -87,11 +93,6 @@ function encodeContent(content: RowContent, tokenizer: Tokenizer | null, where: 
   }
 }
 
-interface TokenSpan {
-  readonly start: number;
-  readonly end: number;
-}
-
 /** The first token cannot be a target: nothing comes before it. */
 function markTargets(inputIds: Int32Array, spans: readonly TokenSpan[]): Encoded {
   const lossMask = new Uint8Array(inputIds.length);
@@ -120,60 +121,14 @@ function joinIds(first: Int32Array, second: ArrayLike<number>): Int32Array {
 }
 
 function encodeConversation(
-  content: Extract<RowContent, { form: 'messages' }>,
+  conversation: Conversation,
   tokenizer: Tokenizer,
   template: ChatTemplate,
   where: string,
 ): Encoded {
-  const conversation = renderConversation(content.messages, content.tools, template, tokenizer.addedTokens, where);
-  const inputIds = tokenizer.encode(conversation.text);
-  return markTargets(inputIds, findTokens(conversation, inputIds, tokenizer));
-}
-
-/** The tokens of each target: those that hold any of its characters. */
-function findTokens(
-  { text, targets }: RenderedConversation,
-  ids: Int32Array,
-  tokenizer: Tokenizer,
-): readonly TokenSpan[] {
-  const cuts = targets.flatMap(({ start, end }) => [start, end]);
-  const pieces = [0, ...cuts].map((from, index) => tokenizer.encode(text.slice(from, cuts[index] ?? text.length)));
-  // Usually the text falls apart at the cuts, as added tokens are there. Then the pieces' ids are the whole's.
-  const starts = [0];
-  for (const piece of pieces) starts.push(starts.at(-1)! + piece.length);
-  const isApart =
-    starts.at(-1) === ids.length && pieces.every((piece, index) => startsWithAt(ids, piece, starts[index]!));
-  return targets.map(({ start, end }, index) =>
-    isApart
-      ? { start: starts[2 * index + 1]!, end: starts[2 * index + 2]! }
-      : {
-          start: countTokensWithin(text.slice(0, start), ids, tokenizer),
-          end: countTokensReaching(text.slice(0, end), ids, tokenizer),
-        },
-  );
-}
-
-function startsWithAt(ids: Int32Array, piece: Int32Array, at: number): boolean {
-  return piece.every((id, index) => ids[at + index] === id);
-}
-
-/** How many tokens lie wholly in the beginning `text` of what `ids` say. */
-function countTokensWithin(text: string, ids: Int32Array, tokenizer: Tokenizer): number {
-  const beginning = tokenizer.encode(text);
-  const shared = beginning.findIndex((id, index) => ids[index] !== id);
-  let count = shared < 0 ? beginning.length : shared;
-  // Other tokens may still say the same, up to the one that goes beyond.
-  const rest = tokenizer.decode(beginning.slice(count));
-  const from = count;
-  while (count < ids.length && rest.startsWith(tokenizer.decode(ids.slice(from, count + 1)))) count++;
-  return count;
-}
-
-/** How many tokens it takes to say all of the beginning `text`. */
-function countTokensReaching(text: string, ids: Int32Array, tokenizer: Tokenizer): number {
-  const within = countTokensWithin(text, ids, tokenizer);
-  const isWhole = tokenizer.decode(ids.slice(0, within)) === tokenizer.decode(tokenizer.encode(text));
-  return isWhole ? within : within + 1;
+  const rendered = renderConversation(conversation, template, tokenizer.addedTokens, where);
+  const inputIds = tokenizer.encode(rendered.text);
+  return markTargets(inputIds, findTargetTokens(rendered, inputIds, tokenizer));
 }
 
 function checkIds(inputIds: Int32Array, vocabSize: number | undefined, where: string): void {

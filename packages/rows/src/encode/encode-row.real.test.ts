@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { hasTokenizer, openTokenizer } from '@stillhouse/tokenizer';
-import { checkMasks } from './testing/mask-vectors.ts';
+import { checkMasks } from '../testing/mask-vectors.ts';
 
 const models = process.env.STILLHOUSE_MODELS;
 

@@ -3,14 +3,14 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
+import { copyTinyTokenizer, makeTinyR1, tinyQwenFolder } from '@stillhouse/testing';
 import { type ChatMessage, openTokenizer, type Tokenizer } from '@stillhouse/tokenizer';
-import { type EncodedRow, type EncodeOptions, encodeRow } from './encode-rows.ts';
-import type { RowContent } from './row-content.ts';
+import type { RowContent } from '../read/row-content.ts';
+import { checkMasks } from '../testing/mask-vectors.ts';
+import { type EncodedRow, type EncodeOptions, encodeRow } from './encode-row.ts';
 import { summariseRows } from './row-summary.ts';
-import { checkMasks } from './testing/mask-vectors.ts';
-import { copyTinyTokenizer, makeTinyR1, tinyQwenFolder } from './testing/tiny-tokenizers.ts';
 
-const scratch = mkdtempSync(join(tmpdir(), 'encode-rows-'));
+const scratch = mkdtempSync(join(tmpdir(), 'encode-row-'));
 after(() => rmSync(scratch, { recursive: true }));
 
 const qwen = await openTokenizer(tinyQwenFolder);

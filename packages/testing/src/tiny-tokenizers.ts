@@ -2,7 +2,7 @@ import { cpSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-const tokenizerFixtures = new URL('../../../../test/tokenizer/', import.meta.url);
+const tokenizerFixtures = new URL('../../../test/tokenizer/', import.meta.url);
 
 /** Qwen2's rules and its chat template over 2,000 tokens. */
 export const tinyQwenFolder = fileURLToPath(new URL('tiny-bpe', tokenizerFixtures));

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import type { ChatMessage, Tokenizer } from '@stillhouse/tokenizer';
-import { encodeRow } from '../encode-rows.ts';
+import { encodeRow } from '../encode/encode-row.ts';
 
 interface MaskVectors {
   readonly rows: readonly {

@@ -1,5 +1,6 @@
 import { StillhouseError } from '@stillhouse/errors';
 import type { ChatMessage, ChatTemplate, JsonValue, Tokenizer } from '@stillhouse/tokenizer';
+import type { Conversation } from '../read/messages.ts';
 
 /** A conversation as text, and which parts of it the model is to say. */
 export interface RenderedConversation {
@@ -20,8 +21,7 @@ export interface RenderedConversation {
  *   without its thinking: what would be learnt is not what the row says
  */
 export function renderConversation(
-  messages: readonly ChatMessage[],
-  tools: readonly JsonValue[] | undefined,
+  { messages, tools }: Conversation,
   template: ChatTemplate,
   addedTokens: Tokenizer['addedTokens'],
   where: string,
