@@ -86,7 +86,7 @@ try {
     `\ntensors of the peer: ${[...theirs.tensors.values()].map(({ name, shape }) => `${name} [${shape.join(', ')}]`).join(', ')}`,
   );
   const width = theirs.tensors.get('topk_ids')!.shape.at(-1)!;
-  const [peerIds, peerLogprobs] = [await theirs.readInt('topk_ids'), await theirs.readFloat32('topk_logprobs')];
+  const [peerIds, peerLogprobs] = [await theirs.readInt('topk_ids'), await theirs.read('topk_logprobs', 'float32')];
   let [position, worst, sameTop1, swapped] = [0, 0, 0, 0];
   for (let row = 0; row < cache.rowCount; row++) {
     const { topk, positions } = await cache.readRow(row);

@@ -37,7 +37,7 @@ async function checkModel(name: string, float: FloatDtype): Promise<void> {
       program,
       inputs: {
         ...uploadBatchInputs(engine, batch),
-        ...(await uploadParameters(engine, weights, config, '', float)),
+        ...(await uploadParameters(engine, weights, '', float)),
         labels: engine.upload(
           BigInt64Array.from(labels, (label) => BigInt(Math.max(0, label))),
           'int64',
@@ -49,9 +49,9 @@ async function checkModel(name: string, float: FloatDtype): Promise<void> {
   ]);
   const computed = Array.from((await engine.download(nll)) as Float64Array, (value, i) => (labels[i]! < 0 ? 0 : value));
   const [absolute, ofMean] = float === 'float64' ? [1e-10, 1e-10] : [5e-5, 1e-5];
-  expectClose(computed, await expected.readFloat64('nll'), { absolute, where: `${name} nll` });
+  expectClose(computed, await expected.read('nll', 'float64'), { absolute, where: `${name} nll` });
   const mean = computed.reduce((sum, value) => sum + value, 0) / labels.filter((label) => label >= 0).length;
-  expectClose([mean], await expected.readFloat64('loss'), { absolute: ofMean, where: `${name} loss` });
+  expectClose([mean], await expected.read('loss', 'float64'), { absolute: ofMean, where: `${name} loss` });
   await weights.close();
 }
 

@@ -1,4 +1,4 @@
-import { describeParameters, type ModelConfig, type TensorSource } from '@stillhouse/checkpoint';
+import { arrangeByPlace, describeParameters, type ModelConfig, type ModelWeights } from '@stillhouse/checkpoint';
 import {
   emitBlock,
   emitSegmentBias,
@@ -44,18 +44,15 @@ export function emitDecoder(g: GraphBuilder, config: ModelConfig, prefix: string
   const parameters = new Map(
     describeParameters(config).map(({ name, shape }) => [name, g.floatInput(`${prefix}${name}`, shape)]),
   );
-  const get = (name: string) => parameters.get(name)!;
+  const { embedding, layers, norm, head } = arrangeByPlace(config, parameters);
   const rotary = emitRotary(g, config, batch.positions);
   const bias = emitSegmentBias(g, batch.segments, batch.columns);
-  let x = g.reshape(g.gather(get('model.embed_tokens.weight'), batch.ids), ['B*T', config.hiddenSize]);
-  for (let layer = 0; layer < config.layerCount; layer++) {
-    const start = `model.layers.${layer}.`;
-    const own = [...parameters].filter(([name]) => name.startsWith(start));
-    const weights = new Map(own.map(([name, value]) => [name.slice(start.length), value]));
+  let x = g.reshape(g.gather(embedding, batch.ids), ['B*T', config.hiddenSize]);
+  for (const [layer, own] of layers.entries()) {
+    const weights = new Map(Object.entries(own));
     x = g.scope(`${prefix}${layer}`, () => emitBlock(g, config, { x, rotary, bias, weights }).x);
   }
-  const hidden = g.rmsNormalization(x, get('model.norm.weight'), config.rmsNormEpsilon);
-  const head = config.tieWordEmbeddings ? get('model.embed_tokens.weight') : get('lm_head.weight');
+  const hidden = g.rmsNormalization(x, norm, config.rmsNormEpsilon);
   return { logits: g.gemm(hidden, head, { transB: true }), parameters };
 }
 
@@ -73,16 +70,10 @@ export function uploadBatchInputs(engine: Engine, batch: TokenBatch) {
   };
 }
 
-export async function uploadParameters(
-  engine: Engine,
-  source: TensorSource,
-  config: ModelConfig,
-  prefix: string,
-  float: FloatDtype,
-) {
-  const read = (name: string) => (float === 'float64' ? source.readFloat64(name) : source.readFloat32(name));
-  const entries = describeParameters(config).map(
-    async ({ name, shape }) => [`${prefix}${name}`, engine.upload(await read(name), float, shape)] as const,
+export async function uploadParameters(engine: Engine, { tensors }: ModelWeights, prefix: string, float: FloatDtype) {
+  const entries = [...tensors].map(
+    async ([name, tensor]) =>
+      [`${prefix}${name}`, engine.upload(await tensor.read(float), float, tensor.shape)] as const,
   );
   return Object.fromEntries(await Promise.all(entries));
 }

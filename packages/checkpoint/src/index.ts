@@ -1,13 +1,25 @@
 /** Weights and configurations on disk: safetensors files and Hugging Face model folders, read and written. */
 export { assertFinite } from './finite-weights.ts';
-export { type Architecture, type ModelConfig, parseModelConfig, readModelConfig } from './model-config.ts';
-export { digestModel, type ModelDigest, type ModelFileDigest } from './model-digest.ts';
-export { openModelWeights } from './model-weights.ts';
-export { checkModelWeights } from './model-weights-check.ts';
-export { countParameters, describeParameters, type ParameterSpec } from './parameters.ts';
-export type { Llama3RopeScaling, RopeConfig } from './rotary-config.ts';
-export type { TensorInfo } from './safetensors-header.ts';
-export { countElements, type StoredDtype } from './stored-dtype.ts';
-export { openSafetensors, type TensorArray, type TensorSource } from './tensor-source.ts';
-export { type ModelToWrite, writeModelFolder } from './write-model-folder.ts';
-export { type TensorToWrite, writeSafetensors } from './write-safetensors.ts';
+export { openSafetensors, type SafetensorsSource } from './formats/safetensors/safetensors-source.ts';
+export type { StoredDtype, TensorArray } from './formats/safetensors/stored-dtype.ts';
+export { type TensorToWrite, writeSafetensors } from './formats/safetensors/write-safetensors.ts';
+export { parseModelConfig, readModelConfig } from './hugging-face/config-file.ts';
+export { digestModel, type ModelDigest, type ModelFileDigest } from './hugging-face/model-digest.ts';
+export { openModelWeights } from './hugging-face/open-model-weights.ts';
+export { type ModelToWrite, writeModelFolder } from './hugging-face/write-model-folder.ts';
+export type { Architecture, Llama3RopeScaling, ModelConfig, RopeConfig } from './model-config.ts';
+export { createModelWeights, type ModelWeights, type WeightTensor } from './model-weights.ts';
+export { countParameters, describeLayer, describeParameters, type ParameterSpec } from './parameters.ts';
+export {
+  arrangeByPlace,
+  type ByPlace,
+  EMBEDDING_NAME,
+  FINAL_NORM_NAME,
+  groupByLayer,
+  isHeadTied,
+  layerTensorName,
+  locateTensor,
+  outputMatrixName,
+  type TensorPlace,
+} from './tensor-names.ts';
+export { countElements, type FloatArrays, type StoredTensor, type TensorSource } from './tensor-source.ts';

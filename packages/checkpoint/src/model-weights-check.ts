@@ -1,8 +1,8 @@
 import { StillhouseError } from '@stillhouse/errors';
 import type { ModelConfig } from './model-config.ts';
-import { describeParameters, EMBEDDING_NAME, OUTPUT_MATRIX_NAME } from './parameters.ts';
-import { formatTensorType, isStoredFloat } from './stored-dtype.ts';
-import type { TensorSource } from './tensor-source.ts';
+import { describeParameters } from './parameters.ts';
+import { OUTPUT_MATRIX_NAME } from './tensor-names.ts';
+import { formatTensorType, type TensorSource } from './tensor-source.ts';
 
 /** Buffers that old checkpoints hold though they follow from the config. */
 const DERIVED_BUFFER = /(^|\.)(rotary_emb\.inv_freq|attn\.masked_bias|self_attn\.bias)$/;
@@ -10,7 +10,7 @@ const DERIVED_BUFFER = /(^|\.)(rotary_emb\.inv_freq|attn\.masked_bias|self_attn\
 /**
  * Checks that a source holds exactly the tensors that `config` asks for, by name, shape and dtype. Two known extras
  * pass: buffers that follow from the config, and an output matrix beside a tied embedding (whether its values are the
- * embedding's only reading can tell: `openModelWeights(folder, config)` does).
+ * embedding's only reading can tell: `openModelWeights` does).
  * @param where names the whole in errors about tensors that are in no file; by default the file of the first tensor
  * @throws StillhouseError MODEL_TENSOR_MISSING, MODEL_TENSOR_SHAPE, MODEL_TENSOR_DTYPE, MODEL_TENSOR_UNEXPECTED
  */
@@ -37,7 +37,7 @@ export function checkModelWeights(source: TensorSource, config: ModelConfig, whe
         got: `[${info.shape.join(', ')}]`,
       });
     }
-    if (!isStoredFloat(info.dtype)) {
+    if (!info.isFloat) {
       throw new StillhouseError({
         code: 'MODEL_TENSOR_DTYPE',
         where: info.file,
@@ -59,25 +59,4 @@ export function checkModelWeights(source: TensorSource, config: ModelConfig, whe
       got: formatTensorType(dtype, shape),
     });
   }
-}
-
-/**
- * A stored output matrix that config.json says is tied must be the embedding; transformers would use it, we would not.
- * @throws StillhouseError MODEL_TIED_HEAD_DIFFERS
- */
-export async function checkRedundantHead(source: TensorSource, config: ModelConfig): Promise<void> {
-  const head = source.tensors.get(OUTPUT_MATRIX_NAME);
-  const embedding = source.tensors.get(EMBEDDING_NAME);
-  if (!config.tieWordEmbeddings || head === undefined || embedding === undefined) return;
-  const isSameType = head.dtype === embedding.dtype && head.shape.join() === embedding.shape.join();
-  const [left, right] = isSameType
-    ? await Promise.all([source.readRaw(OUTPUT_MATRIX_NAME), source.readRaw(EMBEDDING_NAME)])
-    : [new Uint8Array(1), new Uint8Array(0)];
-  if (Buffer.compare(left, right) === 0) return;
-  throw new StillhouseError({
-    code: 'MODEL_TIED_HEAD_DIFFERS',
-    where: head.file,
-    problem: `${OUTPUT_MATRIX_NAME} is not ${EMBEDDING_NAME}, though config.json ties them`,
-    remedy: 'Set tie_word_embeddings to false in config.json if the model has its own output matrix',
-  });
 }

@@ -1,120 +1,71 @@
-import { join } from 'node:path';
-import { pathExists } from '@stillhouse/durable-files';
-import { StillhouseError } from '@stillhouse/errors';
-import { isJsonObject, readJsonObject } from './json-fields.ts';
+import { assertFinite } from './finite-weights.ts';
 import type { ModelConfig } from './model-config.ts';
-import { checkModelWeights, checkRedundantHead } from './model-weights-check.ts';
-import type { TensorInfo } from './safetensors-header.ts';
-import { createTensorSource, openTensorFile, type TensorFile, type TensorSource } from './tensor-source.ts';
+import { checkModelWeights } from './model-weights-check.ts';
+import { describeParameters } from './parameters.ts';
+import { arrangeByPlace, type ByPlace, EMBEDDING_NAME } from './tensor-names.ts';
+import type { FloatArrays, StoredTensor, TensorSource } from './tensor-source.ts';
 
-export const WEIGHT_FILE = 'model.safetensors';
-export const WEIGHT_INDEX_FILE = 'model.safetensors.index.json';
-
-/** Which files a folder's weights lie in. */
-export interface WeightFiles {
-  /** Names inside the folder, sorted. */
-  readonly files: readonly string[];
-  /** Of a sharded set: the file of each tensor, by name. */
-  readonly shardOfTensor?: ReadonlyMap<string, string>;
+/** A tensor of a model that is still on disk. */
+export interface WeightTensor extends Omit<StoredTensor, 'isFloat'> {
+  /** All of it, row-major, in memory of its own. @throws StillhouseError WEIGHT_NOT_FINITE, as a source's reads do */
+  read<Float extends keyof FloatArrays>(float: Float): Promise<FloatArrays[Float]>;
+  /** The bytes as they are stored, in order, in pieces that are valid until the next is asked for. */
+  streamStored(): AsyncIterable<Uint8Array<ArrayBuffer>>;
 }
 
 /**
- * Finds `model.safetensors`, or the shards that `model.safetensors.index.json` names; as transformers, the former
- * first.
- * @throws StillhouseError WEIGHTS_MISSING, WEIGHT_INDEX_INVALID, WEIGHT_INDEX_ESCAPES_FOLDER, WEIGHT_SHARD_MISSING
+ * A decoder's weights by their place in it, whatever the files are; nothing is read before it is asked for. The first
+ * read of a tensor checks that its values are finite.
  */
-export async function findWeightFiles(folder: string): Promise<WeightFiles> {
-  if (await pathExists(join(folder, WEIGHT_FILE))) return { files: [WEIGHT_FILE] };
-  const indexFile = join(folder, WEIGHT_INDEX_FILE);
-  const index = await readJsonObject(indexFile, 'WEIGHT_INDEX_INVALID');
-  if (index === undefined) {
-    throw new StillhouseError({
-      code: 'WEIGHTS_MISSING',
-      where: folder,
-      problem: 'the folder has no weights',
-      expected: `${WEIGHT_FILE} or ${WEIGHT_INDEX_FILE}`,
-      remedy: 'Weights in other formats (pytorch_model.bin, gguf) are not read: convert them to safetensors',
-    });
-  }
-  const map = index.weight_map;
-  const entries = isJsonObject(map) ? Object.entries(map) : [];
-  if (entries.length === 0 || !entries.every(([, file]) => typeof file === 'string')) {
-    throw new StillhouseError({
-      code: 'WEIGHT_INDEX_INVALID',
-      where: indexFile,
-      problem: 'there is no usable weight_map',
-      expected: 'an object from tensor names to file names',
-    });
-  }
-  const shardOfTensor = new Map(entries as [string, string][]);
-  const files = [...new Set(shardOfTensor.values())].sort();
-  for (const file of files) await requireShard(folder, indexFile, file);
-  return { files, shardOfTensor };
-}
-
-async function requireShard(folder: string, indexFile: string, file: string): Promise<void> {
-  if (file === '' || file === '.' || file === '..' || /[/\\\0]/.test(file)) {
-    throw new StillhouseError({
-      code: 'WEIGHT_INDEX_ESCAPES_FOLDER',
-      where: indexFile,
-      problem: 'the index names a file outside of its folder',
-      expected: 'plain file names',
-      got: JSON.stringify(file),
-    });
-  }
-  if (await pathExists(join(folder, file))) return;
-  throw new StillhouseError({
-    code: 'WEIGHT_SHARD_MISSING',
-    where: indexFile,
-    problem: `the index names ${file}, which is not there`,
-    remedy: 'Fetch the missing file',
-  });
+export interface ModelWeights extends ByPlace<WeightTensor> {
+  readonly config: ModelConfig;
+  /** Every tensor once by full name, in checkpoint order; of the output matrix only where it is not tied. */
+  readonly tensors: ReadonlyMap<string, WeightTensor>;
+  /**
+   * Rows of the embedding, [ids, hiddenSize], not checked for finite values.
+   * @param ids ascending
+   */
+  readEmbeddingRows<Float extends keyof FloatArrays>(ids: readonly number[], float: Float): Promise<FloatArrays[Float]>;
+  /** Reads every tensor once, in pieces, so that no later read needs to check. @throws StillhouseError WEIGHT_NOT_FINITE */
+  checkFinite(): Promise<void>;
+  /** For weights that are known to be finite: no read checks. */
+  assumeFinite(): void;
+  close(): Promise<void>;
 }
 
 /**
- * Opens the weights of a Hugging Face folder, whole or sharded. Links, as in the hub's cache, are followed:
- * `TensorInfo.file` is always the real file.
- * @param config when given, everything that `checkModelWeights` checks is checked before the source is handed out,
- *   and so is a redundant output matrix beside a tied one (MODEL_TIED_HEAD_DIFFERS)
- * @throws StillhouseError of {@link findWeightFiles}, `openSafetensors`, `checkModelWeights`, and
- *   WEIGHT_INDEX_TENSOR_MISSING when a shard lacks a tensor that the index promises
+ * A model's weights out of any source that has its tensors.
+ * @param where names the whole in errors; by default the file of the first tensor
+ * @throws StillhouseError as `checkModelWeights` does
  */
-export async function openModelWeights(folder: string, config?: ModelConfig): Promise<TensorSource> {
-  const { files, shardOfTensor } = await findWeightFiles(folder);
-  const opened = new Map<string, TensorFile>();
-  try {
-    for (const file of files) opened.set(file, await openTensorFile(join(folder, file)));
-    const handles = [...opened.values()].map(({ handle }) => handle);
-    const source = createTensorSource(folder, locateTensors(folder, opened, shardOfTensor), handles);
-    if (config !== undefined) {
-      checkModelWeights(source, config, folder);
-      await checkRedundantHead(source, config);
-    }
-    return source;
-  } catch (error) {
-    for (const { handle } of opened.values()) await handle.close();
-    throw error;
-  }
-}
-
-function locateTensors(
-  folder: string,
-  opened: ReadonlyMap<string, TensorFile>,
-  shardOfTensor: ReadonlyMap<string, string> | undefined,
-) {
-  const all = [...opened].flatMap(([file, { tensors, handle }]) => tensors.map((info) => ({ file, info, handle })));
-  if (shardOfTensor === undefined) return all;
-  // The index decides: a tensor that a shard holds but the index gives to another shard or to none is not the model's.
-  const listed = all.filter(({ file, info }) => shardOfTensor.get(info.name) === file);
-  const found = new Set(listed.map(({ info }: { readonly info: TensorInfo }) => info.name));
-  for (const [name, file] of shardOfTensor) {
-    if (found.has(name)) continue;
-    throw new StillhouseError({
-      code: 'WEIGHT_INDEX_TENSOR_MISSING',
-      where: join(folder, file),
-      problem: `there is no tensor ${name}, which ${WEIGHT_INDEX_FILE} says is here`,
-      remedy: 'Index and files are of different models or a file is damaged: fetch them again',
-    });
-  }
-  return listed;
+export function createModelWeights(source: TensorSource, config: ModelConfig, where?: string): ModelWeights {
+  checkModelWeights(source, config, where);
+  const unchecked = new Set(describeParameters(config).map(({ name }) => name));
+  const open = (name: string): WeightTensor => {
+    const { shape, dtype, file } = source.tensors.get(name)!;
+    const read = async <Float extends keyof FloatArrays>(float: Float) => {
+      const values = await source.read(name, float);
+      if (!unchecked.has(name)) return values;
+      assertFinite(name, values, file);
+      // What float64 holds may be more than float32 can.
+      if (float === 'float32') unchecked.delete(name);
+      return values;
+    };
+    return { name, shape, dtype, file, read, streamStored: () => source.streamStored(name) };
+  };
+  const tensors = new Map([...unchecked].map((name) => [name, open(name)]));
+  return {
+    config,
+    tensors,
+    ...arrangeByPlace(config, tensors),
+    readEmbeddingRows: (ids, float) => source.readRows(EMBEDDING_NAME, ids, float),
+    async checkFinite() {
+      for (const { name, read } of tensors.values()) {
+        if (unchecked.has(name) && (await source.mayHoldNonFinite(name))) await read('float32');
+        unchecked.delete(name);
+      }
+    },
+    assumeFinite: () => unchecked.clear(),
+    close: source.close,
+  };
 }

@@ -6,7 +6,7 @@ import {
   type LabelMode,
   listLabelModes,
   measureLabelQuality,
-  uploadOutputMatrix,
+  uploadWeight,
 } from '@stillhouse/evaluation';
 import { sharedVocabulary } from '@stillhouse/objectives';
 import { type DeviceTensor, type Engine, openEngine } from '@stillhouse/runtime';
@@ -151,7 +151,10 @@ async function measurePolicies(
   policies: readonly TriedPolicy[],
   vocabSize: number,
 ): Promise<readonly FiguresByTemperature[]> {
-  const [student, teacher] = await Promise.all([openModel(settings.student!), openModel(settings.teacher!)]);
+  const [student, teacher] = await Promise.all([
+    openModelWeights(settings.student!),
+    openModelWeights(settings.teacher!),
+  ]);
   const { device: wanted, threads: count } = settings;
   const engine = await openEngine({ device: wanted, ...(count === undefined ? {} : { threads: count }) });
   try {
@@ -159,7 +162,7 @@ async function measurePolicies(
     const studentStates = await computeFinalStates(engine, student, requests, 'float32');
     const [teacherHead, studentHead] = await Promise.all(
       [teacher, student].map(async (model) =>
-        cutRows(engine, await uploadOutputMatrix(engine, model, 'float32'), vocabSize),
+        cutRows(engine, await uploadWeight(engine, model.head, 'float32'), vocabSize),
       ),
     );
     const { modes } = await measureLabelQuality(
@@ -177,17 +180,12 @@ async function measurePolicies(
     return modes.map(({ at }) => at);
   } finally {
     await engine.close();
-    await Promise.all([student, teacher].map(({ source }) => source.close()));
+    await Promise.all([student, teacher].map((model) => model.close()));
   }
 }
 
 /** Positions whose logits are in memory at a time. */
 const CHUNK_POSITIONS = 32;
-
-async function openModel(folder: string) {
-  const config = await readModelConfig(folder);
-  return { config, source: await openModelWeights(folder, config) };
-}
 
 const cutRows = (engine: Engine, head: DeviceTensor, rows: number) =>
   engine.view(head, { offset: 0, shape: [rows, head.shape[1]!] });

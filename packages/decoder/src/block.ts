@@ -4,7 +4,7 @@ import { type AdapterValues, emitAdapter } from './low-rank-adapter.ts';
 import type { RotaryTables } from './rotary.ts';
 import { type BlockedBias, emitBlockedAttention, emitSoftmaxAttention } from './softmax-attention.ts';
 
-/** The weights of one layer by their name below `model.layers.N.`, e.g. `self_attn.q_proj.weight`, in checkpoint layout. */
+/** The weights of one layer by their local name, e.g. `self_attn.q_proj.weight`, in checkpoint layout. */
 export type BlockWeights = ReadonlyMap<string, Value>;
 
 export interface KeyValueCache {

@@ -43,7 +43,7 @@ const weights: Record<string, DeviceTensor> = {};
 for (const name of source.tensors.keys()) {
   if (!name.startsWith('model.layers.0.')) continue;
   const { shape } = source.tensors.get(name)!;
-  weights[name.slice('model.layers.0.'.length)] = engine.upload(await source.readFloat64(name), 'float64', shape);
+  weights[name.slice('model.layers.0.'.length)] = engine.upload(await source.read(name, 'float64'), 'float64', shape);
 }
 await source.close();
 for (const { name, shape } of adapterParameters(config, adapter)) weights[name] = waves(shape, 3);

@@ -60,7 +60,7 @@ export function releaseForwardPrograms(programs: ForwardPrograms): void {
   for (const program of [bias, embedding, ...layers, finalNorm, gatherRows]) program.release();
 }
 
-/** The weights of one layer and of its adapters on the device, by name below `model.layers.N.`. */
+/** The weights of one layer and of its adapters on the device, by local name. */
 export type LayerTensors = Readonly<Record<string, DeviceTensor>>;
 
 /** A batch on the device with the tables that every layer shares. */

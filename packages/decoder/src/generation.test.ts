@@ -1,7 +1,13 @@
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { after, test } from 'node:test';
-import { openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
+import {
+  createModelWeights,
+  FINAL_NORM_NAME,
+  openSafetensors,
+  readModelConfig,
+  type TensorSource,
+} from '@stillhouse/checkpoint';
 import { isStillhouseError } from '@stillhouse/errors';
 import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import { openEngine } from '@stillhouse/runtime';
@@ -186,16 +192,16 @@ test('weights that are not finite are refused, and nothing stays on the device',
   const folder = `${GOLDEN}qwen2-tiny`;
   const config = await readModelConfig(folder);
   const source = await openSafetensors(`${folder}/model.safetensors`);
-  const broken = {
+  const broken: TensorSource = {
     ...source,
-    readFloat32: async (name: string) => {
-      const data = await source.readFloat32(name);
-      if (name === 'model.norm.weight') data[3] = Number.NaN;
+    read: async (name, float) => {
+      const data = await source.read(name, float);
+      if (name === FINAL_NORM_NAME) data[3] = Number.NaN;
       return data;
     },
   };
   const before = (await engine.memory()).allocatedBytes;
-  await assert.rejects(loadDecoder(engine, { config, source: broken }), (error) =>
+  await assert.rejects(loadDecoder(engine, createModelWeights(broken, config)), (error) =>
     isStillhouseError(error, 'WEIGHT_NOT_FINITE'),
   );
   assert.equal((await engine.memory()).allocatedBytes, before);

@@ -29,8 +29,8 @@ async function openModel(name: string, float: FloatDtype) {
   const folder = `${GOLDEN}${name}`;
   const config = await readModelConfig(folder);
   const source = await openSafetensors(`${folder}/model.safetensors`);
-  const read = (tensor: string) => (float === 'float64' ? source.readFloat64(tensor) : source.readFloat32(tensor));
-  const upload = async (tensor: string) => engine.upload(await read(tensor), float, source.tensors.get(tensor)!.shape);
+  const upload = async (tensor: string) =>
+    engine.upload(await source.read(tensor, float), float, source.tensors.get(tensor)!.shape);
   const layers = await Promise.all(
     Array.from({ length: config.layerCount }, async (_, layer) => {
       const prefix = `model.layers.${layer}.`;
@@ -130,7 +130,7 @@ for (const name of MODELS) {
       const expected = await openSafetensors(`${GOLDEN}${name}/${file}.safetensors`);
       for (const [tensor, values] of ours) {
         if (!expected.tensors.has(tensor)) continue;
-        const wanted = await expected.readFloat64(tensor);
+        const wanted = await expected.read(tensor, 'float64');
         const absolute = float === 'float64' ? 1e-10 : tensor === 'attention.last' ? 1e-5 : 5e-5;
         if (tensor === 'attention.last') {
           const heads = model.config.headCount;

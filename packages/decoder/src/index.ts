@@ -37,11 +37,9 @@ export {
   ATTENTION_OUTPUT,
   ATTENTION_SEED,
   type BlockGradientOptions,
-  type BlockParameter,
   batchSymbols,
   blockGradientGraph,
   blockGraph,
-  blockParameters,
   cacheBiasGraph,
   cachedBlockGraph,
   embeddingGraph,
@@ -55,7 +53,7 @@ export {
   scatterRowsGraph,
   segmentBiasGraph,
 } from './model-graphs.ts';
-export { type DecoderOnDevice, type DecoderSource, loadDecoder, residualStreamCalls } from './model-on-device.ts';
+export { type DecoderOnDevice, loadDecoder, residualStreamCalls } from './model-on-device.ts';
 export { cutIntoBlocks, type PerQueryBlocks, perQueryBlocks, QUERY_BLOCK_LENGTH } from './query-blocks.ts';
 export { computeRotaryTables, inverseFrequencies, type RotaryTables } from './rotary.ts';
 export { flatIndex, type Placement, packSequences, padSequences, type TokenBatch } from './token-batch.ts';

@@ -1,4 +1,4 @@
-import { describeParameters, type ModelConfig } from '@stillhouse/checkpoint';
+import { describeLayer, type ModelConfig, type ParameterSpec } from '@stillhouse/checkpoint';
 import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
 
 /** The linear layers of a decoder layer, named as checkpoints and PEFT do. */
@@ -21,19 +21,17 @@ export interface LowRankAdapter {
   readonly targets: readonly LinearName[];
 }
 
-/** A linear layer that has an adapter: its name below `model.layers.N.` and the sides of its weight. */
+/** A linear layer that has an adapter: its local name and the sides of its weight. */
 export interface AdaptedLinear {
   readonly name: string;
   readonly outSize: number;
   readonly inSize: number;
 }
 
-const FIRST_LAYER = 'model.layers.0.';
-
 /** The adapted linear layers of a layer, in checkpoint order. */
 export function adaptedLinears(config: ModelConfig, { targets }: LowRankAdapter): readonly AdaptedLinear[] {
-  return describeParameters(config).flatMap(({ name, shape: [outSize, inSize] }) => {
-    const linear = name.startsWith(FIRST_LAYER) ? name.slice(FIRST_LAYER.length).replace(/\.weight$/, '') : '';
+  return describeLayer(config).flatMap(({ name, shape: [outSize, inSize] }) => {
+    const linear = name.replace(/\.weight$/, '');
     const isTarget = (targets as readonly string[]).includes(linear.split('.').at(-1)!);
     return isTarget ? [{ name: linear, outSize: outSize!, inSize: inSize! }] : [];
   });
@@ -43,11 +41,8 @@ export function adaptedLinears(config: ModelConfig, { targets }: LowRankAdapter)
 export const adapterNames = (linear: string) =>
   ({ a: `${linear}.lora_A.weight`, b: `${linear}.lora_B.weight` }) as const;
 
-/** The adapters' tensors of a layer: names below `model.layers.N.` and shapes. */
-export function adapterParameters(
-  config: ModelConfig,
-  adapter: LowRankAdapter,
-): readonly { readonly name: string; readonly shape: readonly number[] }[] {
+/** The adapters' tensors of a layer: local names and shapes. */
+export function adapterParameters(config: ModelConfig, adapter: LowRankAdapter): readonly ParameterSpec[] {
   const { rank } = adapter;
   return adaptedLinears(config, adapter).flatMap(({ name, outSize, inSize }) => {
     const { a, b } = adapterNames(name);

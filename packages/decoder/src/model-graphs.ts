@@ -1,4 +1,4 @@
-import { describeParameters, type ModelConfig } from '@stillhouse/checkpoint';
+import { describeLayer, type ModelConfig } from '@stillhouse/checkpoint';
 import {
   type Dim,
   differentiate,
@@ -15,26 +15,11 @@ import { emitBlockBias, emitCacheBias, emitSegmentBias } from './attention-bias.
 import { type BlockInputs, type BlockWeights, emitBlock } from './block.ts';
 import { type AdapterValues, adapterParameters, emitMerged, type LowRankAdapter } from './low-rank-adapter.ts';
 
-/** A parameter of one layer: name below `model.layers.N.` and shape in checkpoint layout. */
-export interface BlockParameter {
-  readonly name: string;
-  readonly shape: readonly number[];
-}
-
-const FIRST_LAYER = 'model.layers.0.';
-
-/** The parameters that every layer has, in checkpoint order. */
-export function blockParameters(config: ModelConfig): readonly BlockParameter[] {
-  return describeParameters(config)
-    .filter(({ name }) => name.startsWith(FIRST_LAYER))
-    .map(({ name, shape }) => ({ name: name.slice(FIRST_LAYER.length), shape }));
-}
-
 /** The input that takes a gradient accumulator for the input `name`, and the output that holds the sum. */
 export const gradientName = (name: string) => `gradient.${name}`;
 
 function weightInputs(g: GraphBuilder, config: ModelConfig): BlockWeights {
-  return new Map(blockParameters(config).map(({ name, shape }) => [name, g.floatInput(name, shape)]));
+  return new Map(describeLayer(config).map(({ name, shape }) => [name, g.floatInput(name, shape)]));
 }
 
 function adapterInputs(g: GraphBuilder, config: ModelConfig, adapter: LowRankAdapter | undefined) {
@@ -167,7 +152,7 @@ export interface BlockGradientOptions {
   readonly queryBlocks?: number;
   /** The layer's adapters, whose tensors are further weights. */
   readonly adapter?: LowRankAdapter;
-  /** Which weights take one, by their name below `model.layers.N.`. Default: all. */
+  /** Which weights take one, by their local name. Default: all. */
   readonly trained?: (name: string) => boolean;
   /** Whether it goes on to the residual stream before the layer, as something below learns too. Default true. */
   readonly hasInputGradient?: boolean;

@@ -1,11 +1,4 @@
-import {
-  assertFinite,
-  describeParameters,
-  type ModelConfig,
-  openModelWeights,
-  readModelConfig,
-  type TensorSource,
-} from '@stillhouse/checkpoint';
+import { arrangeByPlace, type ModelConfig, type ModelWeights, openModelWeights } from '@stillhouse/checkpoint';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine } from '@stillhouse/runtime';
 import {
@@ -35,61 +28,40 @@ export interface DecoderOnDevice {
   free(): void;
 }
 
-export interface DecoderSource {
-  readonly config: ModelConfig;
-  readonly source: TensorSource;
-}
-
 /**
  * Uploads a model from a Hugging Face folder or from weights that are open already, one tensor in host memory at a time.
- * @throws StillhouseError WEIGHT_NOT_FINITE and those of `readModelConfig` and `openModelWeights`
+ * @throws StillhouseError WEIGHT_NOT_FINITE and those of `openModelWeights`
  */
 export async function loadDecoder(
   engine: Engine,
-  from: string | DecoderSource,
+  from: string | ModelWeights,
   float: FloatDtype = 'float32',
 ): Promise<DecoderOnDevice> {
   if (typeof from !== 'string') return upload(engine, from, float);
-  const config = await readModelConfig(from);
-  const source = await openModelWeights(from, config);
+  const weights = await openModelWeights(from);
   try {
-    return await upload(engine, { config, source }, float);
+    return await upload(engine, weights, float);
   } finally {
-    await source.close();
+    await weights.close();
   }
 }
 
-async function upload(engine: Engine, { config, source }: DecoderSource, float: FloatDtype): Promise<DecoderOnDevice> {
+async function upload(engine: Engine, weights: ModelWeights, float: FloatDtype): Promise<DecoderOnDevice> {
+  const { config } = weights;
   const tensors = new Map<string, DeviceTensor>();
   const free = () => {
     for (const tensor of tensors.values()) engine.free(tensor);
     tensors.clear();
   };
   try {
-    for (const { name, shape } of describeParameters(config)) {
-      const data = await (float === 'float64' ? source.readFloat64(name) : source.readFloat32(name));
-      assertFinite(name, data, source.tensors.get(name)!.file);
-      tensors.set(name, engine.upload(data, float, shape, { transfer: true }));
+    for (const [name, weight] of weights.tensors) {
+      tensors.set(name, engine.upload(await weight.read(float), float, weight.shape, { transfer: true }));
     }
   } catch (error) {
     free();
     throw error;
   }
-  const layer = (index: number): LayerTensors => {
-    const prefix = `model.layers.${index}.`;
-    const own = [...tensors].filter(([name]) => name.startsWith(prefix));
-    return Object.fromEntries(own.map(([name, tensor]) => [name.slice(prefix.length), tensor]));
-  };
-  const embedding = tensors.get('model.embed_tokens.weight')!;
-  return {
-    config,
-    float,
-    embedding,
-    layers: Array.from({ length: config.layerCount }, (_, index) => layer(index)),
-    norm: tensors.get('model.norm.weight')!,
-    head: config.tieWordEmbeddings ? embedding : tensors.get('lm_head.weight')!,
-    free,
-  };
+  return { config, float, ...arrangeByPlace(config, tensors), free };
 }
 
 /**

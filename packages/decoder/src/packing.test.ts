@@ -70,7 +70,7 @@ test('other sequences of a row may be any: the states of a sequence do not chang
   const config = await readModelConfig(folder);
   const source = await openSafetensors(`${folder}/model.safetensors`);
   const upload = async (name: string) =>
-    engine.upload(await source.readFloat32(name), 'float32', source.tensors.get(name)!.shape);
+    engine.upload(await source.read(name, 'float32'), 'float32', source.tensors.get(name)!.shape);
   const embedding = await upload('model.embed_tokens.weight');
   const layers = await Promise.all(
     [0, 1].map(async (layer) => {

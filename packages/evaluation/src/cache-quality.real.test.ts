@@ -34,15 +34,15 @@ test('SmolLM2-135M: int8 states against the model itself, for a student of fewer
     const inputIds = Int32Array.from(tokenizer.encode(text));
     return { id: `row-${index}`, inputIds, lossMask: Uint8Array.from(inputIds, (_, token) => Number(token > 0)) };
   });
-  const source = await openModelWeights(teacher, config);
-  t.after(() => source.close());
+  const weights = await openModelWeights(teacher, config);
+  t.after(() => weights.close());
   const engine = await openEngine();
   t.after(() => engine.close());
   const requests = rows.map(({ inputIds, lossMask }) => ({
     inputIds,
     positions: labelPositions(lossMask, 'response'),
   }));
-  const states = (await computeFinalStates(engine, { config, source }, requests, 'float32')) as Float32Array;
+  const states = (await computeFinalStates(engine, weights, requests, 'float32')) as Float32Array;
   const { weightsSha256, configSha256 } = await digestModel(teacher);
   const cache = join(folder, 'cache');
   const writer = await openCacheWriter(
@@ -68,7 +68,7 @@ test('SmolLM2-135M: int8 states against the model itself, for a student of fewer
     },
     { totalRows: rows.length },
   );
-  const head = await source.readFloat32('model.embed_tokens.weight');
+  const head = await weights.head.read('float32');
   await writer.putOutputMatrix({
     dtype: 'float32',
     rows: vocabSize,
@@ -96,7 +96,7 @@ test('SmolLM2-135M: int8 states against the model itself, for a student of fewer
     out: student,
     config: shorter,
     parameters: describeParameters(parseModelConfig(shorter as Parameters<typeof parseModelConfig>[0], 'config.json')),
-    read: (name) => source.readFloat32(name),
+    read: (name) => weights.tensors.get(name)!.read('float32'),
     dtype: 'float32',
   });
   const result = await measureCacheQuality(resolveSettings(QUALITY_SETTINGS, { cache, student, teacher }));

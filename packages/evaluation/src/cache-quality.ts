@@ -9,7 +9,7 @@ import { type Engine, openEngine } from '@stillhouse/runtime';
 import { requireSetting } from '@stillhouse/settings';
 import type { CacheManifest, TeacherCache } from '@stillhouse/teacher-cache';
 import { listLabelModes } from './cache-modes.ts';
-import { computeFinalStates, uploadOutputMatrix } from './final-states.ts';
+import { computeFinalStates, uploadWeight } from './final-states.ts';
 import { type LabelQuality, measureLabelQuality } from './label-quality.ts';
 import { openReference, type QualityReference } from './quality-reference.ts';
 import { sampleRows } from './quality-sample.ts';
@@ -123,10 +123,9 @@ async function measure(
       const float: FloatDtype = 'float32';
       const teacherStates = await reference.readStates(engine, sample, float);
       events.onStage?.('student');
-      const model = { config, source: weights };
       const requests = sample.map(({ row: { inputIds }, positions: wanted }) => ({ inputIds, positions: wanted }));
-      const studentStates = await computeFinalStates(engine, model, requests, float);
-      const heads = [await reference.uploadHead(engine, float), await uploadOutputMatrix(engine, model, float)];
+      const studentStates = await computeFinalStates(engine, weights, requests, float);
+      const heads = [await reference.uploadHead(engine, float), await uploadWeight(engine, weights.head, float)];
       const [teacherHead, studentHead] = heads.map((head) => cutRows(engine, head, vocabSize));
       events.onStage?.('labels');
       const quality = await measureLabelQuality(

@@ -155,12 +155,12 @@ async function withModel<Figures>(
   body: (engine: Engine, model: DecoderOnDevice) => Promise<Figures>,
   countTokens: (figures: Figures) => number,
 ): Promise<Figures & EvaluationRun> {
-  const source = await openModelWeights(folder, config);
+  const weights = await openModelWeights(folder, config);
   try {
     const { device, threads } = settings;
     const engine = await openEngine({ device, ...(threads === undefined ? {} : { threads }) });
     try {
-      const model = await loadDecoder(engine, { config, source });
+      const model = await loadDecoder(engine, weights);
       // The answer comes when the weights are there.
       await engine.memory();
       const startedAt = performance.now();
@@ -180,7 +180,7 @@ async function withModel<Figures>(
       await engine.close();
     }
   } finally {
-    await source.close();
+    await weights.close();
   }
 }
 

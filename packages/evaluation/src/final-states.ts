@@ -1,8 +1,7 @@
-import { assertFinite, describeParameters, type ModelConfig, type TensorSource } from '@stillhouse/checkpoint';
+import type { ModelWeights, WeightTensor } from '@stillhouse/checkpoint';
 import {
   type BatchTensors,
   blockCall,
-  blockParameters,
   compileForwardPrograms,
   embeddingCall,
   type ForwardPrograms,
@@ -22,11 +21,6 @@ import type { Call, DeviceTensor, Engine } from '@stillhouse/runtime';
 /** Tokens of a batch, whatever the rows. */
 const BATCH_TOKENS = 2048;
 
-export interface ModelFiles {
-  readonly config: ModelConfig;
-  readonly source: TensorSource;
-}
-
 /** Token ids, and the positions whose states are wanted. */
 export interface StateRequest {
   /** [L] */
@@ -36,21 +30,9 @@ export interface StateRequest {
 }
 
 /** One weight on the device. */
-export async function uploadWeight(
-  engine: Engine,
-  { config, source }: ModelFiles,
-  name: string,
-  float: FloatDtype,
-): Promise<DeviceTensor> {
-  const { shape } = describeParameters(config).find((one) => one.name === name)!;
-  const data = await (float === 'float64' ? source.readFloat64(name) : source.readFloat32(name));
-  assertFinite(name, data, source.tensors.get(name)!.file);
-  return engine.upload(data, float, shape, { transfer: true });
+export async function uploadWeight(engine: Engine, weight: WeightTensor, float: FloatDtype): Promise<DeviceTensor> {
+  return engine.upload(await weight.read(float), float, weight.shape, { transfer: true });
 }
-
-/** The output matrix, [V, H], the embedding where they are tied. */
-export const uploadOutputMatrix = (engine: Engine, model: ModelFiles, float: FloatDtype): Promise<DeviceTensor> =>
-  uploadWeight(engine, model, model.config.tieWordEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight', float);
 
 /**
  * What enters a model's output matrix at the wanted positions, rows in order. All rows go through one layer before the
@@ -59,7 +41,7 @@ export const uploadOutputMatrix = (engine: Engine, model: ModelFiles, float: Flo
  */
 export async function computeFinalStates(
   engine: Engine,
-  model: ModelFiles,
+  model: ModelWeights,
   rows: readonly StateRequest[],
   float: FloatDtype,
 ): Promise<FloatArray> {
@@ -71,7 +53,7 @@ export async function computeFinalStates(
     for (const weight of weights) engine.free(weight);
   };
   try {
-    const table = await uploadWeight(engine, model, 'model.embed_tokens.weight', float);
+    const table = await uploadWeight(engine, model.embedding, float);
     await run(
       batches.flatMap(({ tensors, states }) => [
         ...tensors.biasCalls,
@@ -79,12 +61,9 @@ export async function computeFinalStates(
       ]),
       [table],
     );
-    const names = blockParameters(config).map(({ name }) => name);
-    for (let layer = 0; layer < config.layerCount; layer++) {
+    for (const [layer, tensors] of model.layers.entries()) {
       const weights: Record<string, DeviceTensor> = {};
-      for (const name of names) {
-        weights[name] = await uploadWeight(engine, model, `model.layers.${layer}.${name}`, float);
-      }
+      for (const [name, tensor] of Object.entries(tensors)) weights[name] = await uploadWeight(engine, tensor, float);
       const [from, to] = layer % 2 === 0 ? ([0, 1] as const) : ([1, 0] as const);
       await run(
         batches.map(({ programsOfLayer, tensors, states }) =>
@@ -93,7 +72,7 @@ export async function computeFinalStates(
         Object.values(weights),
       );
     }
-    const norm = await uploadWeight(engine, model, 'model.norm.weight', float);
+    const norm = await uploadWeight(engine, model.norm, float);
     const width = config.hiddenSize;
     const starts = startsOf(rows);
     const total = starts.at(-1)!;

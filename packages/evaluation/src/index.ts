@@ -22,7 +22,7 @@ export {
   findStopIds,
   type QuestionIds,
 } from './exact-match.ts';
-export { computeFinalStates, type ModelFiles, type StateRequest, uploadOutputMatrix } from './final-states.ts';
+export { computeFinalStates, type StateRequest, uploadWeight } from './final-states.ts';
 export { type HeldOutOptions, type HeldOutRows, openHeldOut } from './held-out.ts';
 export { type RateInterval, wilsonInterval } from './interval.ts';
 export { evaluateKd, type KdFigures, type KdOptions, type KdRecord } from './kd-evaluation.ts';

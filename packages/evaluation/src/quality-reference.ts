@@ -1,10 +1,10 @@
-import { digestModel, openModelWeights, readModelConfig } from '@stillhouse/checkpoint';
+import { digestModel, openModelWeights } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
 import type { FloatArray } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
 import { requireSameTeacher, type TeacherCache } from '@stillhouse/teacher-cache';
-import { computeFinalStates, startsOf, uploadOutputMatrix } from './final-states.ts';
+import { computeFinalStates, startsOf, uploadWeight } from './final-states.ts';
 import type { SampledRow } from './quality-sample.ts';
 
 /** Where the teacher's true distribution comes from. */
@@ -22,7 +22,7 @@ export interface QualityReference {
 
 /**
  * The teacher's own folder where it is given, scored again in float32; else what the cache itself holds exactly.
- * @throws StillhouseError REFERENCE_MISSING, TEACHER_MISMATCH, and those of `readModelConfig` and `openModelWeights`
+ * @throws StillhouseError REFERENCE_MISSING, TEACHER_MISMATCH, and those of `openModelWeights`
  */
 export async function openReference(cache: TeacherCache, teacher: string | undefined): Promise<QualityReference> {
   if (teacher !== undefined) return openTeacherReference(cache, teacher);
@@ -41,9 +41,7 @@ export async function openReference(cache: TeacherCache, teacher: string | undef
 async function openTeacherReference(cache: TeacherCache, folder: string): Promise<QualityReference> {
   const known = cache.description.teacher;
   if (known !== null) requireSameTeacher(await digestModel(folder), known, folder);
-  const config = await readModelConfig(folder);
-  const source = await openModelWeights(folder, config);
-  const model = { config, source };
+  const model = await openModelWeights(folder);
   return {
     source: `teacher ${folder}`,
     readStates: (engine, sample, float) =>
@@ -53,8 +51,8 @@ async function openTeacherReference(cache: TeacherCache, folder: string): Promis
         sample.map(({ row: { inputIds }, positions }) => ({ inputIds, positions })),
         float,
       ),
-    uploadHead: (engine, float) => uploadOutputMatrix(engine, model, float),
-    close: () => source.close(),
+    uploadHead: (engine, float) => uploadWeight(engine, model.head, float),
+    close: () => model.close(),
   };
 }
 

@@ -19,7 +19,7 @@ for (const float of ['float32', 'float64'] as const) {
     const absolute = float === 'float64' ? 1e-12 : 5e-6;
     const upload = async (name: string, shape: readonly number[]) =>
       engine.upload(
-        float === 'float64' ? await golden.readFloat64(name) : await golden.readFloat32(name),
+        float === 'float64' ? await golden.read(name, 'float64') : await golden.read(name, 'float32'),
         float,
         shape,
       );
@@ -52,7 +52,7 @@ for (const float of ['float32', 'float64'] as const) {
       };
       await engine.run([{ kind: 'run', program, inputs, outputs }]);
       const key = `${loss}.${normalisation}`;
-      const read = async (name: string) => golden.readFloat64(name);
+      const read = async (name: string) => golden.read(name, 'float64');
       const [perToken, weights] = [await read(`per_token.${key}`), await read('weights')];
       const sum = perToken.reduce((total, one, n) => total + one * weights[n]!, 0);
       const where = (what: string) => ({ absolute: 3 * absolute, where: `${what} of ${key}` });
@@ -84,7 +84,7 @@ test('gradients of every distance agree with central differences', async () => {
 test('of sides at their root mean square the mean square is twice 1 - cosine', async () => {
   const golden = await openSafetensors(GOLDEN);
   const [mse, cosine] = await Promise.all(
-    ['mse.rms', 'cosine.none'].map((key) => golden.readFloat64(`per_token.${key}`)),
+    ['mse.rms', 'cosine.none'].map((key) => golden.read(`per_token.${key}`, 'float64')),
   );
   expectClose(
     mse!,

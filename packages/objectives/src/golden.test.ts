@@ -65,7 +65,8 @@ async function compute(
     1,
     mask.reduce((sum, one) => sum + one, 0),
   );
-  const read = (tensor: string) => (float === 'float64' ? inputs.readFloat64(tensor) : inputs.readFloat32(tensor));
+  const read = (tensor: string) =>
+    float === 'float64' ? inputs.read(tensor, 'float64') : inputs.read(tensor, 'float32');
   const feeds: Record<string, ReturnType<typeof engine.upload>> = {
     student: engine.upload(await read('student_logits'), float, [positions, vocab]),
     weights: engine.upload(
@@ -91,10 +92,10 @@ async function compute(
     } else {
       // At T the cached log-probabilities are l / T - log_z[T], l those at T = 1.
       const atT = tail === 'tail' ? temperature : 1;
-      const l = await inputs.readFloat64('topk_logits');
-      const normaliser = await inputs.readFloat64(`teacher_logsumexp.t${atT}`);
+      const l = await inputs.read('topk_logits', 'float64');
+      const normaliser = await inputs.read(`teacher_logsumexp.t${atT}`, 'float64');
       const logprobs = Float64Array.from(l, (one, i) => one / atT - normaliser[Math.floor(i / k)]!);
-      const tails = await inputs.readFloat64(`teacher_tail_logprob.t${atT}`);
+      const tails = await inputs.read(`teacher_tail_logprob.t${atT}`, 'float64');
       const make = (values: Float64Array) => (float === 'float64' ? values : Float32Array.from(values));
       feeds.ids = engine.upload((await inputs.readInt('topk_ids')) as BigInt64Array, 'int64', [positions, k]);
       feeds.logprobs = engine.upload(make(logprobs), float, [positions, k]);
@@ -142,15 +143,15 @@ for (const name of ['basic', 'peaked', 'wide']) {
       const kase = await openCase(name);
       const tolerance = TOLERANCES[float === 'float64' ? 'float64' : name === 'peaked' ? 'peaked' : 'float32'];
       const check = async (golden: string, { loss, perToken, gradient }: Computed) => {
-        expectClose([loss], await kase.expected.readFloat64(`loss.${golden}`), {
+        expectClose([loss], await kase.expected.read(`loss.${golden}`, 'float64'), {
           absolute: tolerance.loss,
           where: `loss.${golden}`,
         });
-        expectClose(perToken, await kase.expected.readFloat64(`per_token.${golden}`), {
+        expectClose(perToken, await kase.expected.read(`per_token.${golden}`, 'float64'), {
           absolute: tolerance.perToken,
           where: `per_token.${golden}`,
         });
-        expectClose(gradient, await kase.expected.readFloat64(`grad.${golden}`), {
+        expectClose(gradient, await kase.expected.read(`grad.${golden}`, 'float64'), {
           absolute: tolerance.gradient,
           where: `grad.${golden}`,
         });
@@ -192,7 +193,7 @@ for (const float of ['float32', 'float64'] as const) {
       g.output('dp', gradients.get(projection)!);
       const program = await engine.compile(g);
       const upload = async (tensor: string, shape: readonly number[]) =>
-        engine.upload(make(await inputs.readFloat64(tensor)), float, shape);
+        engine.upload(make(await inputs.read(tensor, 'float64')), float, shape);
       const outputs = {
         loss: engine.allocate(float, []),
         perToken: engine.allocate(float, [10]),
@@ -218,7 +219,7 @@ for (const float of ['float32', 'float64'] as const) {
         [outputs.ds, `grad_student_hidden.${kind}`, tolerance.gradient],
         [outputs.dp, `grad_projection.${kind}`, tolerance.gradient],
       ] as const) {
-        expectClose((await engine.download(ours)) as Float64Array, await expected.readFloat64(golden), {
+        expectClose((await engine.download(ours)) as Float64Array, await expected.read(golden, 'float64'), {
           absolute,
           where: golden,
         });

@@ -58,7 +58,7 @@ function randomAdapter(adapter: StudentAdapter): Map<string, Float64Array<ArrayB
 const readWith = (values: ReadonlyMap<string, Float64Array<ArrayBuffer>>) => async (name: string) => {
   const own = values.get(name);
   if (own !== undefined) return own.slice();
-  return (isProjection(name) ? projection : base).readFloat64(name);
+  return (isProjection(name) ? projection : base).read(name, 'float64');
 };
 
 /** a [m, k] times b [k, n], each transposed first where asked. */
@@ -99,7 +99,7 @@ async function mergeByHand(adapter: StudentAdapter, values: ReadonlyMap<string, 
   const merged = new Map<string, Float64Array<ArrayBuffer>>();
   for (const { weightName, a, b, outSize, inSize } of adapted(adapter)) {
     const product = multiply(values.get(b)!, values.get(a)!, [outSize, adapter.rank, inSize]);
-    const weight = await base.readFloat64(weightName);
+    const weight = await base.read(weightName, 'float64');
     merged.set(
       weightName,
       weight.map((one, i) => one + adapter.scale * product[i]!),
@@ -255,7 +255,7 @@ test('a run trains adapters alone, resumes to the same, and writes both the merg
   ]);
   const after = await openSafetensors(join(straight, 'model.safetensors'));
   for (const name of base.tensors.keys()) {
-    const [was, is] = [await base.readFloat32(name), await after.readFloat32(name)];
+    const [was, is] = [await base.read(name, 'float32'), await after.read(name, 'float32')];
     const linear = /^model\.layers\.1\.(self_attn\.q_proj|mlp\.up_proj)\.weight$/.exec(name)?.[1];
     if (linear === undefined) {
       assert.deepEqual(is, was, name);
@@ -263,8 +263,8 @@ test('a run trains adapters alone, resumes to the same, and writes both the merg
     }
     const [outSize, inSize] = base.tensors.get(name)!.shape as [number, number];
     const [a, b] = [
-      await adapter.readFloat64(`${prefix}${linear}.lora_A.weight`),
-      await adapter.readFloat64(`${prefix}${linear}.lora_B.weight`),
+      await adapter.read(`${prefix}${linear}.lora_A.weight`, 'float64'),
+      await adapter.read(`${prefix}${linear}.lora_B.weight`, 'float64'),
     ];
     assert.ok(b.some((x) => x !== 0));
     const product = multiply(b, a, [outSize, 2, inSize]);

@@ -1,4 +1,4 @@
-import { describeParameters, type ModelConfig } from '@stillhouse/checkpoint';
+import { describeParameters, layerTensorName, type ModelConfig } from '@stillhouse/checkpoint';
 import { adapterParameters, type LowRankAdapter } from '@stillhouse/decoder';
 import { seededUniform } from '@stillhouse/seeded-random';
 
@@ -16,7 +16,7 @@ export function studentAdapterParameters(config: ModelConfig, adapter: StudentAd
   const ofLayer = adapterParameters(config, adapter);
   return [...adapter.layers]
     .sort((a, b) => a - b)
-    .flatMap((layer) => ofLayer.map(({ name, shape }) => ({ name: `model.layers.${layer}.${name}`, shape })));
+    .flatMap((layer) => ofLayer.map(({ name, shape }) => ({ name: layerTensorName(layer, name), shape })));
 }
 
 /** The tensors of a student, in checkpoint order, and of its adapters where it has any. */

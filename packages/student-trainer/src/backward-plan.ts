@@ -1,10 +1,5 @@
-import type { ModelConfig } from '@stillhouse/checkpoint';
-import {
-  adapterParameters,
-  type BlockGradientOptions,
-  blockParameters,
-  type LowRankAdapter,
-} from '@stillhouse/decoder';
+import { describeLayer, EMBEDDING_NAME, layerTensorName, type ModelConfig } from '@stillhouse/checkpoint';
+import { adapterParameters, type BlockGradientOptions, type LowRankAdapter } from '@stillhouse/decoder';
 import type { Objective } from '@stillhouse/objectives';
 import { attentionLayer } from '@stillhouse/teacher-cache';
 import type { StudentAdapter } from './adapters.ts';
@@ -12,7 +7,7 @@ import { countRunLayers } from './feature-reach.ts';
 
 /** What a layer's backward pass gives. */
 export interface LayerBackward {
-  /** Weights that take a gradient, by their name below `model.layers.N.`. */
+  /** Weights that take a gradient, by their local name. */
   readonly trained: ReadonlySet<string>;
   /** The adapters that the layer has. */
   readonly adapter: LowRankAdapter | undefined;
@@ -35,8 +30,6 @@ export interface BackwardPlan {
   readonly attentionLayers: ReadonlySet<number>;
 }
 
-const EMBEDDING = 'model.embed_tokens.weight';
-
 /**
  * @param trained whether a parameter of the student learns, by its full name
  * @param objective which states of the student are held to a teacher's, and whether anything else counts
@@ -55,14 +48,14 @@ export function planBackward(
       return depth === undefined ? [] : [depth - 1];
     }),
   );
-  const names = blockParameters(config).map(({ name }) => name);
+  const names = describeLayer(config).map(({ name }) => name);
   const adapted = adapter === undefined ? [] : adapterParameters(config, adapter).map(({ name }) => name);
-  const hasEmbeddingGradient = trained(EMBEDDING);
+  const hasEmbeddingGradient = trained(EMBEDDING_NAME);
   let isAnyBelow = hasEmbeddingGradient;
   const layers = Array.from({ length: config.layerCount }, (_, layer): LayerBackward | undefined => {
     const isAdapted = adapter?.layers.has(layer) === true;
     const all = isAdapted ? [...names, ...adapted] : names;
-    const own = new Set(all.filter((name) => trained(`model.layers.${layer}.${name}`)));
+    const own = new Set(all.filter((name) => trained(layerTensorName(layer, name))));
     const hasInputGradient = isAnyBelow;
     isAnyBelow ||= own.size > 0;
     const hasAttentionSeed = attentionLayers.has(layer);

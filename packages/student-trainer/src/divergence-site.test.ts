@@ -25,7 +25,7 @@ async function breakAndLocate(
   const source = await openModelWeights(STUDENT, config);
   const engine = await openEngine({ device: 'cpu', threads: 1 });
   try {
-    const read = async (name: string) => (await source.readFloat32(name)) as FloatData;
+    const read = async (name: string) => source.tensors.get(name)!.read('float32');
     const parameters = await createParameterStore(engine, { config, float: 'float32', read });
     await change(parameters, engine);
     const model = viewAsDecoder(config, 'float32', parameters);

@@ -1,3 +1,4 @@
+import { locateTensor } from '@stillhouse/checkpoint';
 import {
   blockCall,
   compileForwardPrograms,
@@ -116,7 +117,7 @@ async function findBroken(
 
 /** Embedding, layers, then everything after them. */
 function depthOf(name: string): number {
-  const layer = /^model\.layers\.(\d+)\./.exec(name)?.[1];
-  if (layer !== undefined) return Number(layer);
-  return name.startsWith('model.embed_tokens.') ? -1 : Number.MAX_SAFE_INTEGER;
+  const place = locateTensor(name);
+  if (place?.part === 'layer') return place.layer;
+  return place?.part === 'embedding' ? -1 : Number.MAX_SAFE_INTEGER;
 }

@@ -55,7 +55,7 @@ async function readMicroBatch(): Promise<MicroBatch> {
   const places = Array.from({ length: rows * length }, (_, at) => at).filter((at) => mask![at] === 1);
   const features = new Map<HiddenLayer, { dtype: 'float64'; data: Float64Array; width: number }>();
   for (const [, teacher] of PAIRS) {
-    const all = await targets.readFloat64(`teacher.${teacher}`);
+    const all = await targets.read(`teacher.${teacher}`, 'float64');
     const data = Float64Array.from(places.flatMap((at) => [...all.subarray(at * WIDTH, (at + 1) * WIDTH)]));
     features.set(teacher, { dtype: 'float64', data, width: WIDTH });
   }
@@ -77,7 +77,7 @@ const openStudent = (more: Partial<StudentOptions> = {}) =>
   createStudent(engine, {
     config,
     float: 'float64',
-    read: (name) => (isProjection(name) ? targets : weights).readFloat64(name) as Promise<FloatData>,
+    read: (name) => (isProjection(name) ? targets : weights).read(name, 'float64') as Promise<FloatData>,
     objective: OBJECTIVE,
     scalars: { temperature: 1, alpha: 0.5, hiddenWeight: 0.5, attentionWeight: 0.25 },
     adamw: { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0, clip: 1 },
@@ -121,7 +121,7 @@ test('distances at every layer and their gradients are those of PyTorch, whateve
   for (const more of [{}, { chunkPositions: 5, recompute: true }]) {
     const student = await openStudent(more);
     const { sums } = await student.computeGradients([batch], batch.labels.count);
-    const read = async (name: string) => (await golden.readFloat64(name))[0]!;
+    const read = async (name: string) => (await golden.read(name, 'float64'))[0]!;
     const wanted = await Promise.all(PAIRS.map(([a, b]) => read(`pair.${a}:${b}`)));
     expectClose(sums.features, wanted, { absolute: 1e-10, where: 'pairs' });
     expectClose([sums.ce], [await read('ce')], { absolute: 1e-10, where: 'ce' });
@@ -131,7 +131,7 @@ test('distances at every layer and their gradients are those of PyTorch, whateve
     expectClose([sums.loss], [total], { absolute: 1e-10, where: 'the sum of its terms' });
     const gradients = await openSafetensors(`${GOLDEN}gradients.safetensors`);
     for (const { name, gradient } of student.parameters.trained) {
-      const expected = await gradients.readFloat64(name);
+      const expected = await gradients.read(name, 'float64');
       const size = Math.max(...expected.map(Math.abs));
       // They were computed in float64 and are stored as float32.
       expectClose((await engine.download(gradient)) as Float64Array, expected, { absolute: 1e-7 * size, where: name });

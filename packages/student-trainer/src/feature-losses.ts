@@ -106,7 +106,7 @@ export function openFeatureLosses(engine: Engine, context: FeatureContext, batch
   const { features, gatherRows, scatterRows, store, hiddenSize, float, weightOf } = context;
   const { chunks, weights, labels, hold } = batch;
   const sums = hold(engine.allocate(float, [features.length, chunks.length, SUMS]));
-  const norm = store.get('model.norm.weight');
+  const { norm } = store;
 
   function chunkCalls(feature: number, chunk: number, { x, dx }: FeatureState): readonly Call[] {
     const { match, program, hasInputGradient } = features[feature]!;

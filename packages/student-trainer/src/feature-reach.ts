@@ -1,3 +1,4 @@
+import { isHeadTied, locateTensor, type ModelConfig } from '@stillhouse/checkpoint';
 import type { FeatureMatch, Objective } from '@stillhouse/objectives';
 import { attentionLayer } from '@stillhouse/teacher-cache';
 import type { Learning } from './learning.ts';
@@ -23,21 +24,22 @@ const BEFORE_ATTENTION_OUTPUT = /^(self_attn|input_layernorm)\./;
  */
 export function reachedBy(
   objective: Pick<Objective, 'features' | 'isFeaturesOnly'>,
-  { layerCount, tieWordEmbeddings }: { readonly layerCount: number; readonly tieWordEmbeddings: boolean },
+  config: Pick<ModelConfig, 'layerCount' | 'tieWordEmbeddings'>,
 ): (name: string) => boolean {
   const { features = [], isFeaturesOnly = false } = objective;
+  const { layerCount } = config;
   if (!isFeaturesOnly) return () => true;
   const depth = countRunLayers(objective, layerCount);
   const highest = features.filter((match) => depthOf(match, layerCount) === depth);
   const endsInAttention = highest.every(({ student }) => attentionLayer(student) !== undefined);
   return (name) => {
-    const [, layer, part] = /^model\.layers\.(\d+)\.(.*)$/.exec(name) ?? [];
-    if (layer !== undefined) {
-      if (Number(layer) === depth - 1 && endsInAttention) return BEFORE_ATTENTION_OUTPUT.test(part!);
-      return Number(layer) < depth;
+    const place = locateTensor(name);
+    if (place?.part === 'layer') {
+      if (place.layer === depth - 1 && endsInAttention) return BEFORE_ATTENTION_OUTPUT.test(place.name);
+      return place.layer < depth;
     }
-    if (name === 'model.norm.weight') return highest.some(({ student }) => student === 'final');
-    return name !== 'lm_head.weight' || tieWordEmbeddings;
+    if (place?.part === 'norm') return highest.some(({ student }) => student === 'final');
+    return place?.part !== 'head' || isHeadTied(config);
   };
 }
 

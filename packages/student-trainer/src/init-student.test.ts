@@ -39,13 +39,13 @@ test('a new student has the sizes asked for, and its seed decides its bytes', as
 test('weights are normal with the range of the configuration, norms one, biases zero', async (t) => {
   const out = join(await makeTemporaryFolder(t), 'student');
   await initStudent(settings({ out, seed: 1 }));
-  const source = await openModelWeights(out, await readModelConfig(out));
-  const embedding = await source.readFloat32('model.embed_tokens.weight');
+  const source = await openModelWeights(out);
+  const embedding = await source.embedding.read('float32');
   const mean = embedding.reduce((sum, one) => sum + one, 0) / embedding.length;
   const deviation = Math.sqrt(embedding.reduce((sum, one) => sum + (one - mean) ** 2, 0) / embedding.length);
   assert.ok(Math.abs(mean) < 5e-4 && Math.abs(deviation - 0.02) < 5e-4, `${mean}, ${deviation}`);
-  assert.ok((await source.readFloat32('model.norm.weight')).every((one) => one === 1));
-  assert.ok((await source.readFloat32('model.layers.0.self_attn.q_proj.bias')).every((one) => one === 0));
+  assert.ok((await source.norm.read('float32')).every((one) => one === 1));
+  assert.ok((await source.layers[0]!['self_attn.q_proj.bias']!.read('float32')).every((one) => one === 0));
   await source.close();
 });
 

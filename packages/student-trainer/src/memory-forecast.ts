@@ -1,4 +1,4 @@
-import { countElements, type ModelConfig } from '@stillhouse/checkpoint';
+import { countElements, FINAL_NORM_NAME, type ModelConfig, outputMatrixName } from '@stillhouse/checkpoint';
 import { batchSymbols, blockGradientGraph, blockGraph, cutIntoBlocks, savingBlockGraphs } from '@stillhouse/decoder';
 import { lossGraph, type Objective } from '@stillhouse/objectives';
 import { measureWorkingMemory } from '@stillhouse/onnx-graph';
@@ -191,10 +191,10 @@ const adapterOf = (layer: ReturnType<typeof planBackward>['layers'][number]) =>
   layer?.adapter === undefined ? {} : { adapter: layer.adapter };
 
 function measureLossWork({ config, objective, vocabSize, learning }: MemoryQuestion, chunk: number): number {
-  const { hiddenSize, rmsNormEpsilon, tieWordEmbeddings } = config;
+  const { hiddenSize, rmsNormEpsilon } = config;
   const graph = lossGraph(objective, { hiddenSize, vocabSize, rmsNormEpsilon }, 'float32', {
-    norm: learning.trained('model.norm.weight'),
-    head: learning.trained(tieWordEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight'),
+    norm: learning.trained(FINAL_NORM_NAME),
+    head: learning.trained(outputMatrixName(config)),
   });
   // Sampled labels have as many entries as come; few, as the point of sampling is.
   return WORK_SHARE * measureWorkingMemory(graph, { N: chunk, K: 64 });

@@ -122,7 +122,7 @@ export function createMicroBatchRunner(
   };
   setScalars(setting.scalars);
   const cut = (tensor: DeviceTensor) => engine.view(tensor, { offset: 0, shape: [vocabSize, config.hiddenSize] });
-  const norm = store.get('model.norm.weight');
+  const { norm } = store;
   const head = cut(store.outputMatrix.weight);
   const accumulators = Object.entries({
     norm: norm.gradient,

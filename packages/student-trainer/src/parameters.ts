@@ -1,5 +1,11 @@
 import { createHash } from 'node:crypto';
-import type { ModelConfig } from '@stillhouse/checkpoint';
+import {
+  EMBEDDING_NAME,
+  FINAL_NORM_NAME,
+  groupByLayer,
+  type ModelConfig,
+  outputMatrixName,
+} from '@stillhouse/checkpoint';
 import { gradientName, type LayerTensors } from '@stillhouse/decoder';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
@@ -28,13 +34,15 @@ export interface ParameterStore {
   readonly frozenSha256: string | undefined;
   get(name: string): StudentTensor;
   readonly adapter: StudentAdapter | undefined;
-  /** Weights of layer n and of its adapters by name below `model.layers.n.`. */
+  /** Weights of layer n and of its adapters by local name. */
   readonly layerWeights: readonly LayerTensors[];
   /** Gradient accumulators of what learns of layer n, as the inputs and the outputs of the block gradient. */
   readonly layerGradients: readonly { readonly inputs: LayerTensors; readonly outputs: LayerTensors }[];
   /** The embedding and the output matrix; one tensor when they are tied. */
   readonly embedding: StudentTensor;
   readonly outputMatrix: StudentTensor;
+  /** The final norm. */
+  readonly norm: StudentTensor;
 }
 
 export type FloatData = Float32Array<ArrayBuffer> | Float64Array<ArrayBuffer>;
@@ -74,13 +82,10 @@ export async function createParameterStore(engine: Engine, options: StoreOptions
   const tensors = [...byName.values()];
   const learning = tensors.filter((tensor): tensor is Parameter => tensor.gradient !== undefined);
   const ofLayers = <Tensor extends StudentTensor>(from: readonly Tensor[]) =>
-    Array.from({ length: config.layerCount }, (_, layer) => {
-      const prefix = `model.layers.${layer}.`;
-      return from
-        .filter(({ name }) => name.startsWith(prefix))
-        .map((tensor) => [tensor.name.slice(prefix.length), tensor] as const);
-    });
-  const embedding = get('model.embed_tokens.weight');
+    groupByLayer(
+      config.layerCount,
+      from.map((tensor) => [tensor.name, tensor] as const),
+    ).map((layer) => Object.entries(layer));
   return {
     tensors,
     trained: learning,
@@ -94,8 +99,9 @@ export async function createParameterStore(engine: Engine, options: StoreOptions
       inputs: Object.fromEntries(entries.map(([name, { gradient }]) => [gradientName(name), gradient])),
       outputs: Object.fromEntries(entries.map(([name, { gradient }]) => [`${gradientName(name)}.sum`, gradient])),
     })),
-    embedding,
-    outputMatrix: config.tieWordEmbeddings ? embedding : get('lm_head.weight'),
+    embedding: get(EMBEDDING_NAME),
+    outputMatrix: get(outputMatrixName(config)),
+    norm: get(FINAL_NORM_NAME),
   };
 }
 

@@ -90,7 +90,7 @@ async function openStudent(
       if (given !== undefined) return given;
       if (isAdapterName(name)) return newAdapter!(name);
       const index = projections.findIndex((one) => one.name === name);
-      if (index < 0) return weights.readFloat32(name);
+      if (index < 0) return weights.tensors.get(name)!.read('float32');
       return initialProjection(projections[index]!.teacherHidden, config.hiddenSize, settings.seed, index);
     },
     objective,

@@ -67,7 +67,7 @@ async function openGradients() {
   const student = await createStudent(engine, {
     config,
     float: 'float64',
-    read: (name) => weights.readFloat64(name),
+    read: (name) => weights.read(name, 'float64'),
     objective: { labels: { kind: 'full', teacherHidden: width }, divergence: { kind: 'forward-kl' } },
     scalars: { temperature: 2, alpha: 0.7, hiddenWeight: 0 },
     adamw: { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0, clip: 1 },

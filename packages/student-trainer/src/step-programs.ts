@@ -1,4 +1,4 @@
-import type { ModelConfig } from '@stillhouse/checkpoint';
+import { FINAL_NORM_NAME, type ModelConfig, outputMatrixName } from '@stillhouse/checkpoint';
 import {
   blockGradientGraph,
   compileForwardPrograms,
@@ -77,8 +77,8 @@ export async function compileStepPrograms(engine: Engine, options: StepProgramOp
   const readout = { hiddenSize, vocabSize, rmsNormEpsilon };
   const wanted: LossGradients = {
     x: takesGradient(plan, config.layerCount),
-    norm: trained('model.norm.weight'),
-    head: trained(config.tieWordEmbeddings ? 'model.embed_tokens.weight' : 'lm_head.weight'),
+    norm: trained(FINAL_NORM_NAME),
+    head: trained(outputMatrixName(config)),
   };
   const [embeddingGradient, scatterRows, loss] = await Promise.all(
     [

@@ -10,7 +10,7 @@ export function viewAsDecoder(config: ModelConfig, float: FloatDtype, parameters
     float,
     embedding: parameters.embedding.weight,
     layers: parameters.layerWeights,
-    norm: parameters.get('model.norm.weight').weight,
+    norm: parameters.norm.weight,
     head: parameters.outputMatrix.weight,
     ...(parameters.adapter === undefined ? {} : { adapter: parameters.adapter }),
     free: () => {},

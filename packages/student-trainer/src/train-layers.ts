@@ -1,4 +1,4 @@
-import type { ModelConfig } from '@stillhouse/checkpoint';
+import { isHeadTied, locateTensor, type ModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
 
 /** The parts of a student outside its layers. */
@@ -29,7 +29,7 @@ export const TRAIN_LAYERS_SYNTAX = SYNTAX;
  * @throws StillhouseError TRAIN_LAYERS_INVALID
  */
 export function resolveTrainLayers(entries: readonly (string | number)[], config: ModelConfig): TrainedParts {
-  const { layerCount, tieWordEmbeddings } = config;
+  const { layerCount } = config;
   const refuse = (entry: string | number, problem: string, expected: string): never => {
     throw new StillhouseError({
       code: 'TRAIN_LAYERS_INVALID',
@@ -69,16 +69,15 @@ export function resolveTrainLayers(entries: readonly (string | number)[], config
     } else if (PARTS.includes(word)) parts.add(word as Part);
     else refuse(entry, 'this names no part of a student', SYNTAX);
   }
-  if (tieWordEmbeddings && (parts.has('embedding') || parts.has('head'))) parts.add('embedding').add('head');
+  if (isHeadTied(config) && (parts.has('embedding') || parts.has('head'))) parts.add('embedding').add('head');
   return { parts, layers };
 }
 
 /** Whether a parameter is in the parts that learn, by its full name. */
 export function trainedNames({ parts, layers }: TrainedParts): (name: string) => boolean {
   return (name) => {
-    const layer = /^model\.layers\.(\d+)\./.exec(name)?.[1];
-    if (layer !== undefined) return layers.has(Number(layer));
-    if (name.startsWith('model.embed_tokens.')) return parts.has('embedding');
-    return parts.has(name.startsWith('lm_head.') ? 'head' : 'norm');
+    const place = locateTensor(name);
+    if (place?.part === 'layer') return layers.has(place.layer);
+    return place !== undefined && parts.has(place.part);
   };
 }

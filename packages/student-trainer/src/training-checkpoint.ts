@@ -186,7 +186,7 @@ export async function readCheckpointWeights(
   try {
     const weights = new Map<string, Float32Array<ArrayBuffer>>();
     for (const name of names) {
-      if (source.tensors.has(name)) weights.set(name, await source.readFloat32(name));
+      if (source.tensors.has(name)) weights.set(name, await source.read(name, 'float32'));
     }
     return weights;
   } finally {

@@ -1,12 +1,5 @@
 import { openCacheAt } from '@stillhouse/cache-remote';
-import {
-  assertFinite,
-  describeParameters,
-  type ModelConfig,
-  openModelWeights,
-  readModelConfig,
-  type TensorSource,
-} from '@stillhouse/checkpoint';
+import { type ModelConfig, type ModelWeights, openModelWeights, readModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
 import { requireSetting } from '@stillhouse/settings';
 import type { TeacherCache } from '@stillhouse/teacher-cache';
@@ -28,7 +21,7 @@ export interface TrainingInputs {
   /** At least one. */
   readonly stages: readonly StagePlan[];
   readonly config: ModelConfig;
-  readonly weights: TensorSource;
+  readonly weights: ModelWeights;
   readonly heldOut: HeldOutPlan | undefined;
   close(): Promise<void>;
 }
@@ -54,7 +47,7 @@ export async function openTrainingInputs(
   const [firstStage = { settings }] = given.stages ?? [];
   const heldOut = resolveHeldOut({ ...settings, split: firstStage.settings.split });
   const opened = await openCaches(settings, openCache);
-  let weights: TensorSource | undefined;
+  let weights: ModelWeights | undefined;
   const close = async () => {
     await weights?.close();
     await opened.close();
@@ -63,12 +56,9 @@ export async function openTrainingInputs(
     const config = await readModelConfig(settings.student);
     weights = await openModelWeights(settings.student, config);
     const stages = await planStages(settings, given.stages, opened, config);
-    if (!finiteStudents.has(settings.student)) {
-      for (const { name } of describeParameters(config)) {
-        assertFinite(name, await weights.readFloat32(name), weights.tensors.get(name)!.file);
-      }
-      finiteStudents.add(settings.student);
-    }
+    if (finiteStudents.has(settings.student)) weights.assumeFinite();
+    else await weights.checkFinite();
+    finiteStudents.add(settings.student);
     return { settings, stages, config, weights, heldOut, close };
   } catch (error) {
     await close();

@@ -24,7 +24,7 @@ for (const name of ['qwen2-tiny', 'llama-tiny']) {
     const golden = await openSafetensors(`${goldenFolder('features')}/attention.safetensors`);
     for (const layer of ['attention.1', 'attention.2'] as const) {
       const [, length, width] = golden.tensors.get(`${name}.${layer}`)!.shape as [number, number, number];
-      const expected = await golden.readFloat64(`${name}.${layer}`);
+      const expected = await golden.read(`${name}.${layer}`, 'float64');
       scored.forEach(({ positions, hidden }, row) => {
         const wanted = Array.from(positions).flatMap((p) => {
           const at = (row * length + p) * width;

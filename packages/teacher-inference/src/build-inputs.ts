@@ -3,9 +3,9 @@ import { basename, resolve } from 'node:path';
 import {
   digestModel,
   type ModelConfig,
+  type ModelWeights,
   openModelWeights,
   readModelConfig,
-  type TensorSource,
 } from '@stillhouse/checkpoint';
 import { hashFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
@@ -21,7 +21,7 @@ import { pinIds } from './pinned-ids.ts';
 export interface Teacher {
   readonly folder: string;
   readonly config: ModelConfig;
-  readonly weights: TensorSource;
+  readonly weights: ModelWeights;
 }
 
 /** Tokens and label positions of a shard. */

@@ -1,7 +1,6 @@
 import { type CacheSize, estimateCacheSize, type MatrixDtype } from '@stillhouse/teacher-cache';
 import { type BuildInputs, openBuildInputs } from './build-inputs.ts';
 import type { BuildSettings } from './build-settings.ts';
-import { outputMatrixName } from './teacher-weights.ts';
 
 /** What a build will do. */
 export interface BuildPlan {
@@ -37,7 +36,7 @@ export async function planBuild(settings: BuildSettings): Promise<BuildPlan> {
 
 export function describePlan({ out, teacher, description, summary, shards }: BuildInputs): BuildPlan {
   const labelPositions = shards.reduce((sum, { positions }) => sum + positions, 0);
-  const stored = teacher?.weights.tensors.get(outputMatrixName(teacher.config))?.dtype;
+  const stored = teacher?.weights.head.dtype;
   const size = estimateCacheSize(description, {
     rows: summary.rowCount,
     tokens: summary.tokenCount,

@@ -18,7 +18,6 @@ import { type BuildPlan, describePlan } from './build-plan.ts';
 import { type BuildProgress, trackProgress } from './build-progress.ts';
 import type { BuildSettings } from './build-settings.ts';
 import { readOutputMatrix, readTokenizerFiles } from './fixed-files.ts';
-import { checkTeacher } from './known-teacher.ts';
 import { parsePartition } from './partition-setting.ts';
 import { type ShardWork, scoreShards, takeRows } from './score-shards.ts';
 import { openTeacherSession, type TeacherSession } from './teacher-session.ts';
@@ -79,7 +78,8 @@ export async function buildTeacherCache(settings: BuildSettings, events: BuildEv
   const inputs = await openBuildInputs(settings);
   try {
     // A cache that was begun has this teacher's digest, or is refused: its weights were checked then.
-    if (inputs.teacher !== null && !(await isBegun(inputs.out))) await checkTeacher(inputs.teacher);
+    if (await isBegun(inputs.out)) inputs.teacher?.weights.assumeFinite();
+    else await inputs.teacher?.weights.checkFinite();
     const { description, summary, out, shards } = inputs;
     const options = { totalRows: summary.rowCount, ...(partition === undefined ? {} : { partition }) };
     const writer = await openCacheWriter(out, description, options);

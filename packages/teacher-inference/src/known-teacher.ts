@@ -1,5 +1,4 @@
 import { join } from 'node:path';
-import { describeParameters } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
 import {
   type CacheDescription,
@@ -9,15 +8,6 @@ import {
 } from '@stillhouse/teacher-cache';
 import { hasTokenizer, openTokenizer, type Tokenizer } from '@stillhouse/tokenizer';
 import { identifyTeacher, identifyTokenizer, openTeacher, type Teacher } from './build-inputs.ts';
-import { checkWeightsFinite } from './teacher-weights.ts';
-
-/** Every weight must be a number. @throws StillhouseError WEIGHT_NOT_FINITE */
-export function checkTeacher({ weights, config }: Teacher): Promise<void> {
-  return checkWeightsFinite(
-    weights,
-    describeParameters(config).map(({ name }) => name),
-  );
-}
 
 /**
  * The teacher of a cache, by its digests; its folder may have another name. Where the cache has none yet, any.
@@ -32,10 +22,12 @@ export async function openKnownTeacher(
   try {
     const identity = await identifyTeacher(teacher);
     if (known === null) {
-      await checkTeacher(teacher);
+      await teacher.weights.checkFinite();
       return { teacher, identity };
     }
     requireSameTeacher(identity, known, folder);
+    // They were checked when the cache was begun.
+    teacher.weights.assumeFinite();
     return { teacher, identity: known };
   } catch (error) {
     await teacher.weights.close();

@@ -87,7 +87,7 @@ async function fitCodebooks(
   try {
     const engine = await openEngine({ device, ...(threads === undefined ? {} : { threads }) });
     try {
-      const weights = createTeacherWeights(engine, source, config, { keepAll: false });
+      const weights = createTeacherWeights(engine, source, { keepAll: false });
       const states = joinStates(rows.map(({ hidden }) => hidden!.get('final')!.values as Float32Array));
       const shape = [states.length / config.hiddenSize, config.hiddenSize];
       const uploaded = engine.upload(states, 'float32', shape, { transfer: true });

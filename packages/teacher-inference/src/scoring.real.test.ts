@@ -45,7 +45,7 @@ for (const [name, row] of [
     t.after(() => source.close());
     const engine = await openEngine();
     t.after(() => engine.close());
-    const weights = createTeacherWeights(engine, source, config, { keepAll: false });
+    const weights = createTeacherWeights(engine, source, { keepAll: false });
     const scorer = await createRowScorer(engine, config, weights, {
       labels: { topk: { k: K, temperatures: stored.temperatures }, hidden: null, head: false },
       positions: 'response',

@@ -41,7 +41,7 @@ export async function openTeacherSession(teacher: Teacher | null, settings: Sess
   const { device, threads, batchTokens } = settings;
   const engine = await openEngine({ device, ...(threads === undefined ? {} : { threads }) });
   const keepAll = measureWeights(teacher.config) <= (await measureResidentBudget(engine));
-  const weights = createTeacherWeights(engine, teacher.weights, teacher.config, { keepAll });
+  const weights = createTeacherWeights(engine, teacher.weights, { keepAll });
   const scorers = new Map<string, Promise<RowScorer>>();
   const prepare = (labels: CacheDescription['labels']): Promise<RowScorer> => {
     // The output matrix is kept, not scored.

@@ -43,7 +43,7 @@ export async function readTinyRows(engine: Engine): Promise<readonly TinyRow[]> 
   const read = async (name: string) => numbers(await inputs.readInt(name));
   const [ids, attention, loss] = [await read('input_ids'), await read('attention_mask'), await read('loss_mask')];
   const expected = await openSafetensors(join(GOLDEN, 'qwen2-tiny/expected64.safetensors'));
-  const student = await expected.readFloat64('logits');
+  const student = await expected.read('logits', 'float64');
   await Promise.all([inputs.close(), expected.close()]);
   const sequences = Array.from({ length: rows }, (_, row) =>
     Int32Array.from(ids.slice(row * length, (row + 1) * length).filter((_id, t) => attention[row * length + t] === 1)),
@@ -163,7 +163,7 @@ export async function writeTinyCache(
   let channelRms: Float32Array | undefined;
   if (hidden !== undefined) {
     const weights = await openSafetensors(join(GOLDEN, 'qwen2-tiny-untied/model.safetensors'));
-    const head = await weights.readFloat32('lm_head.weight');
+    const head = await weights.read('lm_head.weight', 'float32');
     await weights.close();
     const padded = new Float32Array(vocabSize * 64).fill(0.7);
     padded.set(head);

@@ -27,7 +27,7 @@ export async function readStep(
 ) {
   const suffix = tail === 'tail' ? '_t2' : '';
   const [logprobs, tails, teacher] = await Promise.all(
-    [`topk_logprobs${suffix}`, `tail_logprob${suffix}`, 'teacher_hidden'].map((name) => batches.readFloat64(name)),
+    [`topk_logprobs${suffix}`, `tail_logprob${suffix}`, 'teacher_hidden'].map((name) => batches.read(name, 'float64')),
   );
   const make = (values: readonly number[]) =>
     float === 'float64' ? Float64Array.from(values) : Float32Array.from(values);
@@ -98,7 +98,7 @@ export async function openGoldenStudent(
       const source = name === PROJECTION_NAME ? projection : weights;
       // A change may untie the two: they then begin equal.
       const stored = name === 'lm_head.weight' ? 'model.embed_tokens.weight' : name;
-      return float === 'float64' ? source.readFloat64(stored) : source.readFloat32(stored);
+      return float === 'float64' ? source.read(stored, 'float64') : source.read(stored, 'float32');
     },
     objective,
     scalars: { temperature: 2, alpha: 0.7, hiddenWeight: 0.1 },

@@ -33,7 +33,7 @@ export async function expectTenSteps(
     if (step === 1 && tail === 'tail') {
       const gradients = await openSafetensors(`${TRAIN}${float}/gradients-step-1.safetensors`);
       for (const { name, gradient } of student.parameters.trained) {
-        expectClose((await engine.download(gradient)) as Float64Array, await gradients.readFloat64(name), {
+        expectClose((await engine.download(gradient)) as Float64Array, await gradients.read(name, 'float64'), {
           absolute: float === 'float64' ? 1e-12 : 2e-6,
           where: `gradient of ${name}`,
         });
@@ -55,7 +55,7 @@ export async function expectTenSteps(
       ? { mean: 1e-12, quantile999: 1e-11, worst: 1e-9 }
       : { mean: 1e-6, quantile999: 1e-5, worst: 2e-3 };
   for (const { name, weight } of student.parameters.trained) {
-    expectSmallDifference((await engine.download(weight)) as Float64Array, await weights.readFloat64(name), {
+    expectSmallDifference((await engine.download(weight)) as Float64Array, await weights.read(name, 'float64'), {
       ...bounds,
       where: name,
     });

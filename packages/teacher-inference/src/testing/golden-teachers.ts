@@ -24,7 +24,9 @@ export async function readGoldenRows(name: string) {
     await numbers('loss_mask'),
   ];
   const names = ['logits', 'hidden.0', 'hidden.1', 'hidden.2', 'hidden.norm'];
-  const values = new Map(await Promise.all(names.map(async (key) => [key, await expected.readFloat64(key)] as const)));
+  const values = new Map(
+    await Promise.all(names.map(async (key) => [key, await expected.read(key, 'float64')] as const)),
+  );
   await inputs.close();
   await expected.close();
   const rows: CachedRow[] = [];
@@ -69,7 +71,7 @@ export async function scoreWith(
 ): Promise<readonly LabelledRow[]> {
   const source = await openModelWeights(folder, config);
   try {
-    const weights = createTeacherWeights(engine, source, config, { keepAll });
+    const weights = createTeacherWeights(engine, source, { keepAll });
     const scorer = await createRowScorer(engine, config, weights, options);
     return await scorer.score(rows, scales);
   } finally {

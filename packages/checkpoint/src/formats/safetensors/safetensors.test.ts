@@ -6,7 +6,7 @@ import { isStillhouseError } from '@stillhouse/errors';
 import { narrowToBfloat16, narrowToFloat16, widenBfloat16, widenFloat16 } from '@stillhouse/float-formats';
 import { makeTemporaryFolder, randomNormals } from '@stillhouse/testing';
 import fc from 'fast-check';
-import { openSafetensors, type StoredDtype, type TensorToWrite, writeSafetensors } from './index.ts';
+import { openSafetensors, type StoredDtype, type TensorToWrite, writeSafetensors } from '../../index.ts';
 import { elementBytes } from './stored-dtype.ts';
 
 const DTYPES: readonly StoredDtype[] = [
@@ -84,8 +84,8 @@ test('floats of every dtype are read as float32 and float64, over many pieces to
   };
   const source = await openSafetensors(file);
   for (const dtype of dtypes) {
-    const narrow = await source.readFloat32(dtype);
-    const wide = await source.readFloat64(dtype);
+    const narrow = await source.read(dtype, 'float32');
+    const wide = await source.read(dtype, 'float64');
     assert.equal(narrow.length, length);
     assert.equal(wide.length, length);
     assert.ok(Buffer.from(narrow.buffer).equals(Buffer.from(expected[dtype].buffer)), dtype);
@@ -103,8 +103,34 @@ test('float64 keeps its digits as float64 and is rounded as float32', async (t) 
   const bytes = new Uint8Array(Float64Array.of(Math.PI, -1e300).buffer);
   await writeSafetensors(file, [{ name: 'w', dtype: 'float64', shape: [2] }], async () => bytes);
   const source = await openSafetensors(file);
-  assert.deepEqual(await source.readFloat64('w'), Float64Array.of(Math.PI, -1e300));
-  assert.deepEqual(await source.readFloat32('w'), Float32Array.of(Math.fround(Math.PI), Number.NEGATIVE_INFINITY));
+  assert.deepEqual(await source.read('w', 'float64'), Float64Array.of(Math.PI, -1e300));
+  assert.deepEqual(await source.read('w', 'float32'), Float32Array.of(Math.fround(Math.PI), Number.NEGATIVE_INFINITY));
+  await source.close();
+});
+
+test('rows that lie across pieces are read whole, from every float dtype, and bad exponents are seen', async (t) => {
+  const file = join(await makeTemporaryFolder(t), 'x.safetensors');
+  // Rows of 4.5 MB and more: every one lies across the bounds of pieces.
+  const width = 1_125_000;
+  const dtypes = ['float64', 'float32', 'bfloat16', 'float16'] as const;
+  const values = Float32Array.from({ length: 4 * width }, (_, i) => (i % 251) / 4);
+  const specs = dtypes.map((dtype) => ({ name: dtype, dtype, shape: [4, width] }));
+  const infinite = dtypes.map((dtype) => ({ name: `bad.${dtype}`, dtype, shape: [2] }));
+  await writeSafetensors(file, [...specs, ...infinite], async (name) =>
+    name.startsWith('bad.') ? Float32Array.of(1, Number.NEGATIVE_INFINITY) : values,
+  );
+  const source = await openSafetensors(file);
+  for (const dtype of dtypes) {
+    const rows = await source.readRows(dtype, [1, 3], 'float32');
+    assert.ok(Buffer.from(rows.buffer, 0, 4 * width).equals(Buffer.from(values.buffer, 4 * width, 4 * width)), dtype);
+    assert.ok(Buffer.from(rows.buffer, 4 * width).equals(Buffer.from(values.buffer, 12 * width, 4 * width)), dtype);
+    // Only reading can tell whether float32 has room for a float64.
+    assert.equal(await source.mayHoldNonFinite(dtype), dtype === 'float64', dtype);
+    assert.ok(await source.mayHoldNonFinite(`bad.${dtype}`), dtype);
+    const stored: Buffer[] = [];
+    for await (const piece of source.streamStored(dtype)) stored.push(Buffer.from(piece));
+    assert.ok(Buffer.concat(stored).equals(await source.readRaw(dtype)), dtype);
+  }
   await source.close();
 });
 
@@ -126,8 +152,8 @@ test('integers come in the array natural for their dtype', async (t) => {
   const source = await openSafetensors(file);
   for (const [dtype, array] of Object.entries(arrays)) assert.deepEqual(await source.readInt(dtype), array);
   const refused = (error: unknown) => isStillhouseError(error, 'TENSOR_DTYPE') && error.message.includes('tensor int8');
-  await assert.rejects(source.readFloat32('int8'), refused);
-  await assert.rejects(source.readFloat64('int8'), refused);
+  await assert.rejects(source.read('int8', 'float32'), refused);
+  await assert.rejects(source.read('int8', 'float64'), refused);
   await assert.rejects(source.readRaw('x'), (error) => isStillhouseError(error, 'TENSOR_UNKNOWN'));
   await source.close();
   await source.close();

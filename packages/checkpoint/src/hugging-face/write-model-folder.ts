@@ -9,13 +9,14 @@ import {
   writeFileAtomically,
 } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import { assertFinite } from './finite-weights.ts';
+import { assertFinite } from '../finite-weights.ts';
+import { elementBytes } from '../formats/safetensors/stored-dtype.ts';
+import { writeSafetensors } from '../formats/safetensors/write-safetensors.ts';
+import { describeParameters, type ParameterSpec } from '../parameters.ts';
+import { countElements } from '../tensor-source.ts';
+import { CONFIG_FILE, GENERATION_CONFIG_FILE, parseModelConfig, requireFolder } from './config-file.ts';
 import type { JsonObject } from './json-fields.ts';
-import { CONFIG_FILE, GENERATION_CONFIG_FILE, parseModelConfig, requireFolder } from './model-config.ts';
-import { WEIGHT_FILE, WEIGHT_INDEX_FILE } from './model-weights.ts';
-import { describeParameters, type ParameterSpec } from './parameters.ts';
-import { countElements, elementBytes } from './stored-dtype.ts';
-import { writeSafetensors } from './write-safetensors.ts';
+import { WEIGHT_FILE, WEIGHT_INDEX_FILE } from './weight-files.ts';
 
 export interface ModelToWrite {
   readonly out: string;

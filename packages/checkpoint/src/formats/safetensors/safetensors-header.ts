@@ -1,22 +1,18 @@
 import { StillhouseError } from '@stillhouse/errors';
+import { countElements, type StoredTensor } from '../../tensor-source.ts';
 import { findDuplicateKey } from './duplicate-key.ts';
 import {
   codeOfDtype,
-  countElements,
   dtypeOfCode,
   elementBytes,
+  isStoredFloat,
   knownDtypeCodes,
   type StoredDtype,
 } from './stored-dtype.ts';
 
 /** Where one tensor lies. */
-export interface TensorInfo {
-  readonly name: string;
+export interface TensorInfo extends StoredTensor {
   readonly dtype: StoredDtype;
-  /** Row-major; empty for a scalar. */
-  readonly shape: readonly number[];
-  /** The file that holds it, links resolved. */
-  readonly file: string;
   /** From the start of the file, header included. */
   readonly offsetBytes: number;
   readonly sizeBytes: number;
@@ -205,5 +201,5 @@ function parseEntry(file: string, name: string, entry: unknown, dataStart: numbe
       remedy: DAMAGED,
     });
   }
-  return { name, dtype, shape, file, offsetBytes: dataStart + begin, sizeBytes };
+  return { name, dtype, isFloat: isStoredFloat(dtype), shape, file, offsetBytes: dataStart + begin, sizeBytes };
 }

@@ -1,8 +1,9 @@
 import { type FileDigest, type StagedFile, stageFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { narrowToBfloat16, narrowToFloat16 } from '@stillhouse/float-formats';
+import { countElements, formatTensorType } from '../../tensor-source.ts';
 import { LENGTH_FIELD_BYTES, METADATA_KEY } from './safetensors-header.ts';
-import { codeOfDtype, countElements, elementBytes, formatTensorType, type StoredDtype } from './stored-dtype.ts';
+import { codeOfDtype, elementBytes, type StoredDtype } from './stored-dtype.ts';
 
 export interface TensorToWrite {
   readonly name: string;

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
 import { makeTemporaryFolder } from '@stillhouse/testing';
-import { openSafetensors, writeSafetensors } from './index.ts';
+import { openSafetensors, writeSafetensors } from '../../index.ts';
 
 /** A file of any header text and data; `length` overrules the length field. */
 function encodeFile(header: unknown, data = 0, length?: bigint): Buffer {
@@ -118,8 +118,13 @@ test('a file that shrinks while it is open is SAFETENSORS_TRUNCATED, not zeros',
   await writeSafetensors(file, [{ name: 'w', dtype: 'float32', shape: [1000] }], async () => new Float32Array(1000));
   const source = await openSafetensors(file);
   await truncate(file, 2000);
-  for (const read of [source.readRaw, source.readFloat32, source.readFloat64]) {
-    await assert.rejects(read('w'), (error) => isStillhouseError(error, 'SAFETENSORS_TRUNCATED'));
+  for (const read of [
+    () => source.readRaw('w'),
+    () => source.read('w', 'float32'),
+    () => source.read('w', 'float64'),
+    () => source.readRows('w', [999], 'float32'),
+  ]) {
+    await assert.rejects(read, (error) => isStillhouseError(error, 'SAFETENSORS_TRUNCATED'));
   }
   await source.close();
 });

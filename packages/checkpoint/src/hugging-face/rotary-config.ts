@@ -1,21 +1,6 @@
 import { StillhouseError } from '@stillhouse/errors';
+import type { Llama3RopeScaling, RopeConfig } from '../model-config.ts';
 import { configValueInvalid, type Fields, isJsonObject, type JsonObject, readFields } from './json-fields.ts';
-
-/** Llama 3.1's rescaling of rotary frequencies for a longer context. */
-export interface Llama3RopeScaling {
-  readonly kind: 'llama3';
-  /** By how much the longest wavelengths are stretched. */
-  readonly factor: number;
-  readonly lowFrequencyFactor: number;
-  readonly highFrequencyFactor: number;
-  /** Context the model was trained with before. */
-  readonly originalMaxPositions: number;
-}
-
-export interface RopeConfig {
-  readonly theta: number;
-  readonly scaling?: Llama3RopeScaling;
-}
 
 /** What transformers assumes where a config names none. */
 const DEFAULT_THETA = 10_000;

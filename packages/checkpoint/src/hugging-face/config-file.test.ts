@@ -5,10 +5,10 @@ import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { isStillhouseError } from '@stillhouse/errors';
 import { makeTemporaryFolder } from '@stillhouse/testing';
-import { countParameters, describeParameters, parseModelConfig, readModelConfig } from './index.ts';
+import { countParameters, describeParameters, parseModelConfig, readModelConfig } from '../index.ts';
 
-const CONFIGS = fileURLToPath(new URL('../../../test/configs/', import.meta.url));
-const GOLDEN = fileURLToPath(new URL('../../../test/golden/', import.meta.url));
+const CONFIGS = fileURLToPath(new URL('../../../../test/configs/', import.meta.url));
+const GOLDEN = fileURLToPath(new URL('../../../../test/golden/', import.meta.url));
 
 type Json = Record<string, unknown>;
 

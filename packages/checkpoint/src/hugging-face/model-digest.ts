@@ -1,8 +1,8 @@
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { type FileDigest, hashFile, pathExists } from '@stillhouse/durable-files';
-import { CONFIG_FILE, GENERATION_CONFIG_FILE, requireModelFolder } from './model-config.ts';
-import { findWeightFiles, WEIGHT_INDEX_FILE } from './model-weights.ts';
+import { CONFIG_FILE, GENERATION_CONFIG_FILE, requireModelFolder } from './config-file.ts';
+import { findWeightFiles, WEIGHT_INDEX_FILE } from './weight-files.ts';
 
 export interface ModelFileDigest extends FileDigest {
   /** Name inside the folder. */
