@@ -1,9 +1,9 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import type { Generator } from '@stillhouse/decoder';
 import { StillhouseError } from '@stillhouse/errors';
+import { wilsonInterval } from '@stillhouse/statistics';
 import type { Tokenizer } from '@stillhouse/tokenizer';
 import { answersMatch, extractFinalAnswer } from './answer-extraction.ts';
-import { wilsonInterval } from './interval.ts';
 import type { Question } from './question-file.ts';
 
 /** One question, what the model wrote, and what of it counts. */

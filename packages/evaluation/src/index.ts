@@ -1,4 +1,4 @@
-/** Evaluation: final answers, question files, intervals, and reports. */
+/** Evaluation: final answers, question files, and reports. */
 export { answersMatch, extractFinalAnswer, type FinalAnswer, normaliseAnswer } from './answer-extraction.ts';
 export { listLabelModes, type ModeSource } from './cache-modes.ts';
 export { type CacheQuality, measureCacheQuality, type QualityEvents } from './cache-quality.ts';
@@ -24,7 +24,6 @@ export {
 } from './exact-match.ts';
 export { computeFinalStates, type StateRequest, uploadWeight } from './final-states.ts';
 export { type HeldOutOptions, type HeldOutRows, openHeldOut } from './held-out.ts';
-export { type RateInterval, wilsonInterval } from './interval.ts';
 export { evaluateKd, type KdFigures, type KdOptions, type KdRecord } from './kd-evaluation.ts';
 export { type KdLabels, resolveKdLabels } from './kd-labels.ts';
 export { type KdRow, selectKdRows } from './kd-rows.ts';
@@ -41,8 +40,6 @@ export { openReference, type QualityReference } from './quality-reference.ts';
 export { type SampledRow, sampleRows } from './quality-sample.ts';
 export { QUALITY_SETTINGS, type QualitySettings } from './quality-settings.ts';
 export { type ChatMessage, type Question, type QuestionPrompt, readQuestionFile } from './question-file.ts';
-export { estimateRatio, type RatioEstimate, type RowSum } from './ratio-estimate.ts';
-export { estimateRepeated, type IntervalEstimate } from './repeated-estimate.ts';
 export { renderReport, writeReport } from './report.ts';
 export type {
   Bar,

@@ -1,11 +1,11 @@
 import type { DecoderOnDevice } from '@stillhouse/decoder';
 import { countTargets } from '@stillhouse/objectives';
 import type { Engine } from '@stillhouse/runtime';
+import { estimateRatio, type RowSum } from '@stillhouse/statistics';
 import type { LabelledRow, TeacherCache } from '@stillhouse/teacher-cache';
 import { createKdRunner } from './kd-batch.ts';
 import type { KdLabels } from './kd-labels.ts';
 import type { KdRow } from './kd-rows.ts';
-import { estimateRatio, type RowSum } from './ratio-estimate.ts';
 
 /** Tokens of a batch, whatever the batch size: bounds the memory of the layers' intermediate values. */
 const BATCH_TOKENS = 2048;

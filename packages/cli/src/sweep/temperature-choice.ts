@@ -1,4 +1,5 @@
-import { estimateRepeated, type IntervalEstimate, type KdRecord, type RowSum } from '@stillhouse/evaluation';
+import type { KdRecord } from '@stillhouse/evaluation';
+import { estimateRepeated, type IntervalEstimate, type RowSum } from '@stillhouse/statistics';
 
 /** A temperature of the loss with the held-out rows of its students, one a seed. */
 export interface TriedTemperature {

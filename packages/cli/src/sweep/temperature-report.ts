@@ -1,4 +1,5 @@
-import type { IntervalEstimate, Report, ReportBlock } from '@stillhouse/evaluation';
+import type { Report, ReportBlock } from '@stillhouse/evaluation';
+import type { IntervalEstimate } from '@stillhouse/statistics';
 import { printSignificant } from '../quantities.ts';
 import { printShare } from '../run-page.ts';
 import type { TemperatureChoice, TemperatureFigures } from './temperature-choice.ts';

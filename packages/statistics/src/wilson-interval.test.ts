@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
 import fc from 'fast-check';
-import { wilsonInterval } from './interval.ts';
+import { wilsonInterval } from './wilson-interval.ts';
 
 test('the interval has its published values', () => {
   // Newcombe 1998, table I, method 3 (score without continuity correction).

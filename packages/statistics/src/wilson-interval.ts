@@ -1,4 +1,5 @@
 import { StillhouseError } from '@stillhouse/errors';
+import { NORMAL_QUANTILE_975 } from './normal-quantile.ts';
 
 /** A share of successes with its interval, all in [0, 1]. */
 export interface RateInterval {
@@ -7,15 +8,12 @@ export interface RateInterval {
   readonly high: number;
 }
 
-/** The 97.5 % quantile of the standard normal distribution: two-sided 95 %. */
-const Z_95 = 1.959963984540054;
-
 /**
  * Wilson's score interval of a binomial rate (Wilson 1927), 95 % unless another `z` is given. Unlike the normal
  * approximation it stays inside [0, 1] and is sound at 0 and at all successes.
  * @throws StillhouseError INTERVAL_COUNTS for counts that are no whole numbers with 0 <= successes <= trials, trials > 0
  */
-export function wilsonInterval(successes: number, trials: number, z: number = Z_95): RateInterval {
+export function wilsonInterval(successes: number, trials: number, z: number = NORMAL_QUANTILE_975): RateInterval {
   if (!Number.isInteger(successes) || !Number.isInteger(trials) || successes < 0 || trials < 1 || successes > trials) {
     throw new StillhouseError({
       code: 'INTERVAL_COUNTS',

@@ -1,4 +1,5 @@
 import { StillhouseError } from '@stillhouse/errors';
+import { NORMAL_QUANTILE_975 } from './normal-quantile.ts';
 import { estimateRatio, type RowSum } from './ratio-estimate.ts';
 
 /** A mean with its 95 % interval; without one where there is too little to tell. */
@@ -46,8 +47,6 @@ export function estimateRepeated(runs: readonly (readonly RowSum[])[]): Interval
   return { mean, standardError, interval: { low: mean - half, high: mean + half } };
 }
 
-const Z_975 = 1.959963984540054;
-
 /**
  * The 97.5 % quantile of Student's distribution, within 0.8 % of it for whole numbers of degrees: the first two as they
  * are, the others by the expansion in 1/ν (Abramowitz and Stegun 26.7.5). Broken numbers of degrees are rounded down.
@@ -56,7 +55,7 @@ export function studentQuantile975(degreesOfFreedom: number): number {
   const v = Math.max(1, Math.floor(degreesOfFreedom + 1e-9));
   if (v === 1) return 12.706204736432095;
   if (v === 2) return 4.302652729696142;
-  const z = Z_975;
+  const z = NORMAL_QUANTILE_975;
   return (
     z +
     (z ** 3 + z) / (4 * v) +
