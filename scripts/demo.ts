@@ -8,13 +8,8 @@
 import { mkdir, readFile, rm } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import { parseArgs } from 'node:util';
-import {
-  EVALUATION_SETTINGS,
-  type ExactMatchResult,
-  evaluateModel,
-  type KdResult,
-  writeReport,
-} from '@stillhouse/evaluation';
+import { EVALUATION_SETTINGS, type ExactMatchResult, evaluateModel, type KdResult } from '@stillhouse/evaluation';
+import { printShare, writeReport } from '@stillhouse/report';
 import { resolveSettings } from '@stillhouse/settings';
 import {
   INIT_SETTINGS,
@@ -126,7 +121,6 @@ async function train(kind: Student['kind'], seed: number, cache: string, heldOut
   return { kind, seed, metrics, tokensPerSecond, exact: await ask(folder, name), kd };
 }
 
-const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
 const mean = (numbers: readonly number[]) => numbers.reduce((sum, one) => sum + one, 0) / numbers.length;
 
 /** Every tenth step, each the mean of ten: single steps jump. */
@@ -145,7 +139,7 @@ const cache = await build('cache', PROBLEMS, ['final', ...LAYERS]);
 const heldOut = await build('held-out', TEST, ['final']);
 const teacher = await ask(TEACHER, 'teacher');
 say(
-  `  ${cache.rows} rows, ${cache.tokens} tokens, ${(cache.size.totalBytes / cache.tokens).toFixed(0)} bytes a token; the teacher answers ${percent(teacher.accuracy)} of the test right`,
+  `  ${cache.rows} rows, ${cache.tokens} tokens, ${(cache.size.totalBytes / cache.tokens).toFixed(0)} bytes a token; the teacher answers ${printShare(teacher.accuracy)} of the test right`,
 );
 
 say('2 of 3: two students, equal steps over the same problems');
@@ -159,12 +153,12 @@ say('3 of 3: the report');
 const of = (kind: Student['kind']) => students.filter((student) => student.kind === kind);
 const rows = students.map(({ kind, seed, exact, kd, tokensPerSecond }) => [
   `${kind}, seed ${seed}`,
-  percent(exact.accuracy),
-  `${percent(exact.interval.low)} to ${percent(exact.interval.high)}`,
+  printShare(exact.accuracy),
+  `${printShare(exact.interval.low)} to ${printShare(exact.interval.high)}`,
   kd.kl['1']!,
   kd.kl['2']!,
   kd.ce,
-  percent(kd.top1Agreement),
+  printShare(kd.top1Agreement),
   Math.round(tokensPerSecond),
 ]);
 const reportPath = join(out, 'report.html');
@@ -178,10 +172,10 @@ await writeReport(
           {
             kind: 'figures',
             figures: [
-              { label: 'teacher', value: percent(teacher.accuracy) },
+              { label: 'teacher', value: printShare(teacher.accuracy) },
               ...(['distilled', 'hard labels'] as const).map((kind) => ({
                 label: `student, ${kind}`,
-                value: percent(mean(of(kind).map(({ exact }) => exact.accuracy))),
+                value: printShare(mean(of(kind).map(({ exact }) => exact.accuracy))),
               })),
               {
                 label: 'cache',
@@ -266,10 +260,10 @@ await writeReport(
 console.log(
   [
     '',
-    `teacher                 ${percent(teacher.accuracy)} of ${teacher.questions} held-out problems`,
+    `teacher                 ${printShare(teacher.accuracy)} of ${teacher.questions} held-out problems`,
     ...students.map(
       ({ kind, seed, exact, kd }) =>
-        `${`${kind}, seed ${seed}`.padEnd(24)}${percent(exact.accuracy)}   KL ${kd.kl['1']!.toFixed(3)} nats`,
+        `${`${kind}, seed ${seed}`.padEnd(24)}${printShare(exact.accuracy)}   KL ${kd.kl['1']!.toFixed(3)} nats`,
     ),
     `report                  ${relative('.', reportPath)}`,
     `time                    ${((performance.now() - startedAt) / 1000).toFixed(0)} s`,

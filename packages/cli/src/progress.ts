@@ -1,5 +1,5 @@
+import { printCount, printDuration } from '@stillhouse/report';
 import cliProgress from 'cli-progress';
-import { printCount, printDuration } from './quantities.ts';
 
 export interface ProgressOptions {
   /** What goes on: `train`, `cache build`. */

@@ -1,7 +1,8 @@
 import { type CacheQuality, measureCacheQuality, type QualitySettings } from '@stillhouse/evaluation';
+import { printBytes, printCount, printSignificant } from '@stillhouse/report';
 import type { CommandContext } from './command.ts';
 import type { Progress } from './progress.ts';
-import { printBytes, printCount, printPairs, printSignificant, printTable } from './quantities.ts';
+import { printPairs, printTable } from './terminal/text-table.ts';
 
 const STAGES = {
   teacher: "the teacher's true distribution",

@@ -1,5 +1,14 @@
 import { join } from 'node:path';
-import { type LineSeries, type Report, type ReportBlock, writeReport } from '@stillhouse/evaluation';
+import {
+  type LineSeries,
+  printCount,
+  printDuration,
+  printShare,
+  printSignificant,
+  type Report,
+  type ReportBlock,
+  writeReport,
+} from '@stillhouse/report';
 import {
   HELD_OUT_FILE,
   type HeldOutMetrics,
@@ -8,7 +17,6 @@ import {
   type StepMetrics,
   type TrainingPlan,
 } from '@stillhouse/student-trainer';
-import { printCount, printDuration, printSignificant } from './quantities.ts';
 
 /** The page of a run, beside its metrics. */
 export const RUN_PAGE_FILE = 'run.html';
@@ -171,8 +179,6 @@ const lines = (series: readonly LineSeries[], yLabel: string): ReportBlock => ({
   xLabel: 'step',
   yLabel,
 });
-
-export const printShare = (share: number): string => `${(100 * share).toFixed(1)} %`;
 
 /** Terms of the loss that take part, by their names in metrics.jsonl. */
 export function lossTerms(metrics: StepMetrics): readonly (readonly [LossTerm, number])[] {

@@ -1,8 +1,8 @@
+import { printBytes, printCount, printShare, printSignificant } from '@stillhouse/report';
 import type { CacheUse, HeldOutMetrics, StepMetrics, TrainingEvents } from '@stillhouse/student-trainer';
 import type { CommandContext } from './command.ts';
 import type { Progress } from './progress.ts';
-import { printBytes, printCount, printSignificant } from './quantities.ts';
-import { lossTerms, openRunPage, printShare, type RunPage } from './run-page.ts';
+import { lossTerms, openRunPage, type RunPage } from './run-page.ts';
 
 /** What the terminal and the run's page show of a training run. */
 export interface TrainingDisplay {

@@ -1,8 +1,8 @@
 import type { TransferProgress } from '@stillhouse/cache-remote';
+import { printBytes } from '@stillhouse/report';
 import { integer } from '@stillhouse/settings';
 import type { CommandContext } from './command.ts';
 import type { Progress } from './progress.ts';
-import { printBytes } from './quantities.ts';
 
 /** The setting that push and pull share. */
 export const CONCURRENCY = integer('transfers that go on at a time', 8, { min: 1, max: 64 });

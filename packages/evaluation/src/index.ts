@@ -1,4 +1,4 @@
-/** Evaluation: final answers, question files, and reports. */
+/** Evaluation: held-out KL, exact match, the quality of labels. */
 export { answersMatch, extractFinalAnswer, type FinalAnswer, normaliseAnswer } from './answer-extraction.ts';
 export { listLabelModes, type ModeSource } from './cache-modes.ts';
 export { type CacheQuality, measureCacheQuality, type QualityEvents } from './cache-quality.ts';
@@ -40,19 +40,3 @@ export { openReference, type QualityReference } from './quality-reference.ts';
 export { type SampledRow, sampleRows } from './quality-sample.ts';
 export { QUALITY_SETTINGS, type QualitySettings } from './quality-settings.ts';
 export { type ChatMessage, type Question, type QuestionPrompt, readQuestionFile } from './question-file.ts';
-export { renderReport, writeReport } from './report.ts';
-export type {
-  Bar,
-  BarChart,
-  ChartPoint,
-  Figures,
-  LineChart,
-  LineSeries,
-  Paragraph,
-  PointChart,
-  Report,
-  ReportBlock,
-  ReportSection,
-  Table,
-  TableCell,
-} from './report-content.ts';

@@ -1,4 +1,5 @@
 import { QUALITY_SETTINGS } from '@stillhouse/evaluation';
+import { printBytes, printCount, printSignificant } from '@stillhouse/report';
 import { integer, resolveSettings, type SettingsOf, text } from '@stillhouse/settings';
 import { type CacheSize, printPartition } from '@stillhouse/teacher-cache';
 import {
@@ -15,8 +16,8 @@ import {
 import { type CommandContext, defineCommand, type Outcome } from '../command.ts';
 import type { Progress } from '../progress.ts';
 import { printQuality, showQuality } from '../quality-display.ts';
-import { printBytes, printCount, printPairs, printSignificant } from '../quantities.ts';
 import { recipeBeside } from '../recipe.ts';
+import { printPairs } from '../terminal/text-table.ts';
 
 /** Every setting of `stillhouse cache build`. */
 const SETTINGS = {

@@ -9,11 +9,12 @@ import {
   exportTrl,
   readDistillKitConfig,
 } from '@stillhouse/cache-exchange';
+import { printBytes, printCount } from '@stillhouse/report';
 import { choice, number, requireSetting, type SettingsOf, text } from '@stillhouse/settings';
 import { largestTopKCount, openCache, type TeacherCache } from '@stillhouse/teacher-cache';
 import { defineCommand } from '../command.ts';
-import { printBytes, printCount, printPairs } from '../quantities.ts';
 import { recipeBeside } from '../recipe.ts';
+import { printPairs } from '../terminal/text-table.ts';
 import { refuseUnused } from '../unused-settings.ts';
 
 const settings = {

@@ -1,9 +1,10 @@
+import { printBytes, printCount } from '@stillhouse/report';
 import { EXTEND_SETTINGS, type ExtendResult, extendTeacherCache } from '@stillhouse/teacher-inference';
 import { defineCommand } from '../command.ts';
 import { printSampled, printTopK } from '../label-policies.ts';
 import type { Progress } from '../progress.ts';
-import { printBytes, printCount, printPairs } from '../quantities.ts';
 import { recipeBeside } from '../recipe.ts';
+import { printPairs } from '../terminal/text-table.ts';
 
 export const cacheExtend = defineCommand({
   settings: EXTEND_SETTINGS,

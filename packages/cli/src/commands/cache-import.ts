@@ -1,9 +1,10 @@
 import { importAxolotl, importDistillKit } from '@stillhouse/cache-exchange';
 import { StillhouseError } from '@stillhouse/errors';
+import { printBytes, printCount } from '@stillhouse/report';
 import { choice, integer, number, requireSetting, text } from '@stillhouse/settings';
 import { defineCommand } from '../command.ts';
-import { printBytes, printCount, printPairs } from '../quantities.ts';
 import { recipeBeside } from '../recipe.ts';
+import { printPairs } from '../terminal/text-table.ts';
 import { refuseUnused } from '../unused-settings.ts';
 
 const OWNERS = { compressionConfig: 'distillkit', alignment: 'axolotl', kdTemperature: 'axolotl' } as const;

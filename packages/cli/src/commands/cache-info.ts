@@ -1,8 +1,9 @@
+import { printBytes, printCount, printSignificant } from '@stillhouse/report';
 import { text } from '@stillhouse/settings';
 import { type CacheManifest, describeSize, openCache, readManifest } from '@stillhouse/teacher-cache';
 import { defineCommand } from '../command.ts';
 import { printSampled, printTopK } from '../label-policies.ts';
-import { printBytes, printCount, printPairs, printSignificant, printTable } from '../quantities.ts';
+import { printPairs, printTable } from '../terminal/text-table.ts';
 
 export const cacheInfo = defineCommand({
   settings: { cache: text('folder of the cache', undefined) },

@@ -1,7 +1,8 @@
 import { listRemote } from '@stillhouse/cache-remote';
+import { printBytes, printCount } from '@stillhouse/report';
 import { text } from '@stillhouse/settings';
 import { defineCommand } from '../command.ts';
-import { printBytes, printCount, printTable } from '../quantities.ts';
+import { printTable } from '../terminal/text-table.ts';
 
 /** So much of a digest tells caches apart for the eye; all of it is in the JSON. */
 const SHOWN_DIGITS = 12;

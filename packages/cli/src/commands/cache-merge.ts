@@ -1,7 +1,8 @@
+import { printBytes, printCount } from '@stillhouse/report';
 import { list, text } from '@stillhouse/settings';
 import { describeSize, mergeCache } from '@stillhouse/teacher-cache';
 import { defineCommand } from '../command.ts';
-import { printBytes, printCount, printPairs } from '../quantities.ts';
+import { printPairs } from '../terminal/text-table.ts';
 
 export const cacheMerge = defineCommand({
   settings: {

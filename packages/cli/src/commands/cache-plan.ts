@@ -1,6 +1,7 @@
+import { printBytes, printCount, printSignificant } from '@stillhouse/report';
 import { type CachePlan, PLAN_SETTINGS, planCache } from '../cache-plan.ts';
 import { defineCommand } from '../command.ts';
-import { printBytes, printCount, printPairs, printSignificant, printTable } from '../quantities.ts';
+import { printPairs, printTable } from '../terminal/text-table.ts';
 
 export const cachePlan = defineCommand({
   settings: PLAN_SETTINGS,

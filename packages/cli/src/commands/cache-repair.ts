@@ -1,7 +1,8 @@
+import { printCount } from '@stillhouse/report';
 import { REPAIR_SETTINGS, type RepairResult, repairTeacherCache } from '@stillhouse/teacher-inference';
 import { defineCommand } from '../command.ts';
 import { EXIT_FAILURE, EXIT_SUCCESS } from '../failure.ts';
-import { printCount, printPairs } from '../quantities.ts';
+import { printPairs } from '../terminal/text-table.ts';
 
 export const cacheRepair = defineCommand({
   settings: REPAIR_SETTINGS,

@@ -1,8 +1,9 @@
+import { printBytes, printCount } from '@stillhouse/report';
 import { text } from '@stillhouse/settings';
 import { verifyCache } from '@stillhouse/teacher-cache';
 import { defineCommand } from '../command.ts';
 import { EXIT_FAILURE, EXIT_SUCCESS } from '../failure.ts';
-import { printBytes, printCount, printPairs } from '../quantities.ts';
+import { printPairs } from '../terminal/text-table.ts';
 
 export const cacheVerify = defineCommand({
   settings: { cache: text('folder of the cache', undefined) },

@@ -5,9 +5,10 @@ import {
   evaluateModel,
   type KdResult,
 } from '@stillhouse/evaluation';
+import { printBytes, printCount, printShare, printSignificant } from '@stillhouse/report';
 import { defineCommand } from '../command.ts';
 import type { Progress } from '../progress.ts';
-import { printBytes, printCount, printPairs, printSignificant } from '../quantities.ts';
+import { printPairs } from '../terminal/text-table.ts';
 
 type Pairs = Parameters<typeof printPairs>[0];
 
@@ -67,11 +68,10 @@ function printKd({ kl, ce, perplexity, top1Agreement, standardErrors, ...result 
 }
 
 function printExactMatch({ questions, correct, accuracy, interval, truncated }: ExactMatchResult): Pairs {
-  const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
   return [
     ['questions', printCount(questions)],
-    ['correct', `${printCount(correct)} (${percent(accuracy)})`],
-    ['95 % interval', `${percent(interval.low)} to ${percent(interval.high)}`],
+    ['correct', `${printCount(correct)} (${printShare(accuracy)})`],
+    ['95 % interval', `${printShare(interval.low)} to ${printShare(interval.high)}`],
     ['cut off', truncated === 0 ? undefined : printCount(truncated)],
   ];
 }

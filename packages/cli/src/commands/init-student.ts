@@ -1,7 +1,8 @@
 import { join } from 'node:path';
+import { printCount } from '@stillhouse/report';
 import { INIT_SETTINGS, initStudent, RECIPE_FILE } from '@stillhouse/student-trainer';
 import { defineCommand } from '../command.ts';
-import { printCount, printPairs } from '../quantities.ts';
+import { printPairs } from '../terminal/text-table.ts';
 
 export const initialiseStudent = defineCommand({
   settings: INIT_SETTINGS,

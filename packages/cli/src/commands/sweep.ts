@@ -1,6 +1,5 @@
 import { text } from '@stillhouse/settings';
 import { defineCommand } from '../command.ts';
-import { printTable } from '../quantities.ts';
 import { carryOutSweep } from '../sweep/carry-out-sweep.ts';
 import { shareInputs } from '../sweep/shared-inputs.ts';
 import type { SweepFigures } from '../sweep/sweep-figures.ts';
@@ -8,6 +7,7 @@ import { readSweep, type SweepPlan } from '../sweep/sweep-plan.ts';
 import { REPORT_FILES } from '../sweep/sweep-report.ts';
 import { SWEEP_SETTINGS } from '../sweep/sweep-settings.ts';
 import { printSweep } from '../sweep/sweep-table.ts';
+import { printTable } from '../terminal/text-table.ts';
 
 export const sweep = defineCommand({
   settings: { recipe: text('recipe of all runs; its key "sweep" says what differs', undefined), ...SWEEP_SETTINGS },

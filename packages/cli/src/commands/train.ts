@@ -1,4 +1,5 @@
 import { StillhouseError } from '@stillhouse/errors';
+import { printBytes, printCount, printShare, printSignificant } from '@stillhouse/report';
 import { boolean, integer } from '@stillhouse/settings';
 import {
   planTraining,
@@ -10,8 +11,8 @@ import {
 import { defineCommand, type Outcome } from '../command.ts';
 import { EXIT_FAILURE, EXIT_SUCCESS, exitCodeOfSignal } from '../failure.ts';
 import { openEvaluator } from '../held-out-evaluator.ts';
-import { printBytes, printCount, printPairs, printSignificant } from '../quantities.ts';
-import { printShare, RUN_PAGE_FILE } from '../run-page.ts';
+import { RUN_PAGE_FILE } from '../run-page.ts';
+import { printPairs } from '../terminal/text-table.ts';
 import { openTrainingDisplay } from '../training-display.ts';
 
 const SETTINGS = {

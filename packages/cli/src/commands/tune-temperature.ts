@@ -1,8 +1,7 @@
 import { join } from 'node:path';
 import { writeFileAtomically } from '@stillhouse/durable-files';
-import { writeReport } from '@stillhouse/evaluation';
+import { writeReport } from '@stillhouse/report';
 import { defineCommand } from '../command.ts';
-import { printTable } from '../quantities.ts';
 import { carryOutSweep } from '../sweep/carry-out-sweep.ts';
 import { readRunFiles } from '../sweep/run-folder.ts';
 import { shareInputs } from '../sweep/shared-inputs.ts';
@@ -15,6 +14,7 @@ import {
   tabulateTemperatures,
 } from '../sweep/temperature-report.ts';
 import { planTuning, TUNING_SETTINGS } from '../sweep/temperature-settings.ts';
+import { printTable } from '../terminal/text-table.ts';
 import { printOutcome } from './sweep.ts';
 
 export const tuneTemperature = defineCommand({

@@ -1,7 +1,7 @@
+import { printCount } from '@stillhouse/report';
 import type { SharedInputs } from '@stillhouse/student-trainer';
 import type { CommandContext } from '../command.ts';
 import { EXIT_FAILURE, EXIT_SUCCESS, exitCodeOfSignal } from '../failure.ts';
-import { printCount } from '../quantities.ts';
 import { checkSweep } from './check-sweep.ts';
 import { chooseRuns } from './choose-runs.ts';
 import { runSweep } from './run-sweep.ts';

@@ -1,10 +1,10 @@
 import { makeFolder } from '@stillhouse/durable-files';
 import { isStillhouseError } from '@stillhouse/errors';
 import { evaluateModel } from '@stillhouse/evaluation';
+import { printCount } from '@stillhouse/report';
 import { type SharedInputs, trainStudent } from '@stillhouse/student-trainer';
 import type { CommandContext } from '../command.ts';
 import { openEvaluator } from '../held-out-evaluator.ts';
-import { printCount } from '../quantities.ts';
 import { openTrainingDisplay } from '../training-display.ts';
 import type { CheckedRun } from './check-sweep.ts';
 import { openCostMeter } from './cost-meter.ts';

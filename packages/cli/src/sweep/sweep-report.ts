@@ -2,12 +2,12 @@ import { join } from 'node:path';
 import { writeFileAtomically } from '@stillhouse/durable-files';
 import {
   type ChartPoint,
+  printCount,
   type Report,
   type ReportBlock,
   type ReportSection,
   writeReport,
-} from '@stillhouse/evaluation';
-import { printCount } from '../quantities.ts';
+} from '@stillhouse/report';
 import { type RunFigures, readSweepFigures, type SweepFigures } from './sweep-figures.ts';
 import { inTurn } from './sweep-folder.ts';
 import { printCsv, printMarkdown, tabulateSweep } from './sweep-table.ts';

@@ -1,6 +1,12 @@
-import type { TableCell } from '@stillhouse/evaluation';
-import { printBytes, printCount, printDuration, printSignificant, printTable } from '../quantities.ts';
-import { printShare } from '../run-page.ts';
+import {
+  printBytes,
+  printCount,
+  printDuration,
+  printShare,
+  printSignificant,
+  type TableCell,
+} from '@stillhouse/report';
+import { printTable } from '../terminal/text-table.ts';
 import type { Estimate, RunFigures, SweepFigures } from './sweep-figures.ts';
 
 /** A column of the sweep's table: a number for files, the same in words for readers. */

@@ -1,7 +1,5 @@
-import type { Report, ReportBlock } from '@stillhouse/evaluation';
+import { printShare, printSignificant, type Report, type ReportBlock } from '@stillhouse/report';
 import type { IntervalEstimate } from '@stillhouse/statistics';
-import { printSignificant } from '../quantities.ts';
-import { printShare } from '../run-page.ts';
 import type { TemperatureChoice, TemperatureFigures } from './temperature-choice.ts';
 
 /** What tuning writes beside the files of its sweep. */

@@ -4,9 +4,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
+import { averageStretches } from './charts/line-chart.ts';
+import type { LineChart, Report, ReportBlock } from './content.ts';
 import { printColumn, renderReport, writeReport } from './report.ts';
-import { averageStretches } from './report-charts.ts';
-import type { LineChart, Report, ReportBlock } from './report-content.ts';
 
 const curve = (count: number, scale: number): readonly (readonly [number, number])[] =>
   Array.from({ length: count }, (_, at) => [at + 1, scale / (at + 1)] as const);

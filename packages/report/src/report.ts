@@ -1,10 +1,12 @@
 import { type FileDigest, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import type { RenderedChart } from './chart-drawing.ts';
-import { renderPointChart } from './point-chart.ts';
-import { assignColours, renderBarChart, renderLineChart } from './report-charts.ts';
-import type { Report, ReportBlock, Table, TableCell } from './report-content.ts';
-import { REPORT_STYLE } from './report-style.ts';
+import { renderBarChart } from './charts/bar-chart.ts';
+import { assignColours } from './charts/colours.ts';
+import type { RenderedChart } from './charts/drawing.ts';
+import { renderLineChart } from './charts/line-chart.ts';
+import { renderPointChart } from './charts/point-chart.ts';
+import type { Report, ReportBlock, Table, TableCell } from './content.ts';
+import { REPORT_STYLE } from './style.ts';
 
 /**
  * Writes a report as one self-contained HTML file: style and charts inline, no script, nothing fetched.

@@ -1,5 +1,5 @@
-import { CHART_WIDTH, emptyChart, INK, type RenderedChart, renderSpec, standIn } from './chart-drawing.ts';
-import type { PointChart } from './report-content.ts';
+import type { PointChart } from '../content.ts';
+import { CHART_WIDTH, emptyChart, INK, type RenderedChart, renderSpec, standIn } from './drawing.ts';
 
 const HEIGHT = 300;
 /** With more points than this their names would cover each other. */

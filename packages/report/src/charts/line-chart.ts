@@ -1,44 +1,10 @@
-import {
-  CHART_WIDTH,
-  emptyChart,
-  INK,
-  type RenderedChart,
-  renderSpec,
-  SERIES_COLOURS,
-  standIn,
-} from './chart-drawing.ts';
-import type { BarChart, LineChart, LineSeries, Report, ReportBlock } from './report-content.ts';
+import type { LineChart, LineSeries } from '../content.ts';
+import { groupOf } from './colours.ts';
+import { CHART_WIDTH, emptyChart, type RenderedChart, renderSpec, standIn } from './drawing.ts';
 
 /** Longer series are drawn as the means of this many stretches: nobody sees more, and files stay small. */
 const MOST_POINTS = 250;
 const LINE_HEIGHT = 260;
-const BAR_STEP = 34;
-
-/** Every name's colour, in order of first appearance: one kind of run looks the same in every chart of a report. */
-export function assignColours(report: Report): ReadonlyMap<string, string> {
-  const colours = new Map<string, string>();
-  for (const { blocks } of report.sections) {
-    for (const block of blocks) {
-      for (const name of namesOf(block)) {
-        if (!colours.has(name)) colours.set(name, standIn(colours.size % SERIES_COLOURS));
-      }
-    }
-  }
-  return colours;
-}
-
-function namesOf(block: ReportBlock): readonly string[] {
-  switch (block.kind) {
-    case 'lines':
-      return block.series.map(groupOf);
-    case 'bars':
-      return block.bars.map(({ name }) => name);
-    case 'points':
-      return block.points.map(({ group }) => group);
-    default:
-      return [];
-  }
-}
 
 export async function renderLineChart(
   chart: LineChart,
@@ -100,71 +66,6 @@ export async function renderLineChart(
   return { svg, notes };
 }
 
-export async function renderBarChart(
-  chart: BarChart,
-  colours: ReadonlyMap<string, string>,
-  idPrefix: string,
-): Promise<RenderedChart> {
-  const finite = chart.bars.filter(({ value }) => Number.isFinite(value));
-  if (finite.length === 0) throw emptyChart(chart.title ?? chart.valueLabel);
-  const leftOut = chart.bars.length - finite.length;
-  const format = chart.format ?? '.3~g';
-  const axisFormat = format.endsWith('%') ? '~%' : '~g';
-  const values = finite.map((bar) => ({ ...bar, end: Math.max(bar.high ?? bar.value, bar.value) }));
-  const names = finite.map(({ name }) => name);
-  const y = {
-    field: 'name',
-    type: 'nominal' as const,
-    sort: names,
-    title: null,
-    axis: { domain: false, ticks: false },
-  };
-  const value = { field: 'value', type: 'quantitative' as const, title: chart.valueLabel };
-  const hasInterval = { filter: 'isValid(datum.low) && isValid(datum.high)' };
-  const svg = await renderSpec(
-    {
-      data: { values },
-      width: CHART_WIDTH,
-      height: BAR_STEP * finite.length,
-      encoding: { y },
-      layer: [
-        {
-          mark: { type: 'bar', height: 16, cornerRadiusEnd: 3 },
-          encoding: {
-            x: { ...value, axis: { format: axisFormat, tickCount: 6, domain: false } },
-            color: {
-              field: 'name',
-              type: 'nominal',
-              scale: { domain: names, range: names.map((name) => colours.get(name) ?? standIn(0)) },
-              legend: null,
-            },
-          },
-        },
-        {
-          transform: [hasInterval],
-          mark: { type: 'rule', color: INK, strokeWidth: 1.5 },
-          encoding: { x: { field: 'low', type: 'quantitative' }, x2: { field: 'high' } },
-        },
-        ...(['low', 'high'] as const).map((end) => ({
-          transform: [hasInterval],
-          mark: { type: 'tick' as const, color: INK, thickness: 1.5, size: 8 },
-          encoding: { x: { field: end, type: 'quantitative' as const } },
-        })),
-        {
-          mark: { type: 'text', align: 'left', dx: 8, color: INK, fontWeight: 600 },
-          encoding: {
-            x: { field: 'end', type: 'quantitative' },
-            text: { field: 'value', type: 'quantitative', format },
-          },
-        },
-      ],
-    },
-    chart.title ?? chart.valueLabel,
-    idPrefix,
-  );
-  return { svg, notes: leftOut === 0 ? [] : [`${leftOut} of ${chart.bars.length} values are left out: not finite.`] };
-}
-
 /** Values at which a log axis is labelled and ruled: 1, 2 and 5 in every decade, or the powers of ten over many. */
 function logTicks(values: readonly number[]): readonly number[] {
   const [low, high] = [Math.min(...values), Math.max(...values)];
@@ -175,8 +76,6 @@ function logTicks(values: readonly number[]): readonly number[] {
   const leads = decades.length > 4 ? [1] : [1, 2, 5];
   return decades.flatMap((decade) => leads.map((lead) => Number(`${lead}e${decade}`)));
 }
-
-const groupOf = (series: LineSeries): string => series.group ?? series.name;
 
 /** Means of equal stretches of a series, at the mean x; a short series as it is. */
 export function averageStretches(points: LineSeries['points']): {

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { printBytes, printCount, printDuration, printPairs, printSignificant, printTable } from './quantities.ts';
+import { printBytes, printCount, printDuration, printShare, printSignificant } from './quantities.ts';
 
 test('counts, sizes and times as people write them', () => {
   assert.equal(printCount(1234567.8), '1,234,568');
@@ -8,6 +8,7 @@ test('counts, sizes and times as people write them', () => {
   assert.equal(printBytes(1023), '1,023 B');
   assert.equal(printBytes(1540), '1.50 KiB');
   assert.equal(printBytes(467 * 2 ** 20), '467 MiB');
+  assert.equal(printShare(0.31449), '31.4 %');
   assert.equal(printDuration(42_400), '42 s');
   assert.equal(printDuration(185_000), '3 min 05 s');
   assert.equal(printDuration(59_600), '1 min 00 s');
@@ -23,22 +24,4 @@ test('significant digits', () => {
   assert.equal(printSignificant(123456.7), '123457');
   assert.equal(printSignificant(3.2e-7), '3.200e-7');
   assert.equal(printSignificant(Number.NaN), 'NaN');
-});
-
-test('columns are aligned', () => {
-  assert.equal(
-    printPairs([
-      ['rows', '3'],
-      ['nothing', undefined],
-      ['tokens', '12'],
-    ]),
-    'rows    3\ntokens  12',
-  );
-  assert.equal(
-    printTable([
-      ['group', 'size'],
-      ['a', '1,000'],
-    ]),
-    'group   size\na      1,000',
-  );
 });
