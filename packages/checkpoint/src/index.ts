@@ -6,6 +6,13 @@ export { type TensorToWrite, writeSafetensors } from './formats/safetensors/writ
 export { parseModelConfig, readModelConfig } from './hugging-face/config-file.ts';
 export { digestModel, type ModelDigest, type ModelFileDigest } from './hugging-face/model-digest.ts';
 export { openModelWeights } from './hugging-face/open-model-weights.ts';
+export {
+  type AdapterToWrite,
+  adapterNames,
+  adapterSide,
+  isAdapterName,
+  writePeftAdapter,
+} from './hugging-face/peft-adapter.ts';
 export { type ModelToWrite, writeModelFolder } from './hugging-face/write-model-folder.ts';
 export type { Architecture, Llama3RopeScaling, ModelConfig, RopeConfig } from './model-config.ts';
 export { createModelWeights, type ModelWeights, type WeightTensor } from './model-weights.ts';
@@ -17,6 +24,7 @@ export {
   FINAL_NORM_NAME,
   groupByLayer,
   isHeadTied,
+  isNormWeight,
   layerTensorName,
   locateTensor,
   outputMatrixName,

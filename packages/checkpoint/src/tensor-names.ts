@@ -14,6 +14,9 @@ const LAYER = /^model\.layers\.(\d+)\.(.+)$/;
 /** The full name of a tensor of a layer. @param name its local one, e.g. `self_attn.q_proj.weight` */
 export const layerTensorName = (layer: number, name: string): string => `model.layers.${layer}.${name}`;
 
+/** Whether a tensor, by its full or local name, is the weight of a norm: of a layer's or the final one. */
+export const isNormWeight = (name: string): boolean => name.endsWith('norm.weight');
+
 /** Whether the output matrix is the embedding, one tensor in two uses. */
 export const isHeadTied = ({ tieWordEmbeddings }: Pick<ModelConfig, 'tieWordEmbeddings'>): boolean => tieWordEmbeddings;
 

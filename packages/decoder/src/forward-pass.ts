@@ -1,4 +1,4 @@
-import type { ModelConfig } from '@stillhouse/checkpoint';
+import { isAdapterName, type ModelConfig } from '@stillhouse/checkpoint';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import type { LowRankAdapter } from './low-rank-adapter.ts';
@@ -146,7 +146,7 @@ export function blockCall(
   x: DeviceTensor,
   y: DeviceTensor,
 ): Call {
-  const isAdapted = Object.keys(weights).some((name) => name.endsWith('.lora_A.weight'));
+  const isAdapted = Object.keys(weights).some(isAdapterName);
   const program = isAdapted ? layer.adaptedBlock : layer.block;
   if (program === undefined) throw new Error('a layer has adapters and the programs were compiled without');
   return { kind: 'run', program, inputs: { x, ...tables, ...shared, ...weights }, outputs: { y } };

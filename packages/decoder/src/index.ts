@@ -26,7 +26,6 @@ export {
 } from './generation.ts';
 export {
   adaptedLinears,
-  adapterNames,
   adapterParameters,
   isLinearName,
   LINEAR_NAMES,

@@ -1,4 +1,4 @@
-import { describeLayer, type ModelConfig, type ParameterSpec } from '@stillhouse/checkpoint';
+import { adapterNames, describeLayer, type ModelConfig, type ParameterSpec } from '@stillhouse/checkpoint';
 import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
 
 /** The linear layers of a decoder layer, named as checkpoints and PEFT do. */
@@ -36,10 +36,6 @@ export function adaptedLinears(config: ModelConfig, { targets }: LowRankAdapter)
     return isTarget ? [{ name: linear, outSize: outSize!, inSize: inSize! }] : [];
   });
 }
-
-/** A's and B's names beside a linear layer's, as PEFT has them. */
-export const adapterNames = (linear: string) =>
-  ({ a: `${linear}.lora_A.weight`, b: `${linear}.lora_B.weight` }) as const;
 
 /** The adapters' tensors of a layer: local names and shapes. */
 export function adapterParameters(config: ModelConfig, adapter: LowRankAdapter): readonly ParameterSpec[] {

@@ -2,9 +2,8 @@ import assert from 'node:assert/strict';
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
-import { openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
+import { adapterNames, isAdapterName, openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
 import {
-  adapterNames,
   compileForwardPrograms,
   type DecoderOnDevice,
   LINEAR_NAMES,
@@ -14,7 +13,7 @@ import {
 } from '@stillhouse/decoder';
 import { isStillhouseError } from '@stillhouse/errors';
 import { expectClose, makeTemporaryFolder, openEngine, randomNormals } from '@stillhouse/testing';
-import { initialAdapter, isAdapterName, type StudentAdapter, studentAdapterParameters } from './adapters.ts';
+import { initialAdapter, type StudentAdapter, studentAdapterParameters } from './adapters.ts';
 import { type TrainingSettings, trainStudent } from './index.ts';
 import { resolveLearning } from './learning.ts';
 import { isProjection } from './projections.ts';

@@ -1,4 +1,4 @@
-import { describeParameters, layerTensorName, type ModelConfig } from '@stillhouse/checkpoint';
+import { adapterSide, describeParameters, layerTensorName, type ModelConfig } from '@stillhouse/checkpoint';
 import { adapterParameters, type LowRankAdapter } from '@stillhouse/decoder';
 import { seededUniform } from '@stillhouse/seeded-random';
 
@@ -7,9 +7,6 @@ export interface StudentAdapter extends LowRankAdapter {
   readonly alpha: number;
   readonly layers: ReadonlySet<number>;
 }
-
-/** Whether a parameter is of an adapter, by its full name. */
-export const isAdapterName = (name: string) => /\.lora_[AB]\.weight$/.test(name);
 
 /** The adapters' tensors of a student, by full name. */
 export function studentAdapterParameters(config: ModelConfig, adapter: StudentAdapter) {
@@ -42,7 +39,7 @@ export function initialAdapter(
   return (name) => {
     const { shape, stream } = specs.get(name)!;
     const [rows, columns] = shape as [number, number];
-    if (name.endsWith('.lora_B.weight')) return new Float32Array(rows * columns);
+    if (adapterSide(name) === 'b') return new Float32Array(rows * columns);
     return seededUniform(rows * columns, 1 / Math.sqrt(columns), seed, ADAPTER_STREAM + stream);
   };
 }

@@ -3,6 +3,7 @@ import {
   countElements,
   countParameters,
   describeParameters,
+  isNormWeight,
   type ModelConfig,
   parseModelConfig,
   readModelConfig,
@@ -69,7 +70,7 @@ export async function initStudent(settings: InitSettings): Promise<NewStudent> {
     const { shape, stream } = streams.get(name)!;
     const count = countElements(shape);
     if (shape.length >= 2) return seededNormals(count, deviation, seed, stream);
-    return new Float32Array(count).fill(name.endsWith('norm.weight') ? 1 : 0);
+    return new Float32Array(count).fill(isNormWeight(name) ? 1 : 0);
   };
   await writeModelFolder({ out, config: config.raw, parameters, read, dtype: 'float32', carryFrom: like });
   return { out, config, parameterCount: countParameters(config) };

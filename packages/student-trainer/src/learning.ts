@@ -1,7 +1,7 @@
-import type { ModelConfig } from '@stillhouse/checkpoint';
+import { isAdapterName, type ModelConfig } from '@stillhouse/checkpoint';
 import { LINEAR_NAMES } from '@stillhouse/decoder';
 import { StillhouseError } from '@stillhouse/errors';
-import { isAdapterName, type StudentAdapter } from './adapters.ts';
+import type { StudentAdapter } from './adapters.ts';
 import { resolveTrainLayers, trainedNames } from './train-layers.ts';
 import type { TrainingSettings } from './training-settings.ts';
 

@@ -1,8 +1,9 @@
 import { createHash } from 'node:crypto';
+import { isAdapterName } from '@stillhouse/checkpoint';
 import type { FolderLock } from '@stillhouse/durable-files';
 import { uploadTeacherHead } from '@stillhouse/objectives';
 import type { Engine } from '@stillhouse/runtime';
-import { initialAdapter, isAdapterName } from './adapters.ts';
+import { initialAdapter } from './adapters.ts';
 import { type CarriedWeights, carryWeights, joinState } from './carried-weights.ts';
 import { openDataOrder } from './data-order.ts';
 import { locateDivergence } from './divergence-site.ts';
