@@ -1,16 +1,6 @@
 /** Distillation losses as graph fragments, and the arrays of labels that they read. */
-export { describeOpenLabels, type RefineMode, resolveRefinement } from './cache-labels.ts';
-export { checkModelTokenizer, requireRowFits, sharedVocabulary } from './compatibility.ts';
-export { type Divergence, emitDivergence, emitForwardKl, type LogDistributions } from './divergence.ts';
-export { explainUnsoundDivergence } from './divergence-soundness.ts';
-export {
-  emitHiddenLoss,
-  type FeatureMatch,
-  type FeatureNormalisation,
-  featureLossGraph,
-  featureName,
-  type HiddenLoss,
-} from './feature-match.ts';
+export { describeOpenLabels, type RefineMode, resolveRefinement } from './labels/cache-labels.ts';
+export { checkModelTokenizer, requireRowFits, sharedVocabulary } from './labels/compatibility.ts';
 export {
   collectLabels,
   collectRefinement,
@@ -21,7 +11,7 @@ export {
   sliceLabel,
   type TaskWeights,
   weighRow,
-} from './label-arrays.ts';
+} from './labels/label-arrays.ts';
 export {
   ABSENT_LOGPROB,
   emitFullDistributions,
@@ -31,9 +21,21 @@ export {
   type SampledInputs,
   type TailKind,
   type TopKInputs,
-} from './label-distributions.ts';
-export type { FloatArray } from './label-gathering.ts';
-export { joinLabels, type LabelPart } from './label-joining.ts';
+} from './labels/label-distributions.ts';
+export type { FloatArray } from './labels/label-gathering.ts';
+export { joinLabels, type LabelPart } from './labels/label-joining.ts';
+export { emitRefinedTeacher, type RefinementInputs, type RefinementNormaliser } from './labels/refined-distribution.ts';
+export { describeFullLabels, uploadTeacherHead } from './labels/teacher-head.ts';
+export { type Divergence, emitDivergence, emitForwardKl, type LogDistributions } from './losses/divergence.ts';
+export { explainUnsoundDivergence } from './losses/divergence-soundness.ts';
+export {
+  emitHiddenLoss,
+  type FeatureMatch,
+  type FeatureNormalisation,
+  featureLossGraph,
+  featureName,
+  type HiddenLoss,
+} from './losses/feature-match.ts';
 export {
   emitSoftDistributions,
   emitSoftLoss,
@@ -44,9 +46,7 @@ export {
   type Readout,
   type Refinement,
   type SoftLabels,
-} from './loss-graph.ts';
-export { emitRefinedTeacher, type RefinementInputs, type RefinementNormaliser } from './refined-distribution.ts';
-export { describeFullLabels, uploadTeacherHead } from './teacher-head.ts';
-export { emitCrossEntropy } from './token-losses.ts';
-export { countSelected, emitEntropy, entropyGraph, selectionGraph } from './token-selection.ts';
-export { emitLogSumExp, emitRowSum, REMOVED_SCORE } from './vocabulary-sums.ts';
+} from './losses/loss-graph.ts';
+export { emitCrossEntropy } from './losses/token-losses.ts';
+export { countSelected, emitEntropy, entropyGraph, selectionGraph } from './losses/token-selection.ts';
+export { emitLogSumExp, emitRowSum, REMOVED_SCORE } from './losses/vocabulary-sums.ts';

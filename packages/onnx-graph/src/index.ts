@@ -1,20 +1,22 @@
 /** Build, type-check, differentiate, verify, print and encode ONNX graphs. Knows no language model. */
-export { GraphBuilder, type GraphHints } from './builder.ts';
-export { type DifferentiateOptions, differentiate } from './differentiate.ts';
-export { elementCount, formatShape, multiplyDims, resolveDim, shapesEqual, symbolsOf } from './dims.ts';
-export { encodeModel } from './encode.ts';
-export type { EncodingTarget, ProductPrecision } from './encoding-target.ts';
-export type { GradientPart, PartGradient } from './gradient-part.ts';
+
+export { encodeModel } from './encode/encode.ts';
+export type { EncodingTarget, ProductPrecision } from './encode/encoding-target.ts';
+export { WEBGPU_OPERATORS } from './encode/webgpu-operators.ts';
+export { type DifferentiateOptions, differentiate } from './gradients/differentiate.ts';
+export type { GradientPart, PartGradient } from './gradients/gradient-part.ts';
 export {
   GRADIENT_RULES,
   type GradientContext,
   type GradientRule,
   type GradientRules,
   type NoGradient,
-} from './gradients.ts';
-export { OPERATORS } from './operators.ts';
-export { printGraph } from './print.ts';
-export { findCut, racesOnThreads } from './reachable.ts';
+} from './gradients/rules.ts';
+export { GraphBuilder, type GraphHints } from './graph/builder.ts';
+export { elementCount, formatShape, multiplyDims, resolveDim, shapesEqual, symbolsOf } from './graph/dims.ts';
+export { OPERATORS } from './graph/operators.ts';
+export { printGraph } from './graph/print.ts';
+export { findCut, racesOnThreads } from './graph/reachable.ts';
 export type {
   AttributeValue,
   ConstantData,
@@ -28,7 +30,6 @@ export type {
   Shape,
   TensorType,
   Value,
-} from './types.ts';
-export { findGraphProblems, verifyGraph } from './verify.ts';
-export { WEBGPU_OPERATORS } from './webgpu.ts';
-export { measureWorkingMemory } from './working-memory.ts';
+} from './graph/types.ts';
+export { findGraphProblems, verifyGraph } from './graph/verify.ts';
+export { measureWorkingMemory } from './memory/working-memory.ts';

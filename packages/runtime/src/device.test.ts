@@ -4,9 +4,9 @@ import { dirname, join } from 'node:path';
 import { describe, type TestContext, test } from 'node:test';
 import { chooseSoftwareAdapter, makeTemporaryFolder } from '@stillhouse/testing';
 import { chooseDevice } from './device.ts';
-import { findGraphics } from './graphics.ts';
 import { openEngine } from './index.ts';
 import { checkProduct, tryProducts } from './product-trial.ts';
+import { findGraphics } from './webgpu/graphics.ts';
 
 const NVIDIA = '/usr/share/vulkan/icd.d/nvidia_icd.json';
 

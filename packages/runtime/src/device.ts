@@ -1,10 +1,10 @@
 import { availableParallelism } from 'node:os';
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import { createEngine, type Engine } from './engine.ts';
-import { findGraphics, type GraphicsFinding } from './graphics.ts';
 import { findCudaProvider } from './native/onnxruntime-library.ts';
 import { tryProducts } from './product-trial.ts';
 import type { ProductPrecision } from './protocol.ts';
+import { findGraphics, type GraphicsFinding } from './webgpu/graphics.ts';
 import { startWorker } from './worker-link.ts';
 
 export type DeviceName = 'auto' | 'cpu' | 'cuda' | 'webgpu';

@@ -120,7 +120,7 @@ async function openBackend(wanted: WorkerOptions): Promise<Backend<unknown>> {
   if (wanted.device === 'cpu') return openCpuBackend(enterNative);
   if (wanted.device === 'cuda') return openCudaBackend(enterNative, wanted);
   // What nothing else needs is not loaded for it.
-  const { openWebGpuBackend } = await import('./webgpu-backend.ts');
+  const { openWebGpuBackend } = await import('./webgpu/backend.ts');
   return openWebGpuBackend(enterNative, wanted);
 }
 

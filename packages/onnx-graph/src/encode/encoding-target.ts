@@ -1,0 +1,26 @@
+import type { Node, OperatorName, Shape } from '../graph/types.ts';
+
+/** The provider that a model is encoded for; `any` is ONNX as it stands. */
+export type EncodingTarget = 'any' | 'cuda' | 'webgpu';
+
+/**
+ * What matrix products round their operands to: nothing, tf32 (which is the provider's own affair), or bfloat16. Sums are
+ * float32 always.
+ */
+export type ProductPrecision = 'float32' | 'tf32' | 'bfloat16';
+
+/**
+ * The oldest operator set that has all operators of a graph. Providers register kernels for the versions of an operator
+ * that they know, and ONNX Runtime takes none for a newer one, be it the same: CUDA's Reshape is of set 23, and in set 26
+ * the CPU would compute it.
+ */
+export function chooseOldestOpset(nodes: readonly Node[]): number {
+  const has = (name: OperatorName) => nodes.some(({ op }) => op === name);
+  return has('BitCast') ? 26 : has('RMSNormalization') || has('RotaryEmbedding') ? 23 : 21;
+}
+
+/**
+ * The name of a graph input for a shape that only a run knows: int64 `[rank]` in main memory. Who runs the program reads
+ * the sizes of its symbols off the other inputs, so the graph needs no nodes that compute them on the CPU.
+ */
+export const shapeInputName = (target: Shape) => `shape(${target.join(',')})`;

@@ -1,0 +1,176 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { isStillhouseError } from '@stillhouse/errors';
+import { openEngine } from '@stillhouse/testing';
+import fc from 'fast-check';
+import { emitSumTo } from '../gradients/broadcast-sum.ts';
+import {
+  differentiate,
+  encodeModel,
+  findGraphProblems,
+  GraphBuilder,
+  multiplyDims,
+  printGraph,
+  resolveDim,
+  type Value,
+  verifyGraph,
+} from '../index.ts';
+
+const refuses = (body: () => unknown, code: string, message: RegExp) =>
+  assert.throws(body, (error) => {
+    assert.ok(isStillhouseError(error, code), String(error));
+    assert.match(error.message, message);
+    return true;
+  });
+
+test('products of dimensions are canonical: order and grouping do not matter', () => {
+  const dim = fc.oneof(fc.integer({ min: 1, max: 9 }), fc.constantFrom('B', 'T', 'N'));
+  fc.assert(
+    fc.property(dim, dim, dim, (a, b, c) => {
+      assert.equal(multiplyDims(a, multiplyDims(b, c)), multiplyDims(multiplyDims(c, a), b));
+      const values = { B: 2, T: 3, N: 5 };
+      const product = [a, b, c].reduce<number>((sum, one) => sum * resolveDim(one, values)!, 1);
+      assert.equal(resolveDim(multiplyDims(a, b, c), values), product);
+    }),
+  );
+  assert.equal(multiplyDims('T', 2, 'B', 3), '6*B*T');
+  assert.equal(multiplyDims('T', 0), 0);
+  assert.equal(resolveDim('B*T', { B: 2 }), undefined);
+});
+
+test('a wrong operand is an error at its call that names graph, node, expectation and finding', () => {
+  const g = new GraphBuilder('wrong');
+  const [a, b, ids] = [g.floatInput('a', ['N', 4]), g.floatInput('b', [3, 5]), g.input('ids', 'int64', ['N'])];
+  refuses(
+    () => g.add(a, b),
+    'GRAPH_TYPE_ERROR',
+    /graph wrong, node Add: shapes do not broadcast.*float32\[N, 4\] and float32\[3, 5\]/,
+  );
+  refuses(() => g.add(a, ids), 'GRAPH_TYPE_ERROR', /operand types do not fit/);
+  refuses(
+    () => g.gemm(a, b, { transB: true }),
+    'GRAPH_TYPE_ERROR',
+    /inner dimensions differ; expected K = 4, got K = 5/,
+  );
+  refuses(() => g.matMul(a, b), 'GRAPH_TYPE_ERROR', /matrices do not fit/);
+  refuses(() => g.reshape(a, ['N', 5]), 'GRAPH_TYPE_ERROR', /number of elements changes/);
+  refuses(() => g.transpose(a, [0, 0]), 'GRAPH_TYPE_ERROR', /not a permutation/);
+  refuses(() => g.split(b, 1, [2, 2]), 'GRAPH_TYPE_ERROR', /parts do not add up; expected 5, got 2 \+ 2/);
+  refuses(() => g.concat([a, b], 0), 'GRAPH_TYPE_ERROR', /shapes differ off the axis/);
+  refuses(() => g.gather(b, a), 'GRAPH_TYPE_ERROR', /indices have the wrong type; expected int64/);
+  refuses(() => g.topK(b, 6, 1), 'GRAPH_TYPE_ERROR', /k is out of range; expected 1 to 5, got 6/);
+  refuses(() => g.slice(b, 0, 0, 9), 'GRAPH_TYPE_ERROR', /the slice is not inside the axis/);
+  refuses(() => g.reduceSum(b, [2]), 'GRAPH_TYPE_ERROR', /axis out of range/);
+  refuses(() => g.where(a, a, a), 'GRAPH_TYPE_ERROR', /condition has the wrong type/);
+  refuses(() => g.rmsNormalization(a, b, 1e-6), 'GRAPH_TYPE_ERROR', /scale does not fit/);
+  refuses(() => g.exp(ids), 'GRAPH_TYPE_ERROR', /does not take this type/);
+  refuses(() => g.expand(b, [3, 6]), 'GRAPH_TYPE_ERROR', /does not expand/);
+  refuses(() => emitSumTo(g, b, [2, 5]), 'GRAPH_TYPE_ERROR', /cannot undo a broadcast/);
+  refuses(() => g.apply('Add', [a], {}), 'GRAPH_TYPE_ERROR', /wrong number of inputs; expected 2, got 1/);
+  refuses(() => g.floatInput('a', [1]), 'GRAPH_DUPLICATE_NAME', /already a value named a/);
+  g.output('y', a);
+  refuses(() => g.output('y', b), 'GRAPH_DUPLICATE_NAME', /already an output named y/);
+});
+
+test('a shape whose symbol no input has cannot be encoded', () => {
+  const g = new GraphBuilder('unknown');
+  g.output('y', g.expand(g.floatInput('x', [1]), ['M']));
+  refuses(() => encodeModel(g), 'GRAPH_UNKNOWN_SYMBOL', /no input has a dimension M/);
+});
+
+test('a gradient through an operator without one is refused, with its reason', () => {
+  const g = new GraphBuilder('round');
+  const x = g.floatInput('x', [2]);
+  const y = g.sumAll(g.round(x));
+  refuses(
+    () => differentiate(g, { seeds: [[y, g.scalar(1)]], withRespectTo: [x] }),
+    'GRAPH_NOT_DIFFERENTIABLE',
+    /through Round, which has none: its derivative is zero/,
+  );
+  refuses(
+    () => differentiate(g, { seeds: [[y, x]], withRespectTo: [x] }),
+    'GRAPH_TYPE_ERROR',
+    /a gradient must have the type of its value/,
+  );
+});
+
+test('the verifier finds each defect of a tampered graph', () => {
+  const build = () => {
+    const g = new GraphBuilder('g');
+    const x = g.floatInput('x', ['N', 2]);
+    g.output('y', g.exp(g.neg(x)));
+    return g;
+  };
+  assert.deepEqual(findGraphProblems(build()), []);
+  const tampered: readonly [(g: GraphBuilder) => void, RegExp][] = [
+    [(g) => g.nodes.reverse(), /operand Neg is not defined before it/],
+    [(g) => g.outputs.clear(), /no output/],
+    [(g) => g.inputs.pop(), /operand x is not defined/],
+    [
+      (g) => Object.assign(g.nodes[0]!.outputs[0]!, { shape: ['N', 3] }),
+      /output 0 is stored as float32\[N, 3\], inferred float32\[N, 2\]/,
+    ],
+    [(g) => Object.assign(g.nodes[0]!.outputs[0]!, { dtype: 'int64' }), /stored as int64/],
+    [(g) => Object.assign(g.nodes[1]!.outputs[0]!, { name: 'x' }), /name x is taken twice/],
+    [
+      (g) => g.outputs.set('z', { name: 'elsewhere', dtype: 'float32', shape: [] } as Value),
+      /output z: elsewhere is not computed/,
+    ],
+    [
+      (g) => g.constants.push({ name: 'c', dtype: 'float32', shape: [3], constant: Float32Array.of(1) }),
+      /constant c: 1 elements for \[3\]/,
+    ],
+  ];
+  for (const [tamper, expected] of tampered) {
+    const g = build();
+    tamper(g);
+    assert.match(findGraphProblems(g).join('\n'), expected);
+    refuses(() => verifyGraph(g), 'GRAPH_INVALID', expected);
+  }
+});
+
+test('the text dump has a line a node, names that mirror scopes, and no dead node', () => {
+  const g = new GraphBuilder('layer');
+  const x = g.floatInput('x', ['B*T', 4]);
+  const w = g.floatInput('layers.3.self_attn.q_proj.weight', [2, 4]);
+  const y = g.scope('layers.3', () =>
+    g.scope('self_attn', () => g.scope('q_proj', () => g.gemm(x, w, { transB: true }))),
+  );
+  g.neg(y);
+  g.output('y', g.scale(y, 0.5));
+  assert.equal(
+    printGraph(g),
+    `graph layer (float32)
+  input  x: float32[B*T, 4]
+  input  layers.3.self_attn.q_proj.weight: float32[2, 4]
+  layers.3/self_attn/q_proj/Gemm: float32[B*T, 2] = Gemm(x, layers.3.self_attn.q_proj.weight, transA=false, transB=true)
+  Mul: float32[B*T, 2] = Mul(layers.3/self_attn/q_proj/Gemm, 0.5)
+  output y = Mul: float32[B*T, 2]
+`,
+  );
+});
+
+test('an encoded graph computes what it says at any value of its symbols', async (t) => {
+  const engine = await openEngine({ threads: 1 });
+  t.after(() => engine.close());
+  const g = new GraphBuilder('symbols', 'float64');
+  const x = g.floatInput('x', ['B*T', 6]);
+  g.input('shape', 'int64', ['B', 'T']);
+  const heads = g.transpose(g.reshape(x, ['B', 'T', 2, 3]), [0, 2, 1, 3]);
+  g.output('y', g.reshape(g.add(heads, g.expand(g.scalar(1), ['B', 2, 'T', 3])), ['2*B', 'T', 3]));
+  const program = await engine.compile(g);
+  for (const [B, T] of [
+    [1, 1],
+    [2, 3],
+  ] as const) {
+    const values = Float64Array.from({ length: B * T * 6 }, (_, i) => i);
+    const y = engine.allocate('float64', [2 * B, T, 3]);
+    const inputs = { x: engine.upload(values, 'float64', [B * T, 6]), shape: engine.allocate('int64', [B, T]) };
+    await engine.run([{ kind: 'run', program, inputs, outputs: { y } }]);
+    const expected = Array.from({ length: B * 2 * T * 3 }, (_, i) => {
+      const [b, h, s, d] = [Math.floor(i / (2 * T * 3)), Math.floor(i / (T * 3)) % 2, Math.floor(i / 3) % T, i % 3];
+      return 1 + (b * T + s) * 6 + h * 3 + d;
+    });
+    assert.deepEqual([...((await engine.download(y)) as Float64Array)], expected);
+  }
+});
