@@ -2,7 +2,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { isBuiltin } from 'node:module';
 import { dirname, join, relative, resolve, sep } from 'node:path';
 import { type Import, type ScannedFile, scanImports } from './imports.ts';
-import { computedImports, libraryOwners, ranks, separated, testLibraries, testPackage } from './ranks.ts';
+import { libraryOwners, ranks, separated, testLibraries, testPackage } from './ranks.ts';
 
 export type Rule =
   | 'rank'
@@ -120,7 +120,6 @@ function checkFile(root: string, one: Package, file: SourceFile): Violation[] {
     const where = place(root, file.path, found);
     const { specifier } = found;
     if (specifier === undefined) {
-      if (place(root, file.path) in computedImports) return [];
       return [violate(where, 'path', 'the path of this import is computed and cannot be checked; spell it out')];
     }
     if (specifier.startsWith('.')) return checkRelative(root, one, file, found, specifier);

@@ -5,7 +5,7 @@
 import { existsSync, readdirSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { join, relative } from 'node:path';
-import { bundleSources, writeBundledFiles } from '@stillhouse/source-bundle';
+import { bundleSources, writeBundledFiles } from './bundle-sources.ts';
 
 export interface TestBundle {
   /** For `src/testing/one.ts` of a package it has `packages/NAME/src/testing/one.js`, and `packages/cli/bin/stillhouse.js`. */

@@ -10,7 +10,6 @@ export const ranks: Readonly<Record<string, number>> = {
   'onnx-graph': 1,
   'seeded-random': 1,
   statistics: 1,
-  'source-bundle': 1,
   runtime: 2,
   checkpoint: 2,
   tokenizer: 2,
@@ -63,12 +62,6 @@ export const libraryOwners: Readonly<Record<string, readonly string[]>> = {
   valibot: ['settings', 'cli'],
   // Not a format but the loader of TypeScript, needed wherever a thread or a process starts.
   tsx: ['cli', 'runtime', 'testing'],
-  esbuild: ['source-bundle'],
-};
-
-/** Files that may import by a path that they compute, and why. */
-export const computedImports: Readonly<Record<string, string>> = {
-  'packages/cli/bin/command-bundle.js': 'the bundle of the command has another name for each state of the sources',
 };
 
 /** Libraries that every test may import. The package `testing` lists them for all. */

@@ -56,8 +56,6 @@ test('a tree without violations passes, whatever stands in prose and strings', a
     'packages/testing/src/index.ts': use('@stillhouse/runtime'),
     'packages/cli/package.json': manifest(['tsx']),
     'packages/cli/bin/start.js': "spawn('node', ['--import', 'tsx']);\n",
-    // Stands in the table of those that may.
-    'packages/cli/bin/command-bundle.js': 'export const load = (name) => import(`./${name}.js`);\n',
     'test/all.test.ts': use('@stillhouse/student-trainer') + use('@stillhouse/teacher-inference'),
   };
   assert.deepEqual(await plant(t, clean), []);

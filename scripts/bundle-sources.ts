@@ -1,6 +1,6 @@
-import { readFile, realpath } from 'node:fs/promises';
+import { mkdir, readFile, realpath, writeFile } from 'node:fs/promises';
 import { isBuiltin } from 'node:module';
-import { join, relative, sep } from 'node:path';
+import { dirname, join, relative, sep } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { build, type Plugin, stop } from 'esbuild';
 
@@ -89,4 +89,12 @@ export async function bundleSources(request: BundleRequest): Promise<readonly Bu
   } finally {
     await stop(); // Or its process stays as long as ours, which may train for days.
   }
+}
+
+/** @param folder exists; may be another than the one that the files are made for, if it is renamed before they run */
+export async function writeBundledFiles(folder: string, files: readonly BundledFile[]): Promise<void> {
+  for (const parent of new Set(files.map(({ path }) => dirname(path)))) {
+    await mkdir(join(folder, parent), { recursive: true });
+  }
+  await Promise.all(files.map(({ path, contents }) => writeFile(join(folder, path), contents)));
 }
