@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
+import { openModelWeights } from '@stillhouse/checkpoint';
 import type { GraphBuilder } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Program } from '@stillhouse/runtime';
 import { expectClose, gradientError, openEngine } from '@stillhouse/testing';
@@ -27,8 +27,8 @@ const engine = await openEngine({ threads: 1 });
 after(() => engine.close());
 
 const GOLDEN = new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname;
-const config = await readModelConfig(GOLDEN);
-const source = await openSafetensors(`${GOLDEN}/model.safetensors`);
+const model = await openModelWeights(GOLDEN);
+const { config } = model;
 const adapter = { rank: 2, scale: 0.5, targets: ['q_proj', 'v_proj'] } as const;
 
 const waves = (shape: readonly number[], phase: number) => {
@@ -40,12 +40,10 @@ const waves = (shape: readonly number[], phase: number) => {
   );
 };
 const weights: Record<string, DeviceTensor> = {};
-for (const name of source.tensors.keys()) {
-  if (!name.startsWith('model.layers.0.')) continue;
-  const { shape } = source.tensors.get(name)!;
-  weights[name.slice('model.layers.0.'.length)] = engine.upload(await source.read(name, 'float64'), 'float64', shape);
+for (const [name, { shape, read }] of Object.entries(model.layers[0]!)) {
+  weights[name] = engine.upload(await read('float64'), 'float64', shape);
 }
-await source.close();
+await model.close();
 for (const { name, shape } of adapterParameters(config, adapter)) weights[name] = waves(shape, 3);
 const names = Object.keys(weights);
 const programs = await compileForwardPrograms(engine, config, 'float64', adapter);

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
+import { arrangeByPlace, openModelWeights, openSafetensors } from '@stillhouse/checkpoint';
 import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import { type DeviceTensor, openEngine, type TensorData } from '@stillhouse/runtime';
 import { expectClose } from '@stillhouse/testing';
@@ -26,28 +26,11 @@ const GOLDEN = new URL('../../../test/golden/', import.meta.url).pathname;
 const MODELS = ['qwen2-tiny', 'qwen2-tiny-untied', 'llama-tiny', 'llama3-rope-tiny'];
 
 async function openModel(name: string, float: FloatDtype) {
-  const folder = `${GOLDEN}${name}`;
-  const config = await readModelConfig(folder);
-  const source = await openSafetensors(`${folder}/model.safetensors`);
-  const upload = async (tensor: string) =>
-    engine.upload(await source.read(tensor, float), float, source.tensors.get(tensor)!.shape);
-  const layers = await Promise.all(
-    Array.from({ length: config.layerCount }, async (_, layer) => {
-      const prefix = `model.layers.${layer}.`;
-      const names = [...source.tensors.keys()].filter((tensor) => tensor.startsWith(prefix));
-      return Object.fromEntries(
-        await Promise.all(names.map(async (tensor) => [tensor.slice(prefix.length), await upload(tensor)] as const)),
-      );
-    }),
-  );
-  const embedding = await upload('model.embed_tokens.weight');
-  return {
-    config,
-    layers,
-    embedding,
-    norm: await upload('model.norm.weight'),
-    head: config.tieWordEmbeddings ? embedding : await upload('lm_head.weight'),
-  };
+  const { config, tensors, close } = await openModelWeights(`${GOLDEN}${name}`);
+  const uploaded = new Map<string, DeviceTensor>();
+  for (const [tensor, { shape, read }] of tensors) uploaded.set(tensor, engine.upload(await read(float), float, shape));
+  await close();
+  return { config, ...arrangeByPlace(config, uploaded) };
 }
 
 type Model = Awaited<ReturnType<typeof openModel>>;

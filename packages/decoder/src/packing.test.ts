@@ -1,6 +1,5 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
 import { GraphBuilder } from '@stillhouse/onnx-graph';
 import { openEngine } from '@stillhouse/testing';
 import fc from 'fast-check';
@@ -11,6 +10,7 @@ import {
   embeddingCall,
   flatIndex,
   freeBatch,
+  loadDecoder,
   packSequences,
   type TokenBatch,
   takeLayerPrograms,
@@ -67,19 +67,7 @@ test('a position sees itself and what is before it in its own sequence, and noth
 
 test('other sequences of a row may be any: the states of a sequence do not change by a bit', async () => {
   const folder = new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname;
-  const config = await readModelConfig(folder);
-  const source = await openSafetensors(`${folder}/model.safetensors`);
-  const upload = async (name: string) =>
-    engine.upload(await source.read(name, 'float32'), 'float32', source.tensors.get(name)!.shape);
-  const embedding = await upload('model.embed_tokens.weight');
-  const layers = await Promise.all(
-    [0, 1].map(async (layer) => {
-      const prefix = `model.layers.${layer}.`;
-      const names = [...source.tensors.keys()].filter((name) => name.startsWith(prefix));
-      const entries = names.map(async (name) => [name.slice(prefix.length), await upload(name)] as const);
-      return Object.fromEntries(await Promise.all(entries));
-    }),
-  );
+  const { config, embedding, layers } = await loadDecoder(engine, folder);
   const programs = await compileForwardPrograms(engine, config, 'float32');
   const statesOf = async (batch: TokenBatch, sequence: number) => {
     const layer = await takeLayerPrograms(programs, batch);
