@@ -1,4 +1,4 @@
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync, readdirSync, statSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import {
@@ -109,7 +109,9 @@ export function findCudaProvider(folder = findLibraryFolder()): {
   readonly isPresent: boolean;
   readonly reason: string;
 } {
-  return existsSync(join(folder, 'libonnxruntime_providers_cuda.so'))
+  // An empty file only keeps it from being downloaded: bin/skip-cuda-download.js.
+  const file = statSync(join(folder, 'libonnxruntime_providers_cuda.so'), { throwIfNoEntry: false });
+  return (file?.size ?? 0) > 0
     ? { isPresent: true, reason: "ONNX Runtime's CUDA provider is installed" }
     : { isPresent: false, reason: "ONNX Runtime's CUDA provider is not installed" };
 }
