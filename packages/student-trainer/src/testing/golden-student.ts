@@ -2,9 +2,9 @@ import { openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
 import type { LabelArray, LabelArrays, Objective, TailKind } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Engine } from '@stillhouse/runtime';
-import type { MicroBatch } from '../micro-batch.ts';
-import { PROJECTION_NAME } from '../projections.ts';
-import { createStudent, type Student, type StudentOptions } from '../student.ts';
+import { PROJECTION_NAME } from '../plan/projections.ts';
+import type { MicroBatch } from '../step/micro-batch.ts';
+import { createStudent, type Student, type StudentOptions } from '../step/student.ts';
 
 const GOLDEN = new URL('../../../../test/golden/', import.meta.url).pathname;
 /** Ten steps of a tiny student that PyTorch took. */

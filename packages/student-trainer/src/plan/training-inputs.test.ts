@@ -1,0 +1,50 @@
+import assert from 'node:assert/strict';
+import { existsSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { resolveSettings } from '@stillhouse/settings';
+import { openCache } from '@stillhouse/teacher-cache';
+import { makeTemporaryFolder } from '@stillhouse/testing';
+import { checkTraining, TRAINING_SETTINGS, type TrainingSettings, trainStudent } from '../index.ts';
+import { writeSyntheticCache } from '../testing/synthetic-cache.ts';
+
+const STUDENT = new URL('../../../../test/golden/qwen2-tiny', import.meta.url).pathname;
+
+const settings = (given: Partial<TrainingSettings>): TrainingSettings =>
+  resolveSettings(TRAINING_SETTINGS, { student: STUDENT, labels: 'topk', batchTokens: 24, threads: 1, ...given });
+
+test('a check finds what training would refuse, and leaves no trace; runs of one process share what was opened', async (t) => {
+  const folder = await makeTemporaryFolder(t);
+  const cache = join(folder, 'cache');
+  await writeSyntheticCache(cache, { vocabSize: 512, hiddenSize: 24, rows: 10, k: 12, temperatures: [1, 2] });
+  const out = join(folder, 'run');
+  const opened = await openCache(cache);
+  let calls = 0;
+  const shared = {
+    openCache: async (location: string) => {
+      assert.equal(location, cache);
+      calls += 1;
+      return { ...opened, close: async () => {} };
+    },
+    finiteStudents: new Set<string>(),
+  };
+  const check = (given: Partial<TrainingSettings>) => checkTraining(settings({ cache, out, ...given }), shared);
+  const found = await check({ temperature: 1, steps: 2 });
+  assert.deepEqual(found, { cacheDigest: opened.digest, rows: 10, steps: 2 });
+  assert.deepEqual([...shared.finiteStudents], [STUDENT]);
+  await assert.rejects(check({ temperature: 3 }), { code: 'TEMPERATURE_NOT_IN_GRID' });
+  await assert.rejects(check({ split: 'absent' }), { code: 'NO_TRAINING_ROWS' });
+  await assert.rejects(check({ evalEvery: 2, evalCache: cache }), { code: 'HELD_OUT_OVERLAP' });
+  await assert.rejects(checkTraining(settings({ cache, out, student: join(folder, 'absent') })), /absent/);
+  assert.equal(existsSync(out), false);
+
+  const before = calls;
+  await trainStudent(settings({ cache, out, steps: 2 }), {}, shared);
+  assert.equal(calls, before + 1);
+  const alone = join(folder, 'alone');
+  await trainStudent(settings({ cache, out: alone, steps: 2 }));
+  const [one, two] = await Promise.all([out, alone].map((run) => readFile(join(run, 'model.safetensors'))));
+  assert.ok(one!.equals(two!));
+  await opened.close();
+});

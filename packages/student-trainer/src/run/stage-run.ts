@@ -1,0 +1,228 @@
+import { createHash } from 'node:crypto';
+import { isAdapterName } from '@stillhouse/checkpoint';
+import type { FolderLock } from '@stillhouse/durable-files';
+import { uploadTeacherHead } from '@stillhouse/objectives';
+import type { Engine } from '@stillhouse/runtime';
+import { openDataOrder } from '../data/data-order.ts';
+import { loadStepData } from '../data/step-data.ts';
+import { measureColumnCost } from '../data/step-layout.ts';
+import { openStepReader } from '../data/step-reader.ts';
+import {
+  type CacheUse,
+  describeCaches,
+  joinDigests,
+  orderSources,
+  readSources,
+  type TrainingSource,
+} from '../data/training-sources.ts';
+import { learningRateAt } from '../optimiser/learning-rate.ts';
+import { describeProjections, initialProjection } from '../plan/projections.ts';
+import { countAllSteps, endOf, type StagePlan } from '../plan/stage-plan.ts';
+import type { TrainingInputs } from '../plan/training-inputs.ts';
+import { type CarriedWeights, carryWeights, joinState } from '../save/carried-weights.ts';
+import { saveStudent } from '../save/save-student.ts';
+import {
+  type FoundCheckpoint,
+  type RunIdentity,
+  restoreCheckpoint,
+  saveCheckpoint,
+  type TrainingState,
+} from '../save/training-checkpoint.ts';
+import { lossScalarsAt } from '../settings/loss-schedule.ts';
+import { initialAdapter } from '../step/adapters.ts';
+import { createStudent, type Student } from '../step/student.ts';
+import { viewAsDecoder } from '../step/student-decoder.ts';
+import type { HeldOutMetrics } from '../watch/held-out.ts';
+import { describeSums, type StepMetrics } from '../watch/metrics.ts';
+import { openRunLog, type RunLog } from '../watch/run-log.ts';
+import { locateDivergence } from './divergence-site.ts';
+import { nameCheckpoint, refuseDivergence } from './run-failures.ts';
+import type { TrainingEvents } from './training-events.ts';
+
+/** How far a run is, over all stages; filled in as it goes. */
+export interface RunProgress {
+  state: TrainingState | undefined;
+  log: RunLog | undefined;
+  last: StepMetrics | undefined;
+  lastHeldOut: HeldOutMetrics | undefined;
+  /** Step of the newest checkpoint. */
+  savedStep: number;
+  /** Caches as the stage that ran last has used them. */
+  caches: readonly CacheUse[];
+}
+
+export interface StageRun {
+  readonly inputs: TrainingInputs;
+  readonly stage: StagePlan;
+  readonly events: TrainingEvents;
+  readonly progress: RunProgress;
+  /** Weights that earlier stages have changed; they are handed over. */
+  readonly carried: CarriedWeights;
+  /** Where the run goes on from, in its first stage that is run. */
+  readonly checkpoint: FoundCheckpoint | undefined;
+  /** Of the run's folder: asked before anything in it is replaced. */
+  readonly lock: FolderLock;
+  /** Told once the stage is ready to begin, or to go on, from `state`. */
+  readonly onReady: (state: TrainingState, caches: readonly CacheUse[]) => void;
+}
+
+async function openStudent(
+  engine: Engine,
+  { config, weights }: TrainingInputs,
+  { settings, sources, learning, resolved }: StagePlan,
+  carried: CarriedWeights,
+): Promise<Student> {
+  const { objective, vocabSize } = resolved;
+  const { trained, adapter } = learning;
+  const newAdapter = adapter && initialAdapter(config, adapter, settings.seed);
+  const { labels } = objective;
+  // One matrix for all caches; with a codebook in it where they have that in common too.
+  const [{ cache, hiddenScale }] = sources as [TrainingSource];
+  const teacherHead =
+    labels.kind === 'full'
+      ? await uploadTeacherHead(engine, cache, labels.isCoded === true ? hiddenScale : undefined, vocabSize)
+      : undefined;
+  const projections = describeProjections(objective.features);
+  return createStudent(engine, {
+    config,
+    float: 'float32',
+    read: async (name) => {
+      const given = carried.get(name);
+      if (given !== undefined) return given;
+      if (isAdapterName(name)) return newAdapter!(name);
+      const index = projections.findIndex((one) => one.name === name);
+      if (index < 0) return weights.tensors.get(name)!.read('float32');
+      return initialProjection(projections[index]!.teacherHidden, config.hiddenSize, settings.seed, index);
+    },
+    objective,
+    scalars: settings,
+    adamw: settings,
+    vocabSize,
+    chunkPositions: settings.chunkPositions,
+    recompute: settings.recompute === 'always',
+    selectTokens: settings.selectTokens,
+    trained,
+    ...(adapter === undefined ? {} : { adapter }),
+    ...(teacherHead === undefined ? {} : { teacherHead }),
+  });
+}
+
+function identify({ config }: TrainingInputs, { sources }: StagePlan, { parameters }: Student): RunIdentity {
+  const configSha256 = createHash('sha256').update(JSON.stringify(config.raw)).digest('hex');
+  return { cacheDigest: joinDigests(sources), configSha256, frozenSha256: parameters.frozenSha256 };
+}
+
+/**
+ * Takes the steps of one stage, from its beginning or from a checkpoint. Weights go on from stage to stage; the optimiser's moments begin
+ * anew with each: they are means over gradients of an objective that is no longer there, and a second moment of another
+ * scale would set every rate wrong for its first hundreds of steps.
+ * @returns the weights for the next stage; `undefined` when the run ends here, finished or stopped
+ */
+export async function runStage(engine: Engine, run: StageRun): Promise<CarriedWeights | undefined> {
+  const { inputs, stage, events, progress, checkpoint } = run;
+  const { config, heldOut, settings: runSettings } = inputs;
+  const { settings, sources, resolved, stepsBefore, name } = stage;
+  const { out } = runSettings;
+  const [lastStep, allSteps] = [endOf(stage), countAllSteps(inputs.stages)];
+  const carriedNames = new Set(run.carried.keys());
+  const student = await openStudent(engine, inputs, stage, run.carried);
+  const identity = identify(inputs, stage, student);
+  const kept = joinState(student, carriedNames);
+  const order = openDataOrder(orderSources(sources), settings.seed);
+  const begun = { step: 0, tokensSeen: 0, elapsedMs: 0, ...progress.state, position: order.start };
+  const named = name === undefined ? {} : { stage: name };
+  let state: TrainingState =
+    checkpoint === undefined ? { ...begun, ...named } : await restoreCheckpoint(engine, checkpoint, kept, identity);
+  if (checkpoint !== undefined) progress.savedStep = state.step;
+  progress.caches = describeCaches(sources, order.countEpochs(state.position));
+  run.onReady(state, progress.caches);
+  const stepSources = readSources(stage, settings);
+  const stepDataOptions = { ...settings, columnCost: measureColumnCost(config) };
+  const decoder = viewAsDecoder(config, 'float32', student.parameters);
+  const logs = { lastStep: state.step, evaluates: heldOut !== undefined, tensorboard: runSettings.tensorboard };
+  progress.log ??= await openRunLog(out, logs);
+  const { log } = progress;
+  const isStopped = () => events.stopSignal?.aborted === true;
+  const save = async () => {
+    if (state.step === progress.savedStep) return;
+    await run.lock.requireHeld();
+    await saveCheckpoint(engine, out, kept, state, identity, runSettings.keepCheckpoints);
+    progress.savedStep = state.step;
+  };
+  const evaluateIfDue = async () => {
+    const { step } = state;
+    if (heldOut === undefined || (step % heldOut.every !== 0 && step !== allSteps)) return;
+    // A run that was stopped after its evaluation goes on behind it.
+    if (log.newestHeldOut === step) return;
+    const startedAt = performance.now();
+    const figures = await events.evaluate!(engine, decoder);
+    progress.lastHeldOut = { step, ...figures, elapsedMs: performance.now() - startedAt };
+    await log.appendHeldOut(progress.lastHeldOut);
+    events.onHeldOut?.(progress.lastHeldOut);
+  };
+  const takeStep = async () => {
+    const startedAt = performance.now();
+    const data = await reader.next();
+    const dataWaitMs = performance.now() - startedAt;
+    const step = state.step + 1;
+    const ownStep = step - stepsBefore;
+    const scalars = settings.schedule === 'constant' ? undefined : lossScalarsAt(ownStep, settings.steps, settings);
+    if (scalars !== undefined) student.setScalars(scalars);
+    const { sums, gradientNorm } = await student.computeGradients(data.microBatches, data.denominator);
+    if (!Number.isFinite(sums.loss) || !Number.isFinite(gradientNorm)) {
+      const { microBatches, rowIds } = data;
+      const isLossFinite = Number.isFinite(sums.loss);
+      const site = await locateDivergence(engine, decoder, student.parameters, microBatches, rowIds, isLossFinite);
+      refuseDivergence(step, sums.loss, gradientNorm, data.rowIds, site, out);
+    }
+    const lr = learningRateAt(ownStep, settings);
+    await student.update(ownStep, lr, gradientNorm);
+    const elapsedMs = state.elapsedMs + performance.now() - startedAt;
+    state = { step, ...named, position: data.next, tokensSeen: state.tokensSeen + data.tokens, elapsedMs };
+    progress.state = state;
+    progress.last = {
+      step,
+      ...named,
+      ...describeSums(sums, resolved.objective),
+      lr,
+      ...scalars,
+      gradNorm: gradientNorm,
+      tokens: data.tokens,
+      paddingShare: data.paddingShare,
+      targetTokens: data.targets,
+      tokensSeen: state.tokensSeen,
+      dataWaitMs,
+      elapsedMs,
+    };
+    await log.appendStep(progress.last);
+    events.onStep?.(progress.last, allSteps);
+  };
+  progress.state = state;
+  const reader = openStepReader({
+    load: (position, signal) => loadStepData(stepSources, order, position, stepDataOptions, signal),
+    position: state.position,
+    steps: lastStep - state.step,
+    prefetchSteps: settings.prefetchSteps,
+  });
+  try {
+    if (!isStopped()) await evaluateIfDue();
+    while (state.step < lastStep && !isStopped()) {
+      await takeStep();
+      if (state.step % runSettings.checkpointEvery === 0 && state.step < lastStep) await save();
+      if (!isStopped()) await evaluateIfDue();
+    }
+    if (state.step === allSteps) {
+      const { student: from, saveDtype } = runSettings;
+      await run.lock.requireHeld();
+      await saveStudent(engine, student.parameters, { out, student: from, config, dtype: saveDtype });
+    } else await save();
+    progress.caches = describeCaches(sources, order.countEpochs(state.position));
+    return state.step === lastStep && lastStep < allSteps
+      ? await carryWeights(engine, student.parameters, carriedNames)
+      : undefined;
+  } catch (error) {
+    throw nameCheckpoint(error, progress.savedStep);
+  } finally {
+    await reader.close();
+  }
+}

@@ -1,0 +1,29 @@
+import assert from 'node:assert/strict';
+import { after, test } from 'node:test';
+import { readModelConfig } from '@stillhouse/checkpoint';
+import { openEngine } from '@stillhouse/testing';
+import { compileStepPrograms } from './step-programs.ts';
+
+const engine = await openEngine({ threads: 1 });
+after(() => engine.close());
+
+test('the plain program of a layer is compiled only where a layer goes forwards by it', async () => {
+  const config = await readModelConfig(new URL('../../../../test/golden/qwen2-tiny', import.meta.url).pathname);
+  for (const [recompute, count] of [
+    [false, 0],
+    [true, 1],
+  ] as const) {
+    const { forward, layers } = await compileStepPrograms(engine, {
+      config,
+      objective: { labels: { kind: 'none' }, divergence: { kind: 'forward-kl' } },
+      vocabSize: config.vocabSize,
+      float: 'float32',
+      recompute,
+      selects: false,
+      trained: () => true,
+    });
+    assert.deepEqual([forward.block.made.length, layers.made.length], [0, 0]);
+    await layers.take(4);
+    assert.deepEqual([forward.block.made.length, layers.made.length], [count, 1]);
+  }
+});
