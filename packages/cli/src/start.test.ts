@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { cp } from 'node:fs/promises';
+import { cp, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
@@ -11,6 +11,7 @@ const bin = fileURLToPath(new URL('../bin/', import.meta.url));
 async function start(t: Parameters<typeof makeTemporaryFolder>[0], before = '') {
   const folder = await makeTemporaryFolder(t, 'start-');
   await cp(bin, folder, { recursive: true });
+  await writeFile(join(folder, 'package.json'), '{ "type": "module" }');
   const preload = `data:text/javascript,${encodeURIComponent(before)}`;
   return runNode([`--import=${preload}`, join(folder, 'stillhouse.js'), '--version']);
 }
