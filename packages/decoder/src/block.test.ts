@@ -21,7 +21,7 @@ const ATTENTION_INPUTS = [
   { shape: [B, KV, KEYS, DIM] },
 ];
 const emit = (g: GraphBuilder, [q, k, v]: readonly Value[]) =>
-  emitSoftmaxAttention(g, q!, k!, v!, { bias: causal(g), group: GROUP });
+  emitSoftmaxAttention(g, [q!, k!, v!], { bias: causal(g), group: GROUP });
 
 const CASES: Readonly<Record<string, GradientCase>> = {
   SwiGLU: { inputs: [{ shape: [2, 5] }, { shape: [2, 5] }], build: (g, [gate, up]) => [emitSwiGlu(g, gate!, up!)] },

@@ -48,13 +48,18 @@ function weight(weights: BlockWeights, name: string): Value {
   return value;
 }
 
-/** y = x Wᵀ + b on the matrix `x` [N, in], with the weight as checkpoints store it, [out, in], and its adapter. */
-function emitLinear(g: GraphBuilder, inputs: BlockInputs, name: string, x: Value, addTo?: Value): Value {
+/** y = addTo + x Wᵀ + b on the matrix `x` [N, in], with the weight as checkpoints store it, [out, in], and its adapter. */
+function emitLinear(
+  g: GraphBuilder,
+  inputs: BlockInputs,
+  name: string,
+  { x, addTo }: { readonly x: Value; readonly addTo?: Value },
+): Value {
   const { weights, adapter } = inputs;
   return g.scope(name.split('.').at(-1)!, () => {
     const bias = weights.get(`${name}.bias`);
     const base = g.gemm(x, weight(weights, `${name}.weight`), { transB: true, c: bias ?? addTo });
-    const product = emitAdapter(g, adapter, name, x, base);
+    const product = emitAdapter(g, adapter, name, { x, product: base });
     return bias !== undefined && addTo !== undefined ? g.add(addTo, product) : product;
   });
 }
@@ -75,9 +80,9 @@ export function emitBlock(g: GraphBuilder, config: ModelConfig, inputs: BlockInp
     const normed = g.scope('post_attention_layernorm', () =>
       g.rmsNormalization(attention.x, weight(weights, 'post_attention_layernorm.weight'), config.rmsNormEpsilon),
     );
-    const gate = emitLinear(g, inputs, 'mlp.gate_proj', normed);
-    const up = emitLinear(g, inputs, 'mlp.up_proj', normed);
-    return emitLinear(g, inputs, 'mlp.down_proj', emitSwiGlu(g, gate, up), attention.x);
+    const gate = emitLinear(g, inputs, 'mlp.gate_proj', { x: normed });
+    const up = emitLinear(g, inputs, 'mlp.up_proj', { x: normed });
+    return emitLinear(g, inputs, 'mlp.down_proj', { x: emitSwiGlu(g, gate, up), addTo: attention.x });
   });
   return { ...attention, x };
 }
@@ -104,7 +109,7 @@ function emitAttention(g: GraphBuilder, config: ModelConfig, inputs: BlockInputs
   const { rotary, cache } = inputs;
   const [batch, length] = rotary.cos.shape as [string, string];
   const project = (name: string, count: number) =>
-    g.reshape(emitLinear(g, inputs, `self_attn.${name}`, normed), [batch, length, count * headDim]);
+    g.reshape(emitLinear(g, inputs, `self_attn.${name}`, { x: normed }), [batch, length, count * headDim]);
   const turn = (x: Value, count: number, scale = 1) =>
     g.rotaryEmbedding(x, g.scale(rotary.cos, scale), g.scale(rotary.sin, scale), count);
   const perHead = (x: Value) => g.reshape(x, [batch, length, kvHeadCount, headDim]);
@@ -118,12 +123,12 @@ function emitAttention(g: GraphBuilder, config: ModelConfig, inputs: BlockInputs
     attention,
     written,
   } = 'blocks' in inputs.bias
-    ? emitMixedByBlocks(g, config, inputs.bias, [queries, newKeys, newValues])
-    : emitMixed(g, config, inputs.bias, [queries, newKeys, newValues], cache);
-  const x = emitLinear(g, inputs, 'self_attn.o_proj', joined, inputs.x);
+    ? emitMixedByBlocks(g, config, [queries, newKeys, newValues], inputs.bias)
+    : emitMixed(g, config, [queries, newKeys, newValues], { bias: inputs.bias, cache });
+  const x = emitLinear(g, inputs, 'self_attn.o_proj', { x: joined, addTo: inputs.x });
   // The product once more: the residual stream stays what it is to the last bit whether the output is wanted or not.
   const attentionOutput = inputs.exposesAttention
-    ? g.scope('output', () => emitLinear(g, inputs, 'self_attn.o_proj', joined))
+    ? g.scope('output', () => emitLinear(g, inputs, 'self_attn.o_proj', { x: joined }))
     : undefined;
   return {
     x,
@@ -146,9 +151,8 @@ interface Mixed {
 function emitMixed(
   g: GraphBuilder,
   { headCount, kvHeadCount, headDim }: ModelConfig,
-  bias: Value,
   [rotated, newKeys, newValues]: QueriesKeysValues,
-  cache: KeyValueCache | undefined,
+  { bias, cache }: { readonly bias: Value; readonly cache: KeyValueCache | undefined },
 ): Mixed {
   const [batch, length] = rotated.shape as [string, string];
   const group = headCount / kvHeadCount;
@@ -158,7 +162,7 @@ function emitMixed(
   );
   const { keysTransposed, values, written } =
     cache === undefined ? emitFreshKeys(g, newKeys, newValues) : emitCachedKeys(g, cache, newKeys, newValues);
-  const { attention, mixed } = emitSoftmaxAttention(g, queries, keysTransposed, values, { bias, group });
+  const { attention, mixed } = emitSoftmaxAttention(g, [queries, keysTransposed, values], { bias, group });
   const perHead = g.reshape(mixed, [batch, kvHeadCount, group, length, headDim]);
   return {
     mixed: g.reshape(g.transpose(perHead, [0, 3, 1, 2, 4]), [multiplyDims(batch, length), headCount * headDim]),
@@ -170,8 +174,8 @@ function emitMixed(
 function emitMixedByBlocks(
   g: GraphBuilder,
   { headCount, kvHeadCount, headDim }: ModelConfig,
-  bias: BlockedBias,
   [queries, keys, values]: QueriesKeysValues,
+  bias: BlockedBias,
 ): Mixed {
   const { blocks, blockLength } = bias;
   const [batch, length] = queries.shape as [string, string];
@@ -181,9 +185,7 @@ function emitMixedByBlocks(
   const perGroup = g.reshape(queries, [batch, blocks, blockLength, kvHeadCount, group, headDim]);
   const mixed = emitBlockedAttention(
     g,
-    g.transpose(perGroup, [0, 3, 1, 4, 2, 5]),
-    perBlock(keys),
-    perBlock(values),
+    [g.transpose(perGroup, [0, 3, 1, 4, 2, 5]), perBlock(keys), perBlock(values)],
     bias,
   );
   return {

@@ -75,7 +75,7 @@ for (const blocks of [2, 3]) {
         const segments = integers(g, ids, [B, blocks, Q]);
         const columns = integers(g, [...Array(length).keys()], [blocks, Q]);
         const emitBlock = (block: number) => emitBlockBias(g, segments, columns, block);
-        return [emitBlockedAttention(g, q!, k!, v!, { blocks, blockLength: Q, emitBlock })];
+        return [emitBlockedAttention(g, [q!, k!, v!], { blocks, blockLength: Q, emitBlock })];
       },
     });
     assert.ok(error < 1e-7, `relative error ${error}`);

@@ -143,8 +143,7 @@ export function blockCall(
   layer: LayerPrograms,
   { tables, shared }: BatchTensors,
   weights: LayerTensors,
-  x: DeviceTensor,
-  y: DeviceTensor,
+  { x, y }: { readonly x: DeviceTensor; readonly y: DeviceTensor },
 ): Call {
   const isAdapted = Object.keys(weights).some(isAdapterName);
   const program = isAdapted ? layer.adaptedBlock : layer.block;

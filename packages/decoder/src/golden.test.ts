@@ -61,7 +61,7 @@ async function forward(model: Model, batch: TokenBatch, float: FloatDtype) {
     ...tensors.biasCalls,
     embeddingCall(programs, tensors, model.embedding, states[0]!),
     ...model.layers.map((weights, layer) =>
-      blockCall(layerPrograms, tensors, weights, states[layer]!, states[layer + 1]!),
+      blockCall(layerPrograms, tensors, weights, { x: states[layer]!, y: states[layer + 1]! }),
     ),
     {
       kind: 'run',

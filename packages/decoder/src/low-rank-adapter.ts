@@ -60,8 +60,7 @@ export function emitAdapter(
   g: GraphBuilder,
   adapter: AdapterValues | undefined,
   name: string,
-  x: Value,
-  product: Value,
+  { x, product }: { readonly x: Value; readonly product: Value },
 ): Value {
   const names = adapterNames(name);
   const [a, b] = [adapter?.weights.get(names.a), adapter?.weights.get(names.b)];

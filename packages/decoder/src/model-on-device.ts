@@ -80,7 +80,9 @@ export async function residualStreamCalls(
   const calls = [
     ...batch.biasCalls,
     embeddingCall(programs, batch, model.embedding, at(0)),
-    ...model.layers.map((weights, layer) => blockCall(programsOfLayer, batch, weights, at(layer), at(layer + 1))),
+    ...model.layers.map((weights, layer) =>
+      blockCall(programsOfLayer, batch, weights, { x: at(layer), y: at(layer + 1) }),
+    ),
   ];
   return { calls, x: at(model.layers.length) };
 }

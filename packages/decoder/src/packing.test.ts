@@ -76,8 +76,8 @@ test('other sequences of a row may be any: the states of a sequence do not chang
     await engine.run([
       ...tensors.biasCalls,
       embeddingCall(programs, tensors, embedding, a),
-      blockCall(layer, tensors, layers[0]!, a, b),
-      blockCall(layer, tensors, layers[1]!, b, a),
+      blockCall(layer, tensors, layers[0]!, { x: a, y: b }),
+      blockCall(layer, tensors, layers[1]!, { x: b, y: a }),
     ]);
     const values = (await engine.download(a)) as Float32Array;
     freeBatch(engine, tensors);

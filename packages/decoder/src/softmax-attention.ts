@@ -10,7 +10,12 @@ const LOWEST_RELATIVE_SCORE = -60;
 const swap = (g: GraphBuilder, x: Value) => g.transpose(x, [0, 1, 3, 2]);
 
 /** softmax(QKᵀ + bias) [B, kvHeads, group, T, keys]; shapes as {@link emitSoftmaxAttention} has them. */
-function emitWeights(g: GraphBuilder, queries: Value, keysTransposed: Value, bias: Value, group: number): Value {
+function emitWeights(
+  g: GraphBuilder,
+  queries: Value,
+  keysTransposed: Value,
+  { bias, group }: { readonly bias: Value; readonly group: number },
+): Value {
   const [batch, kvHeadCount] = queries.shape;
   const [length, keyCount] = bias.shape.slice(3);
   const apart = [batch!, kvHeadCount!, group, length!, keyCount!];
@@ -30,16 +35,14 @@ function emitWeights(g: GraphBuilder, queries: Value, keysTransposed: Value, bia
  */
 export function emitSoftmaxAttention(
   g: GraphBuilder,
-  queries: Value,
-  keysTransposed: Value,
-  values: Value,
+  [queries, keysTransposed, values]: readonly [queries: Value, keysTransposed: Value, values: Value],
   { bias, group }: { readonly bias: Value; readonly group: number },
 ): { readonly attention: Value; readonly mixed: Value } {
   const [batch, kvHeadCount] = queries.shape;
   const [length, keyCount] = bias.shape.slice(3);
   const joined = [batch!, kvHeadCount!, multiplyDims(group, length!), keyCount!];
   const [mixed, attention] = g.withGradient([queries, keysTransposed, values], () => {
-    const attention = emitWeights(g, queries, keysTransposed, bias, group);
+    const attention = emitWeights(g, queries, keysTransposed, { bias, group });
     const p = g.reshape(attention, joined);
     const mixed = g.matMul(p, values);
     return {
@@ -115,9 +118,7 @@ export interface BlockedBias {
  */
 export function emitBlockedAttention(
   g: GraphBuilder,
-  queries: Value,
-  keys: Value,
-  values: Value,
+  [queries, keys, values]: readonly [queries: Value, keys: Value, values: Value],
   { blocks, blockLength, emitBlock }: BlockedBias,
 ): Value {
   const [batch, kvHeadCount, , group, , headDim] = queries.shape as [Dim, Dim, Dim, number, Dim, number];
@@ -133,7 +134,7 @@ export function emitBlockedAttention(
       parts.map((part) => g.reshape(part, [batch, kvHeadCount, 1, group, blockLength, headDim])),
     );
   const weightsOf = (block: number, q: Value, k: Value) => {
-    const weights = emitWeights(g, q, swap(g, k), emitBlock(block), group);
+    const weights = emitWeights(g, q, swap(g, k), { bias: emitBlock(block), group });
     return g.reshape(weights, [...q.shape.slice(0, 3), multiplyDims(block + 1, blockLength)]);
   };
 

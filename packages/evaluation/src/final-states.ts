@@ -67,7 +67,7 @@ export async function computeFinalStates(
       const [from, to] = layer % 2 === 0 ? ([0, 1] as const) : ([1, 0] as const);
       await run(
         batches.map(({ programsOfLayer, tensors, states }) =>
-          blockCall(programsOfLayer, tensors, weights, states[from], states[to]),
+          blockCall(programsOfLayer, tensors, weights, { x: states[from], y: states[to] }),
         ),
         Object.values(weights),
       );

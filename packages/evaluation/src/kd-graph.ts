@@ -68,7 +68,7 @@ export function kdGraph(
         const topk = { ids, logprobs, tailLogprob: g.floatInput(perTemperature.tail(index), ['N']) };
         const { normaliser } = labels.refinements![index]!;
         return {
-          teacher: emitRefinedTeacher(g, teacherLogits, topk, normaliser, temperature),
+          teacher: emitRefinedTeacher(g, teacherLogits, topk, { normaliser, temperature }),
           student: g.logSoftmax(g.mul(logits, g.reciprocal(temperature)), 1),
         };
       };
@@ -79,7 +79,7 @@ export function kdGraph(
     distributions = (temperature, index) => {
       const logprobs = g.floatInput(perTemperature.logprobs(index), ['N', k]);
       const tailLogprob = isWhole ? undefined : g.floatInput(perTemperature.tail(index), ['N']);
-      return emitTopKDistributions(g, logits, { ids, logprobs, tailLogprob }, 'tail', temperature);
+      return emitTopKDistributions(g, logits, { ids, logprobs, tailLogprob }, { tail: 'tail', temperature });
     };
   }
   temperatures.forEach((temperature, index) => {

@@ -85,7 +85,7 @@ export function qualityGraph(soft: SoftLabels, vocabSize: number, float: FloatDt
   };
   const exact = { teacher: soften(truth), student: soften(student) };
   const p = g.exp(exact.teacher);
-  const labels = emitSoftDistributions(g, soft, student, vocabSize, temperature);
+  const labels = emitSoftDistributions(g, soft, { logits: student, temperature });
   const loss = emitDivergence(g, { kind: 'forward-kl' }, labels);
   const seeds: [Value, Value][] = [[g.sumAll(loss), g.scalar(1)]];
   const gradient = differentiate(g, { seeds, withRespectTo: [student] }).get(student)!;
@@ -169,7 +169,7 @@ function describeEntries(
   const others = g.sub(g.scalar(vocabSize), ofPresent(g.expand(g.scalar(1), ids.shape)));
   const each = g.sub(g.max(tail, g.scalar(LEAST_TAIL_LOGPROB)), g.log(g.max(others, g.scalar(1))));
   // Summed over what is left rather than 1 - Σ, as the loss does it.
-  const outside = g.scatterElements(everything, ids, g.expand(zero, ids.shape), 1);
+  const outside = g.scatterElements(everything, ids, g.expand(zero, ids.shape), { axis: 1 });
   const crossOfTail = g.mul(emitRowSum(g, outside), each);
   return {
     ...described,

@@ -148,7 +148,7 @@ export async function openScoringPass(
       for (const batch of batches) {
         const { programsOfLayer, tensors, exposing, x, realTokens } = batch;
         // In place: all that reads x comes before the product that writes the result.
-        const call = blockCall(programsOfLayer, tensors, weights, x, x);
+        const call = blockCall(programsOfLayer, tensors, weights, { x, y: x });
         if (outputs === undefined) await engine.run([call]);
         else {
           const output = engine.allocate('float32', [tensors.tokens, hiddenSize]);

@@ -94,7 +94,7 @@ export function collectLabels(labelled: readonly LabelledRow[], options: LabelOp
     const states =
       labels.isCoded === true
         ? collectCodes(labelled, targets, float)
-        : collectStates(labelled, targets, 'final', options.hiddenScale, float);
+        : collectStates(labelled, targets, { layer: 'final', scale: options.hiddenScale, float });
     teacher.set('teacher.hidden', states);
   }
   return {
@@ -136,9 +136,11 @@ function collectCodes(labelled: readonly LabelledRow[], targets: readonly Target
 function collectStates(
   labelled: readonly LabelledRow[],
   targets: readonly Target[],
-  layer: HiddenLayer,
-  scale: HiddenScale | undefined,
-  float: FloatDtype,
+  {
+    layer,
+    scale,
+    float,
+  }: { readonly layer: HiddenLayer; readonly scale: HiddenScale | undefined; readonly float: FloatDtype },
 ): LabelArray {
   const dequantised = requireStates(labelled, layer).map((labels) => ({
     width: scale !== undefined && isCodebook(scale) ? scale.width : labels.width,
@@ -159,7 +161,10 @@ function collectFeatures(
 ): ReadonlyMap<HiddenLayer, LabelArray> {
   const layers = new Set(objective.features!.map(({ teacher }) => teacher));
   return new Map(
-    [...layers].map((layer) => [layer, collectStates(labelled, targets, layer, featureScales?.get(layer), float)]),
+    [...layers].map((layer) => [
+      layer,
+      collectStates(labelled, targets, { layer, scale: featureScales?.get(layer), float }),
+    ]),
   );
 }
 

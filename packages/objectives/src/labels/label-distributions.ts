@@ -45,8 +45,7 @@ export function emitTopKDistributions(
   g: GraphBuilder,
   studentLogits: Value,
   topk: TopKInputs,
-  tail: TailKind,
-  temperature: Value,
+  { tail, temperature }: { readonly tail: TailKind; readonly temperature: Value },
 ): LogDistributions {
   const inverse = g.reciprocal(temperature);
   const isPresent = emitIsPresent(g, topk.logprobs);
@@ -57,9 +56,9 @@ export function emitTopKDistributions(
     g.where(emitIsPresent(g, logprobs), g.mul(logprobs, inverse), g.scalar(ABSENT_LOGPROB));
   switch (tail) {
     case 'tail':
-      return withTailEntry(g, studentLogits, g.mul(studentLogits, inverse), topk, atEntries);
+      return withTailEntry(g, g.mul(studentLogits, inverse), topk, atEntries);
     case 'bucket': {
-      const { teacher, student } = withTailEntry(g, studentLogits, studentLogits, topk, atEntries);
+      const { teacher, student } = withTailEntry(g, studentLogits, topk, atEntries);
       return { teacher: g.logSoftmax(temper(teacher), 1), student: g.logSoftmax(temper(student), 1) };
     }
     case 'renormalise':
@@ -77,7 +76,6 @@ export function emitTopKDistributions(
 
 function withTailEntry(
   g: GraphBuilder,
-  studentLogits: Value,
   scores: Value,
   topk: TopKInputs,
   atEntries: (logprobs: Value) => Value,
@@ -87,9 +85,9 @@ function withTailEntry(
   if (topk.tailLogprob === undefined) return { teacher: topk.logprobs, student: entries };
   // The student's mass outside is summed over what is left, not taken as 1 - Σ: that difference loses all digits
   // where the tail is small, and a ratio of two tails is what the gradient needs.
-  const [rows] = studentLogits.shape;
+  const [rows] = scores.shape;
   const removed = g.expand(g.scalar(REMOVED_SCORE), topk.ids.shape);
-  const outside = emitLogSumExp(g, g.scatterElements(scores, topk.ids, removed, 1));
+  const outside = emitLogSumExp(g, g.scatterElements(scores, topk.ids, removed, { axis: 1 }));
   const teacherTail = g.reshape(topk.tailLogprob, [rows!, 1]);
   return {
     teacher: g.concat([topk.logprobs, teacherTail], 1),

@@ -30,18 +30,17 @@ export function emitRefinedTeacher(
   g: GraphBuilder,
   teacherLogits: Value,
   topk: RefinementInputs,
-  normaliser: RefinementNormaliser,
-  temperature: Value,
+  { normaliser, temperature }: { readonly normaliser: RefinementNormaliser; readonly temperature: Value },
 ): Value {
   const inverse = g.reciprocal(temperature);
   const isPresent = emitIsPresent(g, topk.logprobs);
   const tail = g.reshape(topk.tailLogprob, [teacherLogits.shape[0]!, 1]);
   const removed = g.expand(g.scalar(REMOVED_SCORE), topk.ids.shape);
-  const removeHead = (scores: Value) => g.scatterElements(scores, topk.ids, removed, 1);
+  const removeHead = (scores: Value) => g.scatterElements(scores, topk.ids, removed, { axis: 1 });
   // A padded entry repeats the first id, so it must write what the first entry writes.
   const placeHead = (whole: Value, logprobs: Value) => {
     const [first] = topk.ids.shape[1] === 1 ? [logprobs] : g.split(logprobs, 1, [1, (topk.ids.shape[1] as number) - 1]);
-    return g.scatterElements(whole, topk.ids, g.where(isPresent, logprobs, first!), 1);
+    return g.scatterElements(whole, topk.ids, g.where(isPresent, logprobs, first!), { axis: 1 });
   };
   if (normaliser === 'stored') {
     const outside = removeHead(g.mul(teacherLogits, inverse));

@@ -217,7 +217,7 @@ for (const [normaliser, temperature] of CASES) {
           tailLogprob: constant('teacher.tail_logprob', [2]),
         };
         const distributions = {
-          teacher: emitRefinedTeacher(g, logits, topk, normaliser, t),
+          teacher: emitRefinedTeacher(g, logits, topk, { normaliser, temperature: t }),
           student: g.logSoftmax(g.mul(student!, g.reciprocal(t)), 1),
         };
         return [emitDivergence(g, { kind: 'forward-kl' }, distributions)];

@@ -201,7 +201,7 @@ for (const divergence of ALL) {
             logprobs: g.constant(data('topk_logprobs'), 'float64', [2, k]),
             tailLogprob: g.constant(data('tail_logprob'), 'float64', [2]),
           };
-          return [emitDivergence(g, divergence, emitTopKDistributions(g, student!, topk, tail, t))];
+          return [emitDivergence(g, divergence, emitTopKDistributions(g, student!, topk, { tail, temperature: t }))];
         },
       });
       assert.ok(error < 1e-8, `largest error ${error}`);
@@ -278,7 +278,7 @@ test('the reverse KL on a renormalised teacher is below zero for a student elsew
     ids: g.constant(BigInt64Array.of(0n), 'int64', [1, 1]),
     logprobs: g.constant(Float32Array.of(0), 'float32', [1, 1]),
   };
-  const distributions = emitTopKDistributions(g, logits, topk, 'renormalise', g.scalar(1));
+  const distributions = emitTopKDistributions(g, logits, topk, { tail: 'renormalise', temperature: g.scalar(1) });
   g.output('loss', emitDivergence(g, { kind: 'reverse-kl' }, distributions));
   const program = await engine.compile(g);
   const loss = engine.allocate('float32', [1]);

@@ -74,7 +74,7 @@ test('gradients of every distance agree with central differences', async () => {
     const error = await gradientError(engine, {
       inputs: [{ shape: [3, 5] }, { shape: [3, 4] }, { shape: [4, 5] }],
       build: (g, [student, teacher, projection]) => [
-        emitHiddenLoss(g, loss, student!, teacher!, projection, normalisation),
+        emitHiddenLoss(g, { loss, normalisation }, { student: student!, teacher: teacher!, projection }),
       ],
     });
     assert.ok(error < 1e-8, `${loss} of ${normalisation}: ${error}`);

@@ -28,23 +28,28 @@ export const featureName = ({ student, teacher }: Pick<FeatureMatch, 'student' |
 /** Keeps the square root of a state that is all zeros, or the same everywhere, away from 0. */
 const NORMALISATION_EPSILON = 1e-6;
 
+export interface ComparedStates {
+  /** [N, H] */
+  readonly student: Value;
+  /** [N, D] */
+  readonly teacher: Value;
+  /** [D, H]; left out when H = D and states are compared as they are. */
+  readonly projection?: Value | undefined;
+}
+
 /**
  * Distance of two states at each position, [N]: `mse` is the mean over the width of (projection·student - teacher)²
  * (Jiao et al. 2020, arXiv 1909.10351, eq. 8), `cosine` is 1 - their cosine (Sanh et al. 2019, arXiv 1910.01108, §3); both
  * of the normalised sides. On `rms` sides `mse` is 2 (1 - cosine).
- * @param student [N, H]; `teacher` [N, D]; `projection` [D, H], left out when H = D and states are compared as they are
  */
 export function emitHiddenLoss(
   g: GraphBuilder,
-  kind: HiddenLoss,
-  student: Value,
-  teacher: Value,
-  projection?: Value,
-  normalisation: FeatureNormalisation = 'none',
+  { loss, normalisation }: Pick<FeatureMatch, 'loss' | 'normalisation'>,
+  { student, teacher, projection }: ComparedStates,
 ): Value {
   const projected = projection === undefined ? student : g.gemm(student, projection, { transB: true });
   const [h, t] = [emitNormalised(g, normalisation, projected), emitNormalised(g, normalisation, teacher)];
-  if (kind === 'mse') {
+  if (loss === 'mse') {
     const difference = g.sub(h, t);
     return g.reduceMean(g.mul(difference, difference), [1]);
   }
@@ -105,7 +110,7 @@ export function featureLossGraph(
   }
   const projection = match.hasProjection ? g.floatInput('projection', [teacherHidden, hiddenSize]) : undefined;
   if (projection !== undefined) trained.push(['projection', projection]);
-  const distance = emitHiddenLoss(g, match.loss, student, teacher, projection, match.normalisation);
+  const distance = emitHiddenLoss(g, match, { student, teacher, projection });
   const sum = g.sumAll(g.mul(distance, weights));
   const total = g.mul(g.floatInput('weight', []), sum);
   outputGradients(g, total, (wanted.x ?? true) ? x : undefined, trained);

@@ -106,7 +106,7 @@ async function compute(
         logprobs: g.floatInput('logprobs', ['N', k]),
         tailLogprob: hasTail ? g.floatInput('tails', ['N']) : undefined,
       };
-      perToken = emitDivergence(g, divergence, emitTopKDistributions(g, logits, topk, tail, t));
+      perToken = emitDivergence(g, divergence, emitTopKDistributions(g, logits, topk, { tail, temperature: t }));
     }
   }
   if (name === 'ce' || alpha !== undefined) {
@@ -184,7 +184,7 @@ for (const float of ['float32', 'float64'] as const) {
         g.floatInput('p', [20, 12]),
         g.floatInput('w', ['N']),
       ];
-      const perToken = emitHiddenLoss(g, kind, student, teacher, projection);
+      const perToken = emitHiddenLoss(g, { loss: kind, normalisation: 'none' }, { student, teacher, projection });
       const loss = g.sumAll(g.mul(perToken, weights));
       const gradients = differentiate(g, { seeds: [[loss, g.scalar(1)]], withRespectTo: [student, projection] });
       g.output('loss', loss);

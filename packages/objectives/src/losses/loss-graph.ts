@@ -101,7 +101,7 @@ export function lossGraph(
   if (objective.labels.kind !== 'none') {
     const temperature = g.floatInput('temperature', []);
     const alpha = g.floatInput('alpha', []);
-    kl = weigh(g.scope('kl', () => emitSoftLoss(g, objective, logits, vocabSize, temperature)));
+    kl = weigh(g.scope('kl', () => emitSoftLoss(g, objective, logits, temperature)));
     const squared = g.mul(temperature, temperature);
     total = g.add(g.mul(g.mul(alpha, squared), kl), g.mul(g.sub(g.scalar(1), alpha), ce));
   }
@@ -117,21 +117,31 @@ export function lossGraph(
   return g;
 }
 
+/** What distributions over the vocabulary depend on besides the labels. */
+export interface TemperedStudent {
+  /** [N, V] of the student. */
+  readonly logits: Value;
+  /** A scalar. */
+  readonly temperature: Value;
+}
+
 /** The per-position divergence, [N], of the objective's soft labels; makes the inputs `teacher.*` that it reads. */
 export function emitSoftLoss(
   g: GraphBuilder,
   { labels, divergence }: Objective,
   logits: Value,
-  vocabSize: number,
   temperature: Value,
 ): Value {
   if (labels.kind === 'full' && divergence.kind === 'forward-kl') {
-    return emitForwardKl(g, emitFullTeacher(g, labels, vocabSize, temperature, false), logits, temperature);
+    return emitForwardKl(g, emitFullTeacher(g, labels, { logits, temperature }, false), logits, temperature);
   }
   // What the forward KL reads as nothing at all would be infinitely unlikely to the reverse one.
-  const distributions = emitSoftDistributions(g, labels, logits, vocabSize, temperature, {
-    floorsTail: divergence.kind === 'reverse-kl',
-  });
+  const distributions = emitSoftDistributions(
+    g,
+    labels,
+    { logits, temperature },
+    { floorsTail: divergence.kind === 'reverse-kl' },
+  );
   return emitDivergence(g, divergence, distributions);
 }
 
@@ -149,9 +159,7 @@ export const LOST_TAIL_LOGPROB = Math.log(2 ** -25);
 export function emitSoftDistributions(
   g: GraphBuilder,
   labels: SoftLabels,
-  logits: Value,
-  vocabSize: number,
-  temperature: Value,
+  { logits, temperature }: TemperedStudent,
   { floorsTail = false }: { readonly floorsTail?: boolean } = {},
 ): LogDistributions {
   switch (labels.kind) {
@@ -159,7 +167,7 @@ export function emitSoftDistributions(
       throw new Error('an objective without soft labels has no divergence');
     case 'full':
       return {
-        teacher: emitFullTeacher(g, labels, vocabSize, temperature, floorsTail),
+        teacher: emitFullTeacher(g, labels, { logits, temperature }, floorsTail),
         student: g.logSoftmax(g.mul(logits, g.reciprocal(temperature)), 1),
       };
     case 'topk': {
@@ -167,7 +175,7 @@ export function emitSoftDistributions(
         ...topKInputs(g, labels.k),
         tailLogprob: labels.isWhole || labels.tail.startsWith('renormalise') ? undefined : emitTailInput(g, floorsTail),
       };
-      return emitTopKDistributions(g, logits, topk, labels.tail, temperature);
+      return emitTopKDistributions(g, logits, topk, { tail: labels.tail, temperature });
     }
     case 'sampled': {
       const samples = {
@@ -183,12 +191,11 @@ export function emitSoftDistributions(
 function emitFullTeacher(
   g: GraphBuilder,
   { teacherHidden, refinement }: Extract<SoftLabels, { kind: 'full' }>,
-  vocabSize: number,
-  temperature: Value,
+  { logits, temperature }: TemperedStudent,
   floorsTail: boolean,
 ): Value {
   const final = g.floatInput('teacher.hidden', ['N', teacherHidden]);
-  const head = g.floatInput('teacher.head', [vocabSize, teacherHidden]);
+  const head = g.floatInput('teacher.head', [logits.shape[1]!, teacherHidden]);
   const emitLogits = (states: Value) => g.scope('teacher_head', () => g.gemm(states, head, { transB: true }));
   // Tempered states give tempered logits, and are fewer.
   if (refinement === undefined) return g.logSoftmax(emitLogits(g.mul(final, g.reciprocal(temperature))), 1);
@@ -196,7 +203,7 @@ function emitFullTeacher(
   // A computed normaliser finds a lost tail again in the teacher's logits.
   const tailLogprob = emitTailInput(g, floorsTail && normaliser === 'stored');
   const topk = { ...topKInputs(g, k), tailLogprob };
-  return g.scope('refined', () => emitRefinedTeacher(g, emitLogits(final), topk, normaliser, temperature));
+  return g.scope('refined', () => emitRefinedTeacher(g, emitLogits(final), topk, { normaliser, temperature }));
 }
 
 function emitTailInput(g: GraphBuilder, floorsTail: boolean): Value {

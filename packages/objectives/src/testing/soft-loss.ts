@@ -34,7 +34,7 @@ export async function computeSoftLoss(engine: Engine, one: SoftLossCase): Promis
   const g = new GraphBuilder('soft_loss', float);
   const logits = g.floatInput('student', ['N', vocabSize]);
   const objective = { labels, divergence };
-  const perPosition = emitSoftLoss(g, objective, logits, vocabSize, g.floatInput('temperature', []));
+  const perPosition = emitSoftLoss(g, objective, logits, g.floatInput('temperature', []));
   const gradients = differentiate(g, { seeds: [[g.sumAll(perPosition), g.scalar(1)]], withRespectTo: [logits] });
   g.output('perPosition', perPosition);
   g.output('gradient', gradients.get(logits)!);

@@ -82,7 +82,10 @@ const CASES: { readonly [Name in OperatorName]?: OperatorCase } = {
   },
   ScatterElements: {
     inputs: [matrix, ids([4, 0, 1, 2, 2, 3], [3, 2]), { shape: [3, 2] }],
-    build: (g, [x, i, u]) => [g.scatterElements(x!, i!, u!, 1, 'add'), g.scatterElements(x!, i!, u!, 1)],
+    build: (g, [x, i, u]) => [
+      g.scatterElements(x!, i!, u!, { axis: 1, reduction: 'add' }),
+      g.scatterElements(x!, i!, u!, { axis: 1 }),
+    ],
   },
   ScatterND: {
     inputs: [matrix, ids([2, 0], [2, 1]), { shape: [2, 5] }],

@@ -65,7 +65,7 @@ export function differentiate(g: GraphBuilder, options: DifferentiateOptions): R
     });
     const needs = (i: number) => inputs[i] !== undefined && carriesGradient.has(inputs[i]);
     const results = g.scope(`gradient/${node.name}`, () =>
-      part === undefined ? applyRule(g, rules, node, dOutputs, needs) : part.rule(dOutputs),
+      part === undefined ? applyRule(g, rules, node, { dOutputs, needs }) : part.rule(dOutputs),
     );
     results.forEach((result, i) => {
       if (result !== undefined && needs(i)) contribute(inputs[i]!, result);
@@ -109,8 +109,7 @@ function applyRule<Name extends OperatorName>(
   g: GraphBuilder,
   rules: GradientRules,
   node: Node,
-  dOutputs: readonly (Value | undefined)[],
-  needs: (i: number) => boolean,
+  { dOutputs, needs }: Pick<GradientContext<Name>, 'dOutputs' | 'needs'>,
 ): readonly (Contribution | undefined)[] {
   const rule = rules[node.op as Name];
   if (typeof rule !== 'function') {

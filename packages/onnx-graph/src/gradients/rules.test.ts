@@ -87,11 +87,11 @@ const CASES: { readonly [Name in OperatorName]?: readonly GradientCase[] } = {
   ScatterElements: [
     {
       inputs: [{ shape: [2, 4] }, { shape: [2, 2] }],
-      build: (g, [x, u]) => [g.scatterElements(x!, ids(g, [3, 1, 0, 2], [2, 2]), u!, 1)],
+      build: (g, [x, u]) => [g.scatterElements(x!, ids(g, [3, 1, 0, 2], [2, 2]), u!, { axis: 1 })],
     },
     {
       inputs: [{ shape: [2, 4] }, { shape: [2, 2] }],
-      build: (g, [x, u]) => [g.scatterElements(x!, ids(g, [3, 3, 0, 2], [2, 2]), u!, 1, 'add')],
+      build: (g, [x, u]) => [g.scatterElements(x!, ids(g, [3, 3, 0, 2], [2, 2]), u!, { axis: 1, reduction: 'add' })],
     },
   ],
   ScatterND: [

@@ -125,11 +125,15 @@ export const GRADIENT_RULES: GradientRules = {
     return [(into) => g.scatterAddRows(into ?? g.zeros(data!.shape), g.reshape(indices!, [count, 1]), rows), undefined];
   },
   GatherElements: ({ g, inputs: [data, indices], attributes: { axis }, dy }) => [
-    (into) => g.scatterElements(into ?? g.zeros(data!.shape), indices!, dy, axis, 'add'),
+    (into) => g.scatterElements(into ?? g.zeros(data!.shape), indices!, dy, { axis, reduction: 'add' }),
     undefined,
   ],
   ScatterElements: ({ g, inputs: [, indices, updates], attributes: { axis, reduction }, dy, needs }) => [
-    !needs(0) ? undefined : reduction === 'add' ? dy : g.scatterElements(dy, indices!, g.zeros(updates!.shape), axis),
+    !needs(0)
+      ? undefined
+      : reduction === 'add'
+        ? dy
+        : g.scatterElements(dy, indices!, g.zeros(updates!.shape), { axis }),
     undefined,
     needs(2) ? g.gatherElements(dy, indices!, axis) : undefined,
   ],
@@ -179,7 +183,7 @@ export const GRADIENT_RULES: GradientRules = {
   TopK: ({ g, inputs: [x], outputs: [, indices], attributes: { axis }, dOutputs: [dValues] }) => [
     dValues === undefined
       ? undefined
-      : (into) => g.scatterElements(into ?? g.zeros(x!.shape), indices!, dValues, axis, 'add'),
+      : (into) => g.scatterElements(into ?? g.zeros(x!.shape), indices!, dValues, { axis, reduction: 'add' }),
   ],
   ArgMax: notContinuous,
   Shape: notContinuous,

@@ -323,8 +323,7 @@ export class GraphBuilder {
     data: Value,
     indices: Value,
     updates: Value,
-    axis: number,
-    reduction: 'none' | 'add' = 'none',
+    { axis, reduction = 'none' }: { readonly axis: number; readonly reduction?: 'none' | 'add' },
   ): Value {
     return this.#one('ScatterElements', [data, indices, updates], { axis, reduction });
   }

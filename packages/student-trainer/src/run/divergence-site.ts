@@ -80,7 +80,7 @@ async function locateForward(
     for (let layer = 0; layer <= Math.min(layers.length, found?.layer ?? layers.length); layer++) {
       if (layer > 0) {
         const [x, y] = [buffers[(layer - 1) % 2]!, buffers[layer % 2]!];
-        await engine.run([blockCall(programsOfLayer, tensors, layers[layer - 1]!, x, y)]);
+        await engine.run([blockCall(programsOfLayer, tensors, layers[layer - 1]!, { x, y })]);
       }
       const rows = await rowsAfter(layer);
       if (rows.length === 0) continue;
