@@ -89,7 +89,7 @@ export async function chooseDevice(
       continue;
     }
     try {
-      return await openFaster(device, options, threads, `${device}, chosen: ${reason}`, measureCpu);
+      return await openFaster(device, { options, threads, reason: `${device}, chosen: ${reason}` }, measureCpu);
     } catch (error) {
       if (!isStillhouseError(error)) throw error;
       passedOver.push(`not ${device}: ${reason}, but ${error.report.problem}`);
@@ -112,9 +112,7 @@ async function timeCpuProduct(threads: number): Promise<number> {
 /** @throws DEVICE_UNAVAILABLE also where the device's products are wrong or no faster than the CPU's */
 async function openFaster(
   device: Accelerator,
-  options: EngineOptions,
-  threads: number,
-  reason: string,
+  { options, threads, reason }: { readonly options: EngineOptions; readonly threads: number; readonly reason: string },
   measureCpu: () => Promise<number>,
 ): Promise<Engine> {
   const engine = await openDevice(device, options, threads, reason);

@@ -1,7 +1,8 @@
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import { encodeModel, type GraphBuilder, racesOnThreads } from '@stillhouse/onnx-graph';
-import { checkBindings, checkPorts, isShapeInput, type Program } from './program.ts';
-import type { ProductPrecision, WorkerCall } from './protocol.ts';
+import { lowerCall, lowerCopy, lowerFill } from './call-lowering.ts';
+import { checkPorts, describeProgram, type Program } from './program.ts';
+import type { ProductPrecision } from './protocol.ts';
 import {
   checkTensorData,
   countElements,
@@ -12,6 +13,7 @@ import {
   type TensorData,
   type TensorDtype,
 } from './tensor.ts';
+import { createTensorTable, type TensorTable } from './tensor-table.ts';
 import type { WorkerLink } from './worker-link.ts';
 
 /** One step of a sequence. An output may be the same tensor as an input; see {@link Engine.run}. */
@@ -113,242 +115,175 @@ export interface Engine {
   close(): Promise<void>;
 }
 
-interface Allocation {
-  readonly sizeBytes: number;
-  readonly handles: Set<number>;
+/** What an engine keeps on the main thread. */
+interface EngineState extends Pick<Engine, 'device' | 'precision'> {
+  readonly link: WorkerLink;
+  readonly tensors: TensorTable;
+  readonly programs: Map<Program, number>;
+  closing: Promise<void> | undefined;
 }
-
-let nextHandle = 1;
 
 export function createEngine(
   link: WorkerLink,
   { device, deviceReason, precision }: Pick<Engine, 'device' | 'deviceReason' | 'precision'>,
 ): Engine {
-  /** Live handles, views included, and the allocation that each lies in. */
-  const allocations = new Map<number, Allocation>();
-  const programNumbers = new Map<Program, number>();
-  let nextProgram = 1;
-  let allocatedBytes = 0;
-  let closing: Promise<void> | undefined;
-
-  function checkOpen(command: string): void {
-    if (closing === undefined) return;
-    throw new StillhouseError({ code: 'ENGINE_CLOSED', where: `command ${command}`, problem: 'the engine is closed' });
-  }
-
-  function useTensor(where: string, tensor: DeviceTensor): number {
-    if (allocations.has(tensor.handle)) return tensor.handle;
-    throw new StillhouseError({
-      code: 'TENSOR_FREED',
-      where,
-      problem: `the ${tensor.dtype} tensor ${formatShape(tensor.shape)} was freed or belongs to another engine`,
-    });
-  }
-
-  function hold(dtype: TensorDtype, shape: readonly number[], sizeBytes: number, of?: Allocation): DeviceTensor {
-    const handle = nextHandle++;
-    const allocation = of ?? { sizeBytes, handles: new Set<number>() };
-    allocation.handles.add(handle);
-    allocations.set(handle, allocation);
-    if (of === undefined) allocatedBytes += sizeBytes;
-    return { handle, dtype, shape: [...shape], sizeBytes };
-  }
-
-  function lowerCopy(where: string, from: DeviceTensor, to: DeviceTensor) {
-    const call = { kind: 'copy', from: useTensor(where, from), to: useTensor(where, to) } as const;
-    if (from.dtype !== to.dtype || from.sizeBytes !== to.sizeBytes) {
-      throw new StillhouseError({
-        code: 'TENSOR_COPY_MISMATCH',
-        where,
-        problem: 'the two tensors differ in dtype or number of elements',
-        expected: `${to.dtype} ${formatShape(to.shape)}`,
-        got: `${from.dtype} ${formatShape(from.shape)}`,
-      });
-    }
-    return call;
-  }
-
-  function lowerFill(where: string, tensor: DeviceTensor, value: number) {
-    const call = { kind: 'fill', tensor: useTensor(where, tensor), value } as const;
-    if (tensor.dtype === 'int64' && !Number.isInteger(value)) {
-      throw new StillhouseError({
-        code: 'TENSOR_DATA_MISMATCH',
-        where,
-        problem: 'an int64 tensor takes whole numbers',
-        got: String(value),
-      });
-    }
-    return call;
-  }
-
-  function lowerCall(call: Call, position: string): WorkerCall {
-    if (call.kind === 'fill') return lowerFill(`fill (${position})`, call.tensor, call.value);
-    if (call.kind === 'copy') return lowerCopy(`copy (${position})`, call.from, call.to);
-    const { program, inputs, outputs } = call;
-    const number = programNumbers.get(program);
-    if (number === undefined) {
-      throw new StillhouseError({
-        code: 'PROGRAM_RELEASED',
-        where: `program ${program.name} (${position})`,
-        problem: 'it was released or belongs to another engine',
-      });
-    }
-    const shapes = checkBindings(program, inputs, outputs);
-    const where = `program ${program.name} (${position})`;
-    return {
-      kind: 'run',
-      program: number,
-      inputs: program.inputNames.map((name) => useTensor(`${where}, input ${name}`, inputs[name]!)),
-      outputs: program.outputNames.map((name) => useTensor(`${where}, output ${name}`, outputs[name]!)),
-      shapes,
-    };
-  }
-
-  const engine: Engine = {
+  const programs = new Map<Program, number>();
+  const state: EngineState = { device, precision, link, tensors: createTensorTable(), programs, closing: undefined };
+  return {
     device,
     deviceReason,
     precision,
-    async compile(graph) {
-      const { name, hints } = graph;
-      return engine.compileModel(encodeModel(graph, device === 'cpu' ? 'any' : device, precision), {
-        name,
-        ...(racesOnThreads(graph) ? { threads: 1 } : {}),
-        ...(hints.computesAgain ? { mergesRepeats: false } : {}),
-      });
-    },
-    async compileModel(model, { name, threads, mergesRepeats }) {
-      checkOpen('compile');
-      const number = nextProgram++;
-      const copy = new Uint8Array(model); // Not slice(), with which a Buffer would alias.
-      const ports = await link.request(
-        { kind: 'compile', program: number, name, model: copy, threads, mergesRepeats },
-        [copy.buffer],
-      );
-      const inputs = ports.inputs.filter((port) => !isShapeInput(port.name));
-      const program: Program = {
-        name,
-        inputNames: inputs.map((port) => port.name),
-        outputNames: ports.outputs.map((port) => port.name),
-        inputs,
-        outputs: ports.outputs,
-        shapeInputs: ports.inputs.filter((port) => isShapeInput(port.name)).map((port) => port.name),
-        release() {
-          if (closing !== undefined || !programNumbers.delete(program)) return;
-          link.send({ kind: 'release', program: number });
-        },
-      };
-      programNumbers.set(program, number);
-      try {
-        checkPorts(name, [...ports.inputs, ...ports.outputs]);
-      } catch (error) {
-        program.release();
-        throw error;
-      }
-      return program;
-    },
-    upload(data, dtype, shape, { transfer = false } = {}) {
-      checkOpen('upload');
-      const where = `upload of ${dtype} ${formatShape(shape)}`;
-      const sizeBytes = measureTensor(where, dtype, shape);
-      checkTensorData(where, data, dtype, shape);
-      const moved = transfer && data.buffer instanceof ArrayBuffer ? data : copyData(data, dtype);
-      const tensor = hold(dtype, shape, sizeBytes);
-      const { handle } = tensor;
-      try {
-        link.send({ kind: 'upload', handle, dtype, shape: tensor.shape, data: moved }, [moved.buffer as ArrayBuffer]);
-      } catch (error) {
-        allocations.delete(handle);
-        allocatedBytes -= sizeBytes;
-        throw error;
-      }
-      return tensor;
-    },
-    allocate(dtype, shape) {
-      checkOpen('allocate');
-      const sizeBytes = measureTensor(`allocation of ${dtype} ${formatShape(shape)}`, dtype, shape);
-      const tensor = hold(dtype, shape, sizeBytes);
-      link.send({ kind: 'allocate', handle: tensor.handle, dtype, shape: tensor.shape });
-      return tensor;
-    },
-    view(tensor, { offset, shape }) {
-      checkOpen('view');
-      const where = `view ${formatShape(shape)} from ${offset} of ${tensor.dtype} ${formatShape(tensor.shape)}`;
-      const of = useTensor(where, tensor);
-      const sizeBytes = measureTensor(where, tensor.dtype, shape);
-      const end = offset + countElements(shape);
-      if (!Number.isSafeInteger(offset) || offset < 0 || end > countElements(tensor.shape)) {
-        throw new StillhouseError({
-          code: 'TENSOR_VIEW_OUT_OF_RANGE',
-          where,
-          problem: 'the view reaches outside the tensor',
-          expected: `elements 0 to ${countElements(tensor.shape)}`,
-          got: `${offset} to ${end}`,
-        });
-      }
-      const view = hold(tensor.dtype, shape, sizeBytes, allocations.get(of));
-      link.send({ kind: 'view', handle: view.handle, of, offset, shape: view.shape });
-      return view;
-    },
-    write(tensor, data) {
-      checkOpen('write');
-      const where = `write to ${tensor.dtype} ${formatShape(tensor.shape)}`;
-      const handle = useTensor(where, tensor);
-      checkTensorData(where, data, tensor.dtype, tensor.shape);
-      const moved = copyData(data, tensor.dtype);
-      link.send({ kind: 'write', tensor: handle, data: moved }, [moved.buffer as ArrayBuffer]);
-    },
-    copy(from, to) {
-      checkOpen('copy');
-      link.send(lowerCopy('copy', from, to));
-    },
-    fill(tensor, value) {
-      checkOpen('fill');
-      link.send(lowerFill('fill', tensor, value));
-    },
-    async run(calls) {
-      checkOpen('run');
-      const lowered = calls.map((call, index) => lowerCall(call, `call ${index + 1} of ${calls.length}`));
-      await link.request({ kind: 'run', calls: lowered });
-    },
-    async download(tensor) {
-      const [data] = await engine.downloadMany([tensor]);
-      return data!;
-    },
-    async downloadMany(tensors) {
-      checkOpen('download');
-      return link.request({ kind: 'download', tensors: tensors.map((tensor) => useTensor('download', tensor)) });
-    },
-    free(tensor) {
-      checkOpen('free');
-      const handle = useTensor('free', tensor);
-      const allocation = allocations.get(handle)!;
-      const [owner] = allocation.handles;
-      const ended = owner === handle ? [...allocation.handles] : [handle];
-      for (const one of ended) {
-        allocations.delete(one);
-        allocation.handles.delete(one);
-      }
-      const sizeBytes = owner === handle ? allocation.sizeBytes : 0;
-      allocatedBytes -= sizeBytes;
-      link.send({ kind: 'free', handles: ended, sizeBytes });
-    },
+    ...programMethods(state),
+    ...tensorMethods(state),
+    ...dataMethods(state),
     async memory() {
-      checkOpen('memory');
+      checkOpen(state, 'memory');
       const use = await link.request({ kind: 'memory' });
-      return { allocatedBytes, ...use };
+      return { allocatedBytes: state.tensors.allocatedBytes(), ...use };
     },
     close() {
-      closing ??= link
+      state.closing ??= link
         .request({ kind: 'close' })
         .catch((error) => {
           // A lost worker has nothing left to close, and whoever waited for it was told.
           if (!isStillhouseError(error, 'RUNTIME_WORKER_LOST')) throw error;
         })
         .then(() => link.terminate());
-      return closing;
+      return state.closing;
     },
   };
-  return engine;
+}
+
+function checkOpen({ closing }: EngineState, command: string): void {
+  if (closing === undefined) return;
+  throw new StillhouseError({ code: 'ENGINE_CLOSED', where: `command ${command}`, problem: 'the engine is closed' });
+}
+
+function programMethods(state: EngineState): Pick<Engine, 'compile' | 'compileModel' | 'run'> {
+  const { device, precision, link, programs } = state;
+  let nextNumber = 1;
+
+  async function compileModel(model: Uint8Array, { name, threads, mergesRepeats }: ModelOptions): Promise<Program> {
+    checkOpen(state, 'compile');
+    const number = nextNumber++;
+    const copy = new Uint8Array(model); // Not slice(), with which a Buffer would alias.
+    const ports = await link.request({ kind: 'compile', program: number, name, model: copy, threads, mergesRepeats }, [
+      copy.buffer,
+    ]);
+    const program = describeProgram(name, ports, () => {
+      if (state.closing !== undefined || !programs.delete(program)) return;
+      link.send({ kind: 'release', program: number });
+    });
+    programs.set(program, number);
+    try {
+      checkPorts(name, [...ports.inputs, ...ports.outputs]);
+    } catch (error) {
+      program.release();
+      throw error;
+    }
+    return program;
+  }
+
+  return {
+    compileModel,
+    async compile(graph) {
+      return compileModel(encodeModel(graph, device === 'cpu' ? 'any' : device, precision), {
+        name: graph.name,
+        ...(racesOnThreads(graph) ? { threads: 1 } : {}),
+        ...(graph.hints.computesAgain ? { mergesRepeats: false } : {}),
+      });
+    },
+    async run(calls) {
+      checkOpen(state, 'run');
+      const lowered = calls.map((call, index) => lowerCall(state, call, `call ${index + 1} of ${calls.length}`));
+      await link.request({ kind: 'run', calls: lowered });
+    },
+  };
+}
+
+/** Tensors come and go. */
+function tensorMethods(state: EngineState): Pick<Engine, 'upload' | 'allocate' | 'view' | 'free'> {
+  const { link, tensors } = state;
+  return {
+    upload(data, dtype, shape, { transfer = false } = {}) {
+      checkOpen(state, 'upload');
+      const where = `upload of ${dtype} ${formatShape(shape)}`;
+      const sizeBytes = measureTensor(where, dtype, shape);
+      checkTensorData(where, data, dtype, shape);
+      const moved = transfer && data.buffer instanceof ArrayBuffer ? data : copyData(data, dtype);
+      const tensor = tensors.hold(dtype, shape, sizeBytes);
+      const { handle } = tensor;
+      try {
+        link.send({ kind: 'upload', handle, dtype, shape: tensor.shape, data: moved }, [moved.buffer as ArrayBuffer]);
+      } catch (error) {
+        tensors.end(handle);
+        throw error;
+      }
+      return tensor;
+    },
+    allocate(dtype, shape) {
+      checkOpen(state, 'allocate');
+      const sizeBytes = measureTensor(`allocation of ${dtype} ${formatShape(shape)}`, dtype, shape);
+      const tensor = tensors.hold(dtype, shape, sizeBytes);
+      link.send({ kind: 'allocate', handle: tensor.handle, dtype, shape: tensor.shape });
+      return tensor;
+    },
+    view(tensor, { offset, shape }) {
+      checkOpen(state, 'view');
+      const where = `view ${formatShape(shape)} from ${offset} of ${tensor.dtype} ${formatShape(tensor.shape)}`;
+      const of = tensors.use(where, tensor);
+      const sizeBytes = measureTensor(where, tensor.dtype, shape);
+      checkInside(where, tensor, offset, offset + countElements(shape));
+      const view = tensors.hold(tensor.dtype, shape, sizeBytes, tensor);
+      link.send({ kind: 'view', handle: view.handle, of, offset, shape: view.shape });
+      return view;
+    },
+    free(tensor) {
+      checkOpen(state, 'free');
+      link.send({ kind: 'free', ...tensors.end(tensors.use('free', tensor)) });
+    },
+  };
+}
+
+/** What tensors hold. */
+function dataMethods(state: EngineState): Pick<Engine, 'write' | 'copy' | 'fill' | 'download' | 'downloadMany'> {
+  const { link, tensors } = state;
+  const downloadMany = async (wanted: readonly DeviceTensor[]) => {
+    checkOpen(state, 'download');
+    return link.request({ kind: 'download', tensors: wanted.map((tensor) => tensors.use('download', tensor)) });
+  };
+  return {
+    downloadMany,
+    download: async (tensor) => (await downloadMany([tensor]))[0]!,
+    write(tensor, data) {
+      checkOpen(state, 'write');
+      const where = `write to ${tensor.dtype} ${formatShape(tensor.shape)}`;
+      const handle = tensors.use(where, tensor);
+      checkTensorData(where, data, tensor.dtype, tensor.shape);
+      const moved = copyData(data, tensor.dtype);
+      link.send({ kind: 'write', tensor: handle, data: moved }, [moved.buffer as ArrayBuffer]);
+    },
+    copy(from, to) {
+      checkOpen(state, 'copy');
+      link.send(lowerCopy(tensors, 'copy', from, to));
+    },
+    fill(tensor, value) {
+      checkOpen(state, 'fill');
+      link.send(lowerFill(tensors, 'fill', tensor, value));
+    },
+  };
+}
+
+/** Whether the elements from `offset` to `end` lie in a tensor. @throws TENSOR_VIEW_OUT_OF_RANGE */
+function checkInside(where: string, tensor: DeviceTensor, offset: number, end: number): void {
+  if (Number.isSafeInteger(offset) && offset >= 0 && end <= countElements(tensor.shape)) return;
+  throw new StillhouseError({
+    code: 'TENSOR_VIEW_OUT_OF_RANGE',
+    where,
+    problem: 'the view reaches outside the tensor',
+    expected: `elements 0 to ${countElements(tensor.shape)}`,
+    got: `${offset} to ${end}`,
+  });
 }
 
 function copyData(data: TensorData, dtype: TensorDtype): TensorData {

@@ -16,6 +16,24 @@ export interface Program {
   release(): void;
 }
 
+/** @param ports what the model takes and gives, the shapes that the engine fills in among the inputs */
+export function describeProgram(
+  name: string,
+  ports: { readonly inputs: readonly Port[]; readonly outputs: readonly Port[] },
+  release: () => void,
+): Program {
+  const inputs = ports.inputs.filter((port) => !isShapeInput(port.name));
+  return {
+    name,
+    inputNames: inputs.map((port) => port.name),
+    outputNames: ports.outputs.map((port) => port.name),
+    inputs,
+    outputs: ports.outputs,
+    shapeInputs: ports.inputs.filter((port) => isShapeInput(port.name)).map((port) => port.name),
+    release,
+  };
+}
+
 /**
  * Refuses a program with an input or output that no tensor of ours can stand for (bfloat16, string, sequences).
  * @throws PROGRAM_DTYPE_UNSUPPORTED
@@ -52,8 +70,15 @@ export function checkBindings(
   const symbols = new Map<string, Binding>();
   checkNames(program, 'INPUT', program.inputNames, inputs);
   checkNames(program, 'OUTPUT', program.outputNames, outputs);
-  for (const port of program.inputs) checkPort(program, 'input', port, inputs[port.name]!, symbols);
-  for (const port of program.outputs) checkPort(program, 'output', port, outputs[port.name]!, symbols);
+  const check = (role: string, port: Port, tensor: DeviceTensor) =>
+    checkPort(
+      { where: `program ${program.name}, ${role} ${port.name}`, says: `${role} ${port.name}` },
+      port,
+      tensor,
+      symbols,
+    );
+  for (const port of program.inputs) check('input', port, inputs[port.name]!);
+  for (const port of program.outputs) check('output', port, outputs[port.name]!);
   return program.shapeInputs.map((name) => resolveShape(program, name, symbols));
 }
 
@@ -115,13 +140,11 @@ function checkNames(
 }
 
 function checkPort(
-  program: Program,
-  role: 'input' | 'output',
+  { where, says }: { readonly where: string; readonly says: string },
   port: Port,
   tensor: DeviceTensor,
   symbols: Map<string, Binding>,
 ): void {
-  const where = `program ${program.name}, ${role} ${port.name}`;
   if (tensor.dtype !== port.dtype) {
     throw new StillhouseError({
       code: 'PROGRAM_DTYPE_MISMATCH',
@@ -151,7 +174,7 @@ function checkPort(
     }
     if (dim === '') return;
     const known = symbols.get(dim) ?? resolveProduct(dim, symbols);
-    if (known === undefined) symbols.set(dim, { size, where: `${role} ${port.name}` });
+    if (known === undefined) symbols.set(dim, { size, where: says });
     else if (known.size !== size) {
       refuse(
         `dimension ${axis} (${dim}) differs from what ${known.where} says`,
