@@ -5,7 +5,8 @@
 import { readFile } from 'node:fs/promises';
 import { parseArgs } from 'node:util';
 import { countParameters, describeParameters, parseModelConfig } from '@stillhouse/checkpoint';
-import { type DeviceName, openEngine, type ProductPrecision } from '@stillhouse/runtime';
+import type { ProductPrecision } from '@stillhouse/onnx-graph';
+import { type DeviceName, openEngine } from '@stillhouse/runtime';
 import { createStudent, type MicroBatch } from '@stillhouse/student-trainer';
 import { randomNormals } from '@stillhouse/testing';
 

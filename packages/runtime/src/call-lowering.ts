@@ -1,5 +1,5 @@
 import { StillhouseError } from '@stillhouse/errors';
-import type { Call } from './engine.ts';
+import type { Call } from './call.ts';
 import { checkBindings, type Program } from './program.ts';
 import type { WorkerCall } from './protocol.ts';
 import { type DeviceTensor, formatShape } from './tensor.ts';

@@ -1,9 +1,9 @@
 import { availableParallelism } from 'node:os';
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
+import type { ProductPrecision } from '@stillhouse/onnx-graph';
 import { createEngine, type Engine } from './engine.ts';
 import { findCudaProvider } from './native/onnxruntime-library.ts';
 import { tryProducts } from './product-trial.ts';
-import type { ProductPrecision } from './protocol.ts';
 import { findGraphics, type GraphicsFinding } from './webgpu/graphics.ts';
 import { startWorker } from './worker-link.ts';
 

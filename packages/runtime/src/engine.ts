@@ -1,8 +1,8 @@
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
-import { encodeModel, type GraphBuilder, racesOnThreads } from '@stillhouse/onnx-graph';
+import { encodeModel, type GraphBuilder, type ProductPrecision, racesOnThreads } from '@stillhouse/onnx-graph';
+import type { Call } from './call.ts';
 import { lowerCall, lowerCopy, lowerFill } from './call-lowering.ts';
 import { checkPorts, describeProgram, type Program } from './program.ts';
-import type { ProductPrecision } from './protocol.ts';
 import {
   checkTensorData,
   countElements,
@@ -15,17 +15,6 @@ import {
 } from './tensor.ts';
 import { createTensorTable, type TensorTable } from './tensor-table.ts';
 import type { WorkerLink } from './worker-link.ts';
-
-/** One step of a sequence. An output may be the same tensor as an input; see {@link Engine.run}. */
-export type Call =
-  | {
-      readonly kind: 'run';
-      readonly program: Program;
-      readonly inputs: Readonly<Record<string, DeviceTensor>>;
-      readonly outputs: Readonly<Record<string, DeviceTensor>>;
-    }
-  | { readonly kind: 'fill'; readonly tensor: DeviceTensor; readonly value: number }
-  | { readonly kind: 'copy'; readonly from: DeviceTensor; readonly to: DeviceTensor };
 
 export interface ModelOptions {
   readonly name: string;

@@ -3,13 +3,13 @@ import { readFileSync } from 'node:fs';
 import { after, before, test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
 import { isStillhouseError } from '@stillhouse/errors';
+import type { ProductPrecision } from '@stillhouse/onnx-graph';
 import { createEngine } from './engine.ts';
 import {
   type DeviceName,
   type DeviceTensor,
   type Engine,
   openEngine,
-  type ProductPrecision,
   type Program,
   type TensorDtype,
 } from './index.ts';

@@ -1,11 +1,6 @@
 /** Messages between the engine on the main thread and the worker that owns the sessions and the memory. */
+import type { ProductPrecision } from '@stillhouse/onnx-graph';
 import type { TensorData, TensorDtype } from './tensor.ts';
-
-/**
- * What products of float32 matrices round their operands to. `bfloat16` is for graphs to do; products that they leave in
- * float32 are then of tf32.
- */
-export type ProductPrecision = 'float32' | 'tf32' | 'bfloat16';
 
 /** Dimensions: a number, the name of a symbol such as `batch`, or '' for an unknown one. */
 export interface Port {

@@ -1,7 +1,8 @@
 import { StillhouseError } from '@stillhouse/errors';
+import type { Dtype } from '@stillhouse/onnx-graph';
 
 /** Element types that cross between JavaScript and the device. */
-export type TensorDtype = 'float32' | 'float64' | 'int64' | 'int32' | 'int8' | 'uint8' | 'uint16' | 'float16' | 'bool';
+export type TensorDtype = Exclude<Dtype, 'bfloat16'>;
 
 /** The arrays that hold tensor data in JavaScript; {@link TENSOR_ARRAYS} says which dtype uses which. */
 export type TensorData =
@@ -24,7 +25,7 @@ export const TENSOR_ARRAYS = {
   uint16: Uint16Array,
   float16: Uint16Array,
   bool: Uint8Array,
-} as const;
+} as const satisfies Record<TensorDtype, unknown>;
 
 /**
  * A named region of memory on an engine's device. The data stays there; only {@link Engine.download} brings it back.

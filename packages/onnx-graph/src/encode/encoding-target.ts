@@ -4,8 +4,8 @@ import type { Node, OperatorName, Shape } from '../graph/types.ts';
 export type EncodingTarget = 'any' | 'cuda' | 'webgpu';
 
 /**
- * What matrix products round their operands to: nothing, tf32 (which is the provider's own affair), or bfloat16. Sums are
- * float32 always.
+ * What matrix products round their operands to: nothing, tf32 (which is the provider's own affair), or bfloat16, which is
+ * for graphs to do; products that they leave in float32 are then of tf32. Sums are float32 always.
  */
 export type ProductPrecision = 'float32' | 'tf32' | 'bfloat16';
 

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { openEngine, type ProductPrecision } from '@stillhouse/runtime';
+import type { ProductPrecision } from '@stillhouse/onnx-graph';
+import { openEngine } from '@stillhouse/runtime';
 import { expectClose, findCudaObstacle } from '@stillhouse/testing';
 import { openGoldenStudent, readStep } from '../testing/golden-student.ts';
 import { expectResumedRunIsStraight } from '../testing/resumed-run.ts';
