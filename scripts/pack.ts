@@ -1,6 +1,6 @@
-// `npm run pack`: makes stillhouse-VERSION.tgz in out/pack, the package that people install. It is put together in a folder
-// of its own, out/pack/package: a `bin` in the manifest of the repository would make `npx stillhouse` in a clone install the
-// clone into npx's cache.
+// `npm run pack`: makes stillhouse-VERSION.tgz in out/pack, the package that people install. It is put together in a
+// folder of its own, out/pack/package: a `bin` in the manifest of the repository would make npx in a clone install the
+// clone into its cache.
 import { execFileSync } from 'node:child_process';
 import { cp, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, relative, sep } from 'node:path';
@@ -9,6 +9,7 @@ import { build, type Plugin } from 'esbuild';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const folder = join(root, 'out', 'pack', 'package');
+const scope = '@stillhouse/';
 const dist = join(folder, 'dist');
 const packages = join(root, 'packages');
 
@@ -23,7 +24,7 @@ const { main } = await import('./main.js');
 process.exitCode = await main(process.argv.slice(2));
 `;
 
-/** What a source finds beside it by `import.meta.url`, in the one folder of the bundle: our worker thread, our version, data. */
+/** Where the one folder of the bundle has what a source finds by `import.meta.url`: worker thread, version, data. */
 async function placeNeighbour(source: string, path: string): Promise<string> {
   const name = basename(path);
   if (name === 'package.json') return '../package.json';
@@ -36,7 +37,7 @@ const oneFolder: Plugin = {
   setup: ({ onResolve, onLoad }) => {
     // Libraries stay outside, to be installed and updated as any others, under their own licences.
     onResolve({ filter: /^[^./]/ }, ({ path, kind }) =>
-      kind === 'entry-point' || path.startsWith('@stillhouse/') ? undefined : { path, external: true },
+      kind === 'entry-point' || path.startsWith(scope) ? undefined : { path, external: true },
     );
     onLoad({ filter: /\.ts$/ }, async ({ path }) => {
       let contents = await readFile(path, 'utf8');
@@ -48,7 +49,10 @@ const oneFolder: Plugin = {
   },
 };
 
-/** Bundles all in one go, so that the command, the worker thread and the libraries share each module. @returns the npm packages they import */
+/**
+ * Bundles all in one go, so that the command, the worker thread and the libraries share each module.
+ * @returns the packages from npm that they import
+ */
 async function bundleCode(): Promise<ReadonlySet<string>> {
   const source = (name: string, file = 'index.ts') => join(packages, name, 'src', file);
   const { metafile } = await build({
@@ -70,6 +74,14 @@ async function bundleCode(): Promise<ReadonlySet<string>> {
     logLevel: 'error',
     plugins: [oneFolder],
   });
+  // A stack then names sources as if they lay in the package, not in a folder beside it.
+  for (const name of (await readdir(dist)).filter((one) => one.endsWith('.map'))) {
+    const text = await readFile(join(dist, name), 'utf8');
+    await writeFile(
+      join(dist, name),
+      text.replaceAll(`"${relative(dist, packages).split(sep).join('/')}/`, '"../packages/'),
+    );
+  }
   const imported = Object.values(metafile.outputs).flatMap(({ imports }) => imports);
   return new Set(
     imported
@@ -89,6 +101,8 @@ async function writeTypes(): Promise<void> {
     declaration: true,
     emitDeclarationOnly: true,
     rootDir: packages,
+    // As sources: what the compiler finds in node_modules it does not declare.
+    paths: { [`${scope}*`]: [join(packages, '*', 'src', 'index.ts')] },
     outDir: types,
     typeRoots: [join(root, 'node_modules', '@types')],
   };
@@ -112,8 +126,8 @@ async function writeTypes(): Promise<void> {
 
 function resolveSpecifier(types: string, from: string, specifier: string): string {
   if (specifier.startsWith('.')) return specifier.replace(/\.ts$/, '.js');
-  if (!specifier.startsWith('@stillhouse/')) return specifier;
-  const target = join(types, specifier.slice('@stillhouse/'.length), 'src', 'index.js');
+  if (!specifier.startsWith(scope)) return specifier;
+  const target = join(types, specifier.slice(scope.length), 'src', 'index.js');
   const path = relative(dirname(from), target).split(sep).join('/');
   return path.startsWith('.') ? path : `./${path}`;
 }

@@ -23,7 +23,7 @@ async function run(
   const env = Object.fromEntries(
     Object.entries(process.env).filter(([key]) => !/^(npm_|NODE_|ONNXRUNTIME)/i.test(key)),
   );
-  const shell = process.platform === 'win32';
+  const shell = process.platform === 'win32' && file !== process.execPath; // npm is a script there
   return promisify(execFile)(file, args, { encoding: 'utf8', shell, ...options, cwd, env }) as Promise<Outcome>;
 }
 
@@ -73,6 +73,16 @@ test('the package', async (t) => {
     assert.ok(Math.min(...starts) <= 0.3, `${starts.join(', ')} s`);
   });
 
+  await t.test('its entries throw one and the same kind of error', async () => {
+    const script = `
+      import { isStillhouseError } from 'stillhouse/errors';
+      import { openCache } from 'stillhouse/teacher-cache';
+      const error = await openCache('nowhere').catch((reason) => reason);
+      console.log(isStillhouseError(error, 'CACHE_NOT_FOUND'));`;
+    const { stdout } = await run(process.execPath, ['--input-type=module', '-e', script], folder);
+    assert.equal(stdout, 'true\n');
+  });
+
   const rows = await readFile(join(root, 'data/demo/test.jsonl'), 'utf8');
   await writeFile(join(folder, 'rows.jsonl'), `${rows.split('\n').slice(0, 8).join('\n')}\n`);
   await mkdir(join(folder, 'teacher'));
@@ -90,11 +100,15 @@ test('the package', async (t) => {
   for (const [name, code] of examples) await writeFile(join(folder, name), code);
 
   await t.test('the examples of docs/library.md are right by its types', async () => {
-    const options = '--ignoreConfig --noEmit --strict --target ES2022 --module NodeNext --types node --skipLibCheck';
+    const options = '--ignoreConfig --noEmit --strict --target ES2022 --module NodeNext --types node';
     const args = [tsc, ...options.split(' '), '--typeRoots', typeRoots, ...examples.keys()];
     const { stdout } = await run(process.execPath, args, folder).catch((error: Outcome) => error);
     assert.equal(stdout, '');
-    await run(process.execPath, [tsc, ...args.slice(1).filter((one) => one !== '--noEmit')], folder);
+    await run(
+      process.execPath,
+      [...args].filter((one) => one !== '--noEmit'),
+      folder,
+    );
   });
 
   for (const name of examples.keys()) {

@@ -1,6 +1,6 @@
-// Runs before the install scripts of the packages that an installed `stillhouse` needs. The one of onnxruntime-node downloads
-// 200 MB of CUDA libraries on Linux, and the whole installation fails where it cannot. It downloads nothing when the files
-// are there; empty ones will do, and `install.js --onnxruntime-node-install=cuda12` puts the real ones in their place.
+// Runs before the install scripts of the packages that an installed `stillhouse` needs. The one of onnxruntime-node
+// downloads the CUDA libraries on Linux, and the whole installation fails where it cannot. It downloads nothing when
+// the files are there; empty ones will do. `install.js --onnxruntime-node-install=cuda12` brings real ones.
 import { closeSync, existsSync, openSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
