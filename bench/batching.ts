@@ -5,7 +5,7 @@
  */
 import { readFile } from 'node:fs/promises';
 import { describeParameters, parseModelConfig } from '@stillhouse/checkpoint';
-import { packSequences, padSequences, type TokenBatch } from '@stillhouse/decoder';
+import { packSequences, padSequences, type TokenBatch } from '@stillhouse/model-runner';
 import { openEngine } from '@stillhouse/runtime';
 import { createStudent, groupByLength, type MicroBatch, measureColumnCost } from '@stillhouse/student-trainer';
 import { randomNormals, randomUniforms } from '@stillhouse/testing';

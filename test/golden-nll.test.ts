@@ -1,6 +1,6 @@
 import { after, test } from 'node:test';
 import { openModelWeights, openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
-import { padSequences } from '@stillhouse/decoder';
+import { padSequences } from '@stillhouse/model-runner';
 import { emitCrossEntropy } from '@stillhouse/objectives';
 import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import { openEngine } from '@stillhouse/runtime';

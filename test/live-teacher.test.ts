@@ -3,7 +3,7 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { openModelWeights, readModelConfig } from '@stillhouse/checkpoint';
-import { flatIndex, padSequences } from '@stillhouse/decoder';
+import { flatIndex, padSequences } from '@stillhouse/model-runner';
 import {
   collectLabels,
   emitCrossEntropy,

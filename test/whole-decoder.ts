@@ -1,11 +1,6 @@
 import { arrangeByPlace, describeParameters, type ModelConfig, type ModelWeights } from '@stillhouse/checkpoint';
-import {
-  emitBlock,
-  emitSegmentBias,
-  inverseFrequencies,
-  type RotaryTables,
-  type TokenBatch,
-} from '@stillhouse/decoder';
+import { emitBlock, emitSegmentBias, inverseFrequencies, type RotaryTables } from '@stillhouse/decoder';
+import type { TokenBatch } from '@stillhouse/model-runner';
 import type { FloatDtype, GraphBuilder, Value } from '@stillhouse/onnx-graph';
 import type { Engine } from '@stillhouse/runtime';
 

@@ -1,13 +1,7 @@
 import { openModelWeights, readModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
-import {
-  computeFinalStates,
-  type LabelFigures,
-  type LabelMode,
-  listLabelModes,
-  measureLabelQuality,
-  uploadWeight,
-} from '@stillhouse/evaluation';
+import { type LabelFigures, type LabelMode, listLabelModes, measureLabelQuality } from '@stillhouse/evaluation';
+import { computeFinalStates, uploadWeight } from '@stillhouse/model-runner';
 import { sharedVocabulary } from '@stillhouse/objectives';
 import { type DeviceTensor, type Engine, openEngine } from '@stillhouse/runtime';
 import { integer, number, requireSetting, resolveSettings, type SettingsOf, text } from '@stillhouse/settings';

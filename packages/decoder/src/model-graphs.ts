@@ -269,15 +269,6 @@ export function cachedBlockGraph(config: ModelConfig, float: FloatDtype): GraphB
   return g;
 }
 
-/** The final norm. Inputs: x [N, H], norm [H]. Output: hidden [N, H], what enters the output matrix. */
-export function finalNormGraph(config: ModelConfig, float: FloatDtype): GraphBuilder {
-  const g = new GraphBuilder('final_norm', float);
-  const x = g.floatInput('x', ['N', config.hiddenSize]);
-  const norm = g.floatInput('norm', [config.hiddenSize]);
-  g.output('hidden', g.rmsNormalization(x, norm, config.rmsNormEpsilon));
-  return g;
-}
-
 /** Rows of the residual stream by index. Inputs: x [N, H], indices int64 [M]. Output: rows [M, H]. */
 export function gatherRowsGraph(hiddenSize: number, float: FloatDtype): GraphBuilder {
   const g = new GraphBuilder('gather_rows', float);

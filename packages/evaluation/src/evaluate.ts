@@ -1,9 +1,9 @@
 import { stat } from 'node:fs/promises';
 import { openCacheAt } from '@stillhouse/cache-remote';
 import { type ModelConfig, openModelWeights, readModelConfig } from '@stillhouse/checkpoint';
-import { createGenerator, type DecoderOnDevice, loadDecoder } from '@stillhouse/decoder';
 import { writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
+import { createGenerator, type DecoderOnDevice, loadDecoder } from '@stillhouse/model-runner';
 import { checkModelTokenizer, describeOpenLabels } from '@stillhouse/objectives';
 import { type Engine, openEngine } from '@stillhouse/runtime';
 import type { TeacherCache } from '@stillhouse/teacher-cache';

@@ -1,6 +1,6 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
-import type { Generator } from '@stillhouse/decoder';
 import { StillhouseError } from '@stillhouse/errors';
+import type { Generator } from '@stillhouse/model-runner';
 import { wilsonInterval } from '@stillhouse/statistics';
 import type { Tokenizer } from '@stillhouse/tokenizer';
 import { answersMatch, extractFinalAnswer } from './answer-extraction.ts';

@@ -1,6 +1,6 @@
 import { openCacheAt } from '@stillhouse/cache-remote';
 import { readModelConfig } from '@stillhouse/checkpoint';
-import type { DecoderOnDevice } from '@stillhouse/decoder';
+import type { DecoderOnDevice } from '@stillhouse/model-runner';
 import { checkModelTokenizer, describeOpenLabels } from '@stillhouse/objectives';
 import type { Engine } from '@stillhouse/runtime';
 import type { SharedCaches } from './evaluate.ts';

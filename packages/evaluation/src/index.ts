@@ -22,7 +22,6 @@ export {
   findStopIds,
   type QuestionIds,
 } from './exact-match.ts';
-export { computeFinalStates, type StateRequest, uploadWeight } from './final-states.ts';
 export { type HeldOutOptions, type HeldOutRows, openHeldOut } from './held-out.ts';
 export { evaluateKd, type KdFigures, type KdOptions, type KdRecord } from './kd-evaluation.ts';
 export { type KdLabels, resolveKdLabels } from './kd-labels.ts';

@@ -2,12 +2,10 @@ import {
   compileForwardPrograms,
   type DecoderOnDevice,
   flatIndex,
-  freeBatch,
+  openResidentPass,
   packSequences,
   releaseForwardPrograms,
-  residualStreamCalls,
-  uploadBatch,
-} from '@stillhouse/decoder';
+} from '@stillhouse/model-runner';
 import {
   collectLabels,
   collectRefinement,
@@ -106,15 +104,13 @@ export async function createKdRunner(
     const { count, rows } = arrays;
     if (count === 0) return { rows, nll: new Float32Array(), kl: [], agrees: [] };
     const batch = packSequences(labelled.map(({ row }) => row.inputIds));
-    const tensors = uploadBatch(engine, forward, batch);
+    const pass = await openResidentPass(engine, forward, model, batch);
     const held: DeviceTensor[] = [];
     const hold = (tensor: DeviceTensor) => {
       held.push(tensor);
       return tensor;
     };
     try {
-      const state = () => hold(engine.allocate(float, [tensors.tokens, config.hiddenSize]));
-      const { calls, x } = await residualStreamCalls(forward, model, tensors, [state(), state()]);
       const wanted = new Map<string, DeviceTensor>([
         ['nll', hold(engine.allocate(float, [count]))],
         ['model_top', hold(engine.allocate('int64', [count]))],
@@ -136,7 +132,7 @@ export async function createKdRunner(
           return [name, hold(engine.upload(part.data, part.dtype, part.shape))] as const;
         });
         chunks.push(
-          { kind: 'run', program: forward.gatherRows, inputs: { x, indices }, outputs: { rows: states } },
+          { kind: 'run', program: forward.gatherRows, inputs: { x: pass.x, indices }, outputs: { rows: states } },
           {
             kind: 'run',
             program,
@@ -152,7 +148,7 @@ export async function createKdRunner(
           },
         );
       }
-      await engine.run([...calls, ...chunks]);
+      await engine.run([...pass.embed, ...pass.layers, ...chunks]);
       const names = [...wanted.keys()];
       const values = await engine.downloadMany([...wanted.values()]);
       const of = (name: string) => values[names.indexOf(name)]!;
@@ -164,7 +160,7 @@ export async function createKdRunner(
         agrees: Array.from(of('model_top') as ArrayLike<bigint>, (id, n) => Number(id) === Number(teacherTop[n])),
       };
     } finally {
-      freeBatch(engine, tensors);
+      pass.close();
       for (const tensor of held) engine.free(tensor);
     }
   }

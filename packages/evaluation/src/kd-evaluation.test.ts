@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { after, type TestContext, test } from 'node:test';
-import { loadDecoder } from '@stillhouse/decoder';
+import { loadDecoder } from '@stillhouse/model-runner';
 import type { RefineMode } from '@stillhouse/objectives';
 import { openEngine } from '@stillhouse/runtime';
 import { openCache } from '@stillhouse/teacher-cache';

@@ -1,4 +1,4 @@
-import type { DecoderOnDevice } from '@stillhouse/decoder';
+import { type DecoderOnDevice, planLikeLengths } from '@stillhouse/model-runner';
 import { countTargets } from '@stillhouse/objectives';
 import type { Engine } from '@stillhouse/runtime';
 import { estimateRatio, type RowSum } from '@stillhouse/statistics';
@@ -72,7 +72,9 @@ export async function evaluateKd(
       Object.fromEntries(temperatures.map((temperature, i) => [String(temperature), values[i]!]));
     const records: { readonly index: number; readonly record: KdRecord }[] = [];
     let targetTokens = 0;
-    for (const group of groupRows(options.rows, options.batchSize)) {
+    const lengths = options.rows.map(({ length }) => length);
+    const plan = planLikeLengths(lengths, { rows: options.batchSize, tokens: BATCH_TOKENS });
+    for (const group of plan.map((members) => members.map((i) => options.rows[i]!))) {
       const labelled: LabelledRow[] = [];
       for (const { index } of group) labelled.push(await cache.readRow(index, needs));
       const positions = await runner.run(labelled);
@@ -119,16 +121,4 @@ export async function evaluateKd(
   } finally {
     runner.close();
   }
-}
-
-/** Rows of like length together, at most `batchSize` and about BATCH_TOKENS at a time. */
-function groupRows(rows: readonly KdRow[], batchSize: number): readonly (readonly KdRow[])[] {
-  const groups: KdRow[][] = [];
-  const sorted = [...rows].sort((a, b) => a.length - b.length || a.index - b.index);
-  for (const row of sorted) {
-    const last = groups.at(-1);
-    if (last !== undefined && last.length < batchSize && (last.length + 1) * row.length <= BATCH_TOKENS) last.push(row);
-    else groups.push([row]);
-  }
-  return groups;
 }

@@ -1,8 +1,8 @@
+import { startsOf } from '@stillhouse/model-runner';
 import { collectLabels, type FloatArray, type LabelArrays, type SoftLabels, sliceLabel } from '@stillhouse/objectives';
 import type { FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import type { HiddenScale, LabelledRow } from '@stillhouse/teacher-cache';
-import { startsOf } from './final-states.ts';
 import { CALIBRATION_BINS, type LabelFigures, summariseQuality } from './quality-figures.ts';
 import {
   coversVocabulary,

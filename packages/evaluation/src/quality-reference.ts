@@ -1,10 +1,10 @@
 import { digestModel, openModelWeights } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
+import { computeFinalStates, startsOf, uploadWeight } from '@stillhouse/model-runner';
 import type { FloatArray } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
 import { requireSameTeacher, type TeacherCache } from '@stillhouse/teacher-cache';
-import { computeFinalStates, startsOf, uploadWeight } from './final-states.ts';
 import type { SampledRow } from './quality-sample.ts';
 
 /** Where the teacher's true distribution comes from. */

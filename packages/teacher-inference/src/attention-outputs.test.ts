@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { openSafetensors } from '@stillhouse/checkpoint';
-import { packSequences } from '@stillhouse/decoder';
+import { packSequences } from '@stillhouse/model-runner';
 import { openEngine } from '@stillhouse/runtime';
 import { dequantiseHidden, type HiddenLayer } from '@stillhouse/teacher-cache';
 import { expectClose } from '@stillhouse/testing';

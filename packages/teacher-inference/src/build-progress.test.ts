@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { readModelConfig } from '@stillhouse/checkpoint';
 import { trackProgress } from './build-progress.ts';
-import { measureWork } from './scoring-pass.ts';
+import { measureWork } from './scoring-work.ts';
 import { goldenFolder } from './testing/golden-teachers.ts';
 
 const SHARDS = [

@@ -16,4 +16,3 @@ export {
   type ScoringOptions,
   type ScoringStep,
 } from './row-scorer.ts';
-export { createTeacherWeights, type TeacherWeights } from './teacher-weights.ts';

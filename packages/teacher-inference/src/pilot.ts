@@ -1,3 +1,4 @@
+import { createStreamedWeights } from '@stillhouse/model-runner';
 import { openEngine } from '@stillhouse/runtime';
 import type { CacheDescription, CachedRow, HiddenCodebook, LabelledRow } from '@stillhouse/teacher-cache';
 import { openBuildInputs, openTeacher } from './build-inputs.ts';
@@ -6,7 +7,6 @@ import { fitCodebook } from './codebook-fitting.ts';
 import { measureTransform } from './hidden-calibration.ts';
 import type { ScoringStep } from './row-scorer.ts';
 import { openTeacherSession } from './teacher-session.ts';
-import { createTeacherWeights } from './teacher-weights.ts';
 
 /** Some rows of a data set with the teacher's labels as exactly as they come, to try policies on. */
 export interface Pilot {
@@ -87,7 +87,7 @@ async function fitCodebooks(
   try {
     const engine = await openEngine({ device, ...(threads === undefined ? {} : { threads }) });
     try {
-      const weights = createTeacherWeights(engine, source, { keepAll: false });
+      const weights = createStreamedWeights(engine, source, { float: 'float32', keepAll: false });
       const states = joinStates(rows.map(({ hidden }) => hidden!.get('final')!.values as Float32Array));
       const shape = [states.length / config.hiddenSize, config.hiddenSize];
       const uploaded = engine.upload(states, 'float32', shape, { transfer: true });

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { packSequences, padSequences } from '@stillhouse/decoder';
+import { packSequences, padSequences } from '@stillhouse/model-runner';
 import { openEngine } from '@stillhouse/runtime';
 import {
   dequantiseHidden,

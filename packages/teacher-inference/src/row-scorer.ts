@@ -1,12 +1,15 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
+import type { PerQueryBlocks } from '@stillhouse/decoder';
 import {
   compileForwardPrograms,
   exposingBlocks,
   type ForwardPrograms,
-  type PerQueryBlocks,
+  openStreamedPass,
   packSequences,
+  type StreamedPass,
+  type StreamedWeights,
   type TokenBatch,
-} from '@stillhouse/decoder';
+} from '@stillhouse/model-runner';
 import type { DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import {
   attentionLayer,
@@ -18,13 +21,14 @@ import {
   type HiddenScale,
   type LabelledRow,
   labelPositions,
+  targetsOf,
 } from '@stillhouse/teacher-cache';
 import { measureLayerRms } from './channel-rms.ts';
 import type { DistributionLabels } from './distribution-readout.ts';
 import { measureCodebook } from './hidden-calibration.ts';
+import type { LabelRange } from './label-range.ts';
 import { createLabelReadout, type LabelReadout } from './label-readout.ts';
-import { measureWork, openScoringPass, type ScoringPass } from './scoring-pass.ts';
-import type { TeacherWeights } from './teacher-weights.ts';
+import { measureWork } from './scoring-work.ts';
 
 export interface ScoringOptions {
   readonly labels: CacheDescription['labels'];
@@ -62,7 +66,7 @@ export interface RowScorer {
 interface Scoring {
   readonly engine: Engine;
   readonly config: ModelConfig;
-  readonly weights: TeacherWeights;
+  readonly weights: StreamedWeights;
   readonly options: ScoringOptions;
   readonly programs: ForwardPrograms;
   /** A layer with its attention output, where that of some layer is wanted. */
@@ -74,7 +78,7 @@ interface Scoring {
 export async function createRowScorer(
   engine: Engine,
   config: ModelConfig,
-  weights: TeacherWeights,
+  weights: StreamedWeights,
   options: ScoringOptions,
 ): Promise<RowScorer> {
   const programs = await compileForwardPrograms(engine, config, 'float32');
@@ -100,16 +104,19 @@ async function scoreRows(
   const { engine, programs, exposing, weights, options } = scoring;
   const { batchTokens, layOut = packSequences } = options;
   const positions = rows.map(({ lossMask }) => labelPositions(lossMask, options.positions));
-  const passRows = rows.map(({ id, inputIds }, i) => ({ id, inputIds, positions: positions[i]! }));
-  const pass = await openScoringPass(engine, programs, passRows, {
-    batchTokens,
-    layOut,
-    exposing,
-    embed: weights.embed,
-  });
+  const passRows = rows.map(({ inputIds }, i) => ({ inputIds, positions: positions[i]! }));
+  const pass = await openStreamedPass(passRows, { engine, programs, weights, batchTokens, layOut, exposing });
+  const ranges = rows.map(
+    (row, i): LabelRange => ({
+      ...pass.ranges[i]!,
+      rowId: row.id,
+      positions: positions[i]!,
+      targets: targetsOf(row, positions[i]!),
+    }),
+  );
   let labels: PassLabels;
   try {
-    labels = await runPass(scoring, pass, scales, onStep);
+    labels = await runPass(scoring, { pass, ranges }, scales, onStep);
   } finally {
     pass.close();
   }
@@ -123,9 +130,15 @@ async function scoreRows(
   }));
 }
 
+/** A pass over rows, and where their labels are in it. */
+interface RowPass {
+  readonly pass: StreamedPass;
+  readonly ranges: readonly LabelRange[];
+}
+
 async function runPass(
   scoring: Scoring,
-  pass: ScoringPass,
+  { pass, ranges }: RowPass,
   scales: LayerScales,
   onStep: (step: ScoringStep) => void,
 ): Promise<PassLabels> {
@@ -142,30 +155,29 @@ async function runPass(
   const readHidden = async (layer: HiddenLayer, labelStates: DeviceTensor) => {
     if (!wanted.has(layer)) return;
     const scale = await fixScale(scoring, scales, layer, labelStates);
-    states.set(layer, await readout.readHidden(layer, labelStates, scale, pass.ranges));
+    states.set(layer, await readout.readHidden(layer, labelStates, scale, ranges));
   };
 
-  if (wanted.has(0)) await readHidden(0, await pass.gatherLabelStates());
+  if (wanted.has(0)) await readHidden(0, await pass.gatherStates());
   // Without label positions there is nothing to compute, but scales and empty labels are wanted all the same.
-  const isEmpty = pass.labelCount === 0;
+  const isEmpty = pass.stateCount === 0;
   for (let layer = 1; layer <= depth; layer++) {
     const attention: HiddenLayer = `attention.${layer}`;
-    let attentionStates: DeviceTensor | undefined;
-    if (!isEmpty) {
-      const tensors = await weights.takeLayer(layer - 1);
-      if (layer < depth) weights.prefetchLayer(layer);
-      else if (readDistributions !== undefined) weights.prefetchOutputMatrix();
-      const onBatch = (tokens: number) => onStep({ stage: layer, work: tokens * work.layer });
-      attentionStates = await pass.runLayer(tensors, onBatch, wanted.has(attention));
-      weights.dropLayer(layer - 1);
-    }
-    if (wanted.has(attention)) await readHidden(attention, attentionStates ?? (await pass.gatherLabelStates()));
+    const attentionStates = await pass.runLayer(layer - 1, {
+      onBatch: (tokens) => onStep({ stage: layer, work: tokens * work.layer }),
+      prefetch: () => {
+        if (layer < depth) weights.prefetchLayer(layer);
+        else if (readDistributions !== undefined) weights.prefetchOutputMatrix();
+      },
+      exposesAttention: wanted.has(attention),
+    });
+    if (wanted.has(attention)) await readHidden(attention, attentionStates ?? (await pass.gatherStates()));
     if (attentionStates !== undefined) engine.free(attentionStates);
-    if (wanted.has(layer)) await readHidden(layer, await pass.gatherLabelStates());
+    if (wanted.has(layer)) await readHidden(layer, await pass.gatherStates());
   }
   if (!needsEnd) return { distributions: undefined, hidden: states };
 
-  const x = await pass.gatherLabelStates();
+  const x = await pass.gatherStates();
   pass.closeStreams();
   const final = engine.allocate('float32', x.shape);
   try {
@@ -176,7 +188,7 @@ async function runPass(
     await readHidden('final', final);
     if (readDistributions === undefined) return { distributions: undefined, hidden: states };
     const head = await weights.takeOutputMatrix();
-    const distributions = await readDistributions(final, head, pass.ranges, (count) =>
+    const distributions = await readDistributions(final, head, ranges, (count) =>
       onStep({ stage: 'readout', work: count * work.readout }),
     );
     weights.dropOutputMatrix();

@@ -3,10 +3,10 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { openModelWeights, readModelConfig } from '@stillhouse/checkpoint';
+import { createStreamedWeights } from '@stillhouse/model-runner';
 import { openEngine } from '@stillhouse/runtime';
 import { expectClose } from '@stillhouse/testing';
 import { createRowScorer } from './row-scorer.ts';
-import { createTeacherWeights } from './teacher-weights.ts';
 import { keepScales } from './testing/golden-teachers.ts';
 
 interface StoredScores {
@@ -45,7 +45,7 @@ for (const [name, row] of [
     t.after(() => source.close());
     const engine = await openEngine();
     t.after(() => engine.close());
-    const weights = createTeacherWeights(engine, source, { keepAll: false });
+    const weights = createStreamedWeights(engine, source, { float: 'float32', keepAll: false });
     const scorer = await createRowScorer(engine, config, weights, {
       labels: { topk: { k: K, temperatures: stored.temperatures }, hidden: null, head: false },
       positions: 'response',

@@ -1,3 +1,4 @@
+import { createStreamedWeights, measureWeights } from '@stillhouse/model-runner';
 import { type Engine, measureAvailableMemory, openEngine } from '@stillhouse/runtime';
 import {
   type CacheDescription,
@@ -10,7 +11,6 @@ import type { Teacher } from './build-inputs.ts';
 import type { BuildSettings } from './build-settings.ts';
 import { needTeacher } from './label-settings.ts';
 import { createRowScorer, type LayerScales, type RowScorer, type ScoringStep } from './row-scorer.ts';
-import { createTeacherWeights, measureWeights } from './teacher-weights.ts';
 
 /** A teacher ready to score; what it needs is compiled when labels of a kind are first asked for. */
 export interface TeacherSession {
@@ -41,7 +41,7 @@ export async function openTeacherSession(teacher: Teacher | null, settings: Sess
   const { device, threads, batchTokens } = settings;
   const engine = await openEngine({ device, ...(threads === undefined ? {} : { threads }) });
   const keepAll = measureWeights(teacher.config) <= (await measureResidentBudget(engine));
-  const weights = createTeacherWeights(engine, teacher.weights, { keepAll });
+  const weights = createStreamedWeights(engine, teacher.weights, { float: 'float32', keepAll });
   const scorers = new Map<string, Promise<RowScorer>>();
   const prepare = (labels: CacheDescription['labels']): Promise<RowScorer> => {
     // The output matrix is kept, not scored.

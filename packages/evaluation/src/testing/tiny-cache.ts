@@ -1,14 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { digestModel, openSafetensors } from '@stillhouse/checkpoint';
-import {
-  compileForwardPrograms,
-  freeBatch,
-  loadDecoder,
-  padSequences,
-  residualStreamCalls,
-  uploadBatch,
-} from '@stillhouse/decoder';
+import { compileForwardPrograms, loadDecoder, openResidentPass, padSequences } from '@stillhouse/model-runner';
 import type { Engine } from '@stillhouse/runtime';
 import {
   type LabelledRow,
@@ -80,14 +73,16 @@ async function runTeacher(engine: Engine, sequences: readonly Int32Array[], leng
   const programs = await compileForwardPrograms(engine, model.config, 'float64');
   const batch = padSequences(sequences);
   if (batch.length !== length) throw new Error(`the longest row has ${batch.length} tokens, not ${length}`);
-  const tensors = uploadBatch(engine, programs, batch);
-  const state = () => engine.allocate('float64', [tensors.tokens, model.config.hiddenSize]);
-  const { calls, x } = await residualStreamCalls(programs, model, tensors, [state(), state()]);
-  const normed = state();
-  const inputs = { x, norm: model.norm };
-  await engine.run([...calls, { kind: 'run', program: programs.finalNorm, inputs, outputs: { hidden: normed } }]);
+  const pass = await openResidentPass(engine, programs, model, batch);
+  const normed = engine.allocate('float64', pass.x.shape);
+  const inputs = { x: pass.x, norm: model.norm };
+  await engine.run([
+    ...pass.embed,
+    ...pass.layers,
+    { kind: 'run', program: programs.finalNorm, inputs, outputs: { hidden: normed } },
+  ]);
   const [hidden, head] = (await engine.downloadMany([normed, model.head])) as [Float64Array, Float64Array];
-  freeBatch(engine, tensors);
+  pass.close();
   model.free();
   return { hidden, head };
 }

@@ -1,4 +1,4 @@
-import { flatIndex, type TokenBatch } from '@stillhouse/decoder';
+import { flatIndex, type TokenBatch } from '@stillhouse/model-runner';
 import { countSelected, type LabelArrays } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';

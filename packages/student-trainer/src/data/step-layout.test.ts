@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
-import type { TokenBatch } from '@stillhouse/decoder';
+import type { TokenBatch } from '@stillhouse/model-runner';
 import { expectClose, openEngine, randomNormals, randomUniforms } from '@stillhouse/testing';
 import fc from 'fast-check';
 import type { MicroBatch } from '../step/micro-batch.ts';

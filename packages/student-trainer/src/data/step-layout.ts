@@ -1,5 +1,5 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
-import { packSequences, padSequences, type TokenBatch } from '@stillhouse/decoder';
+import { packSequences, padSequences, type TokenBatch } from '@stillhouse/model-runner';
 
 /** How a step's rows are laid out: several side by side where they fit, or one a row, padded to the longest. */
 export type Batching = 'packed' | 'bucketed';

@@ -1,16 +1,12 @@
 import { locateTensor } from '@stillhouse/checkpoint';
 import {
-  blockCall,
   compileForwardPrograms,
   type DecoderOnDevice,
-  embeddingCall,
   flatIndex,
-  freeBatch,
+  openResidentPass,
   packSequences,
   releaseForwardPrograms,
-  takeLayerPrograms,
-  uploadBatch,
-} from '@stillhouse/decoder';
+} from '@stillhouse/model-runner';
 import type { Engine } from '@stillhouse/runtime';
 import type { MicroBatch } from '../step/micro-batch.ts';
 import type { FloatData, ParameterStore } from '../step/parameters.ts';
@@ -61,12 +57,10 @@ async function locateForward(
   let found: { layer: number; rowIds: string[] } | undefined;
   let firstRow = 0;
   for (const { sequences, batch = packSequences(sequences) } of microBatches) {
-    const programsOfLayer = await takeLayerPrograms(programs, batch);
-    const tensors = uploadBatch(engine, programs, batch);
-    const buffers = [0, 1].map(() => engine.allocate(float, [tensors.tokens, config.hiddenSize]));
-    // Rows of this batch with a value that is not finite after so many layers.
-    const rowsAfter = async (layer: number): Promise<readonly number[]> => {
-      const values = (await engine.download(buffers[layer % 2]!)) as FloatData;
+    const pass = await openResidentPass(engine, programs, model, batch);
+    // Rows of this batch with a value that is not finite so far.
+    const findRows = async (): Promise<readonly number[]> => {
+      const values = (await engine.download(pass.x)) as FloatData;
       return sequences.flatMap((sequence, row) => {
         const isBad = Array.from(sequence.keys()).some((position) => {
           const at = flatIndex(batch, batch.placements[row]!, position) * config.hiddenSize;
@@ -75,22 +69,18 @@ async function locateForward(
         return isBad ? [row] : [];
       });
     };
-    await engine.run([...tensors.biasCalls, embeddingCall(programs, tensors, model.embedding, buffers[0]!)]);
+    await engine.run(pass.embed);
     // No further than the layer that is known already.
     for (let layer = 0; layer <= Math.min(layers.length, found?.layer ?? layers.length); layer++) {
-      if (layer > 0) {
-        const [x, y] = [buffers[(layer - 1) % 2]!, buffers[layer % 2]!];
-        await engine.run([blockCall(programsOfLayer, tensors, layers[layer - 1]!, { x, y })]);
-      }
-      const rows = await rowsAfter(layer);
+      if (layer > 0) await engine.run([pass.layers[layer - 1]!]);
+      const rows = await findRows();
       if (rows.length === 0) continue;
       const ids = rows.map((row) => rowIds[firstRow + row]!);
       if (found === undefined || layer < found.layer) found = { layer, rowIds: ids };
       else found.rowIds.push(...ids);
       break;
     }
-    freeBatch(engine, tensors);
-    for (const buffer of buffers) engine.free(buffer);
+    pass.close();
     firstRow += sequences.length;
   }
   releaseForwardPrograms(programs);

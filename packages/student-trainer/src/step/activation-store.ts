@@ -1,11 +1,6 @@
 import { countElements, type ModelConfig } from '@stillhouse/checkpoint';
-import {
-  batchSymbols,
-  cutIntoBlocks,
-  type SavedActivation,
-  savingBlockGraphs,
-  type TokenBatch,
-} from '@stillhouse/decoder';
+import { batchSymbols, cutIntoBlocks, type SavedActivation, savingBlockGraphs } from '@stillhouse/decoder';
+import type { TokenBatch } from '@stillhouse/model-runner';
 import { type FloatDtype, resolveDim, type Shape } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
 import { type BackwardPlan, gradientOptions, type LayerBackward, layerKey } from '../plan/backward-plan.ts';

@@ -3,15 +3,14 @@ import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { adapterNames, isAdapterName, openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
+import { LINEAR_NAMES } from '@stillhouse/decoder';
+import { isStillhouseError } from '@stillhouse/errors';
 import {
   compileForwardPrograms,
   type DecoderOnDevice,
-  LINEAR_NAMES,
+  openResidentPass,
   packSequences,
-  residualStreamCalls,
-  uploadBatch,
-} from '@stillhouse/decoder';
-import { isStillhouseError } from '@stillhouse/errors';
+} from '@stillhouse/model-runner';
 import { expectClose, makeTemporaryFolder, openEngine, randomNormals } from '@stillhouse/testing';
 import { type TrainingSettings, trainStudent } from '../index.ts';
 import { resolveLearning } from '../plan/learning.ts';
@@ -188,11 +187,10 @@ test('what evaluation reads and what is saved are the same model', async () => {
     }
     const streamOf = async (model: DecoderOnDevice) => {
       const programs = await compileForwardPrograms(engine, config, 'float64', model.adapter);
-      const tensors = uploadBatch(engine, programs, packSequences([Int32Array.of(5, 9, 2, 77)]));
-      const state = () => engine.allocate('float64', [tensors.tokens, config.hiddenSize]);
-      const { calls, x } = await residualStreamCalls(programs, model, tensors, [state(), state()]);
-      await engine.run(calls);
-      return (await engine.download(x)) as Float64Array;
+      const batch = packSequences([Int32Array.of(5, 9, 2, 77)]);
+      const pass = await openResidentPass(engine, programs, model, batch);
+      await engine.run([...pass.embed, ...pass.layers]);
+      return (await engine.download(pass.x)) as Float64Array;
     };
     const merged = await openGoldenStudent(engine, 'tail', 'float64', { read: readWith(byHand) });
     const [adaptedStream, mergedStream] = [

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
-import { packSequences } from '@stillhouse/decoder';
+import { packSequences } from '@stillhouse/model-runner';
 import { encodeModel, type GraphBuilder } from '@stillhouse/onnx-graph';
 import { expectClose, openEngine } from '@stillhouse/testing';
 import { openGoldenStudent, readStep } from '../testing/golden-student.ts';

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { describeParameters, readModelConfig } from '@stillhouse/checkpoint';
-import { packSequences } from '@stillhouse/decoder';
+import { packSequences } from '@stillhouse/model-runner';
 import { openEngine, randomNormals } from '@stillhouse/testing';
 import { createStudent, type MicroBatch } from '../index.ts';
 import { type BatchLayout, forecastMemory, gatherLayouts, type MemoryQuestion } from '../plan/memory-forecast.ts';

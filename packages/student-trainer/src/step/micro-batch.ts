@@ -1,14 +1,12 @@
+import { ATTENTION_OUTPUT, ATTENTION_SEED, embeddingGradientCalls } from '@stillhouse/decoder';
 import {
-  ATTENTION_OUTPUT,
-  ATTENTION_SEED,
   type BatchTensors,
   embeddingCall,
-  embeddingGradientCalls,
   freeBatch,
   packSequences,
   type TokenBatch,
   uploadBatch,
-} from '@stillhouse/decoder';
+} from '@stillhouse/model-runner';
 import { type FeatureMatch, type LabelArrays, type Objective, sliceLabel } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';

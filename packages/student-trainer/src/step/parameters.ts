@@ -6,7 +6,8 @@ import {
   type ModelConfig,
   outputMatrixName,
 } from '@stillhouse/checkpoint';
-import { gradientName, type LayerTensors } from '@stillhouse/decoder';
+import { gradientName } from '@stillhouse/decoder';
+import type { LayerTensors } from '@stillhouse/model-runner';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
 import { isProjection, type ProjectionSpec } from '../plan/projections.ts';

@@ -1,10 +1,7 @@
 import { FINAL_NORM_NAME, type ModelConfig, outputMatrixName } from '@stillhouse/checkpoint';
 import {
   blockGradientGraph,
-  compileForwardPrograms,
   embeddingGradientGraph,
-  exposingBlocks,
-  type ForwardPrograms,
   type LowRankAdapter,
   type PerQueryBlocks,
   perQueryBlocks,
@@ -12,6 +9,7 @@ import {
   savingBlockGraphs,
   scatterRowsGraph,
 } from '@stillhouse/decoder';
+import { compileForwardPrograms, exposingBlocks, type ForwardPrograms } from '@stillhouse/model-runner';
 import { entropyGraph, type LossGradients, lossGraph, type Objective, selectionGraph } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Engine, Program } from '@stillhouse/runtime';

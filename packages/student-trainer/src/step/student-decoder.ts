@@ -1,5 +1,5 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
-import type { DecoderOnDevice } from '@stillhouse/decoder';
+import type { DecoderOnDevice } from '@stillhouse/model-runner';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { ParameterStore } from './parameters.ts';
 

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { openSafetensors } from '@stillhouse/checkpoint';
-import { packSequences } from '@stillhouse/decoder';
+import { packSequences } from '@stillhouse/model-runner';
 import { type Engine, openEngine } from '@stillhouse/runtime';
 import { chooseSoftwareAdapter, expectClose, expectSmallDifference } from '@stillhouse/testing';
 import { openGoldenStudent, readStep } from '../testing/golden-student.ts';

@@ -1,5 +1,5 @@
-import type { DecoderOnDevice } from '@stillhouse/decoder';
 import { StillhouseError } from '@stillhouse/errors';
+import type { DecoderOnDevice } from '@stillhouse/model-runner';
 import type { Engine } from '@stillhouse/runtime';
 import { parseCaches } from '../data/cache-mixture.ts';
 import type { TrainingSettings } from '../settings/training-settings.ts';

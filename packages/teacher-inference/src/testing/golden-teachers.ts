@@ -1,9 +1,9 @@
 import { type ModelConfig, openModelWeights, openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
+import { createStreamedWeights } from '@stillhouse/model-runner';
 import type { Engine } from '@stillhouse/runtime';
 import type { CachedRow, HiddenLayer, HiddenScale, LabelledRow } from '@stillhouse/teacher-cache';
 import type { LayerScales } from '../row-scorer.ts';
 import { createRowScorer, type ScoringOptions } from '../row-scorer.ts';
-import { createTeacherWeights } from '../teacher-weights.ts';
 
 export const GOLDEN_TEACHERS = ['qwen2-tiny', 'qwen2-tiny-untied', 'llama-tiny', 'llama3-rope-tiny'];
 export const goldenFolder = (name: string) => new URL(`../../../../test/golden/${name}`, import.meta.url).pathname;
@@ -71,7 +71,7 @@ export async function scoreWith(
 ): Promise<readonly LabelledRow[]> {
   const source = await openModelWeights(folder, config);
   try {
-    const weights = createTeacherWeights(engine, source, { keepAll });
+    const weights = createStreamedWeights(engine, source, { float: 'float32', keepAll });
     const scorer = await createRowScorer(engine, config, weights, options);
     return await scorer.score(rows, scales);
   } finally {

@@ -1,15 +1,9 @@
 import { arrangeByPlace, type ModelConfig, type ModelWeights, openModelWeights } from '@stillhouse/checkpoint';
+import type { LowRankAdapter } from '@stillhouse/decoder';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
-import type { Call, DeviceTensor, Engine } from '@stillhouse/runtime';
-import {
-  type BatchTensors,
-  blockCall,
-  embeddingCall,
-  type ForwardPrograms,
-  type LayerTensors,
-  takeLayerPrograms,
-} from './forward-pass.ts';
-import type { LowRankAdapter } from './low-rank-adapter.ts';
+import type { DeviceTensor, Engine } from '@stillhouse/runtime';
+import type { LayerTensors } from '../forward/forward-programs.ts';
+import { uploadWeight } from './upload-weight.ts';
 
 /** A whole decoder's weights on the device, in checkpoint layout, for inference. */
 export interface DecoderOnDevice {
@@ -55,34 +49,11 @@ async function upload(engine: Engine, weights: ModelWeights, float: FloatDtype):
   };
   try {
     for (const [name, weight] of weights.tensors) {
-      tensors.set(name, engine.upload(await weight.read(float), float, weight.shape, { transfer: true }));
+      tensors.set(name, await uploadWeight(engine, weight, float));
     }
   } catch (error) {
     free();
     throw error;
   }
   return { config, float, ...arrangeByPlace(config, tensors), free };
-}
-
-/**
- * A forward pass that keeps nothing but the residual stream after the last layer, [B·T, H].
- * @param buffers two tensors [B·T, H] that the layers write in turns
- * @returns the calls, and which of the buffers holds the result
- */
-export async function residualStreamCalls(
-  programs: ForwardPrograms,
-  model: DecoderOnDevice,
-  batch: BatchTensors,
-  buffers: readonly [DeviceTensor, DeviceTensor],
-): Promise<{ readonly calls: readonly Call[]; readonly x: DeviceTensor }> {
-  const programsOfLayer = await takeLayerPrograms(programs, batch);
-  const at = (layer: number) => buffers[layer % 2 === 0 ? 0 : 1];
-  const calls = [
-    ...batch.biasCalls,
-    embeddingCall(programs, batch, model.embedding, at(0)),
-    ...model.layers.map((weights, layer) =>
-      blockCall(programsOfLayer, batch, weights, { x: at(layer), y: at(layer + 1) }),
-    ),
-  ];
-  return { calls, x: at(model.layers.length) };
 }

@@ -1,4 +1,4 @@
-import { cutIntoBlocks } from './query-blocks.ts';
+import { cutIntoBlocks } from '@stillhouse/decoder';
 
 /** Where one sequence stands inside a batch. */
 export interface Placement {

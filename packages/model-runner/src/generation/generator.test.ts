@@ -8,27 +8,25 @@ import {
   readModelConfig,
   type TensorSource,
 } from '@stillhouse/checkpoint';
+import { greedyHeadGraph } from '@stillhouse/decoder';
 import { isStillhouseError } from '@stillhouse/errors';
-import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
+import type { FloatDtype } from '@stillhouse/onnx-graph';
 import { openEngine } from '@stillhouse/runtime';
 import { expectClose } from '@stillhouse/testing';
 import {
   compileForwardPrograms,
   createGenerator,
   type DecoderOnDevice,
-  freeBatch,
-  greedyHeadGraph,
   loadDecoder,
+  openResidentPass,
   packSequences,
   padSequences,
-  residualStreamCalls,
-  uploadBatch,
-} from './index.ts';
+} from '../index.ts';
 
 const engine = await openEngine({ threads: 1 });
 after(() => engine.close());
 
-const GOLDEN = new URL('../../../test/golden/', import.meta.url).pathname;
+const GOLDEN = new URL('../../../../test/golden/', import.meta.url).pathname;
 const MODELS = ['qwen2-tiny', 'qwen2-tiny-untied', 'llama-tiny', 'llama3-rope-tiny'];
 
 /** The argmax of a whole forward pass over ids, again for every new token: no cache. */
@@ -37,19 +35,13 @@ async function continueByFullPasses(model: DecoderOnDevice, prompt: Int32Array, 
   const head = await engine.compile(greedyHeadGraph(model.config, model.float));
   const ids = [...prompt];
   for (let i = 0; i < count; i++) {
-    const batch = uploadBatch(engine, programs, padSequences([Int32Array.from(ids)]));
-    const shape = [batch.tokens, model.config.hiddenSize];
-    const [a, b, next] = [
-      engine.allocate(model.float, shape),
-      engine.allocate(model.float, shape),
-      engine.allocate('int64', [batch.tokens]),
-    ];
-    const { calls, x } = await residualStreamCalls(programs, model, batch, [a, b]);
-    const inputs = { x, norm: model.norm, head: model.head };
-    await engine.run([...calls, { kind: 'run', program: head, inputs, outputs: { next } }]);
+    const pass = await openResidentPass(engine, programs, model, padSequences([Int32Array.from(ids)]));
+    const next = engine.allocate('int64', [pass.x.shape[0]!]);
+    const inputs = { x: pass.x, norm: model.norm, head: model.head };
+    await engine.run([...pass.embed, ...pass.layers, { kind: 'run', program: head, inputs, outputs: { next } }]);
     ids.push(Number((await engine.download(next)).at(-1)));
-    freeBatch(engine, batch);
-    for (const tensor of [a, b, next]) engine.free(tensor);
+    pass.close();
+    engine.free(next);
   }
   return ids.slice(prompt.length);
 }
@@ -164,17 +156,12 @@ test('packed rows give the residual stream of each row alone', async () => {
   const model = await loadDecoder(engine, `${GOLDEN}llama-tiny`, 'float64');
   const config = await readModelConfig(`${GOLDEN}llama-tiny`);
   const programs = await compileForwardPrograms(engine, config, 'float64');
-  const g = new GraphBuilder('copy', 'float64');
-  g.output('y', g.floatInput('x', ['N', config.hiddenSize]));
-  const copy = await engine.compile(g);
   const states = async (sequences: readonly Int32Array[]) => {
     const batch = packSequences(sequences);
-    const tensors = uploadBatch(engine, programs, batch);
-    const allocate = () => engine.allocate('float64', [tensors.tokens, config.hiddenSize]);
-    const { calls, x } = await residualStreamCalls(programs, model, tensors, [allocate(), allocate()]);
-    const y = allocate();
-    await engine.run([...calls, { kind: 'run', program: copy, inputs: { x }, outputs: { y } }]);
-    const data = (await engine.download(y)) as Float64Array;
+    const pass = await openResidentPass(engine, programs, model, batch);
+    await engine.run([...pass.embed, ...pass.layers]);
+    const data = (await engine.download(pass.x)) as Float64Array;
+    pass.close();
     return batch.placements.map(({ row, column, length }) => {
       const start = (row * batch.length + column) * config.hiddenSize;
       return data.slice(start, start + length * config.hiddenSize);

@@ -29,3 +29,22 @@ export function planBatches(lengths: readonly number[], batchTokens: number): re
   }
   return batches;
 }
+
+/**
+ * Sequences of like length side by side, the shortest first: rows that are read one by one and reported batch by batch.
+ * @param most rows of a batch, and tokens of its rectangle; a longer sequence gets a batch of its own
+ * @returns the sequence numbers of each batch
+ */
+export function planLikeLengths(
+  lengths: readonly number[],
+  most: { readonly rows: number; readonly tokens: number },
+): readonly (readonly number[])[] {
+  const groups: number[][] = [];
+  for (const sequence of [...lengths.keys()].sort((a, b) => lengths[a]! - lengths[b]! || a - b)) {
+    const last = groups.at(-1);
+    const hasRoom = last !== undefined && last.length < most.rows;
+    if (hasRoom && (last.length + 1) * lengths[sequence]! <= most.tokens) last.push(sequence);
+    else groups.push([sequence]);
+  }
+  return groups;
+}

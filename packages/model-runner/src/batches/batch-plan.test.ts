@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { packSequences } from '@stillhouse/decoder';
 import fc from 'fast-check';
 import { planBatches } from './batch-plan.ts';
+import { packSequences } from './token-batch.ts';
 
 test('every sequence is in one batch, and no batch is larger than the budget or its one sequence', () => {
   const lengths = fc.array(fc.integer({ min: 1, max: 60 }), { maxLength: 40 });

@@ -1,10 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { openModelWeights } from '@stillhouse/checkpoint';
-import type { GraphBuilder } from '@stillhouse/onnx-graph';
-import type { DeviceTensor, Program } from '@stillhouse/runtime';
-import { expectClose, gradientError, openEngine } from '@stillhouse/testing';
-import { emitBlockBias } from './attention-bias.ts';
 import {
   ATTENTION_OUTPUT,
   ATTENTION_SEED,
@@ -12,21 +8,21 @@ import {
   type BlockGradientOptions,
   blockGradientGraph,
   blockGraph,
-  compileForwardPrograms,
   cutIntoBlocks,
-  freeBatch,
+  emitBlockBias,
+  emitBlockedAttention,
   gradientName,
-  packSequences,
   savingBlockGraphs,
-  type TokenBatch,
-  uploadBatch,
-} from './index.ts';
-import { emitBlockedAttention } from './softmax-attention.ts';
+} from '@stillhouse/decoder';
+import type { GraphBuilder } from '@stillhouse/onnx-graph';
+import type { DeviceTensor, Program } from '@stillhouse/runtime';
+import { expectClose, gradientError, openEngine } from '@stillhouse/testing';
+import { compileForwardPrograms, freeBatch, packSequences, type TokenBatch, uploadBatch } from '../index.ts';
 
 const engine = await openEngine({ threads: 1 });
 after(() => engine.close());
 
-const GOLDEN = new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname;
+const GOLDEN = new URL('../../../../test/golden/qwen2-tiny', import.meta.url).pathname;
 const model = await openModelWeights(GOLDEN);
 const { config } = model;
 const adapter = { rank: 2, scale: 0.5, targets: ['q_proj', 'v_proj'] } as const;

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
+import { emitSegmentBias } from '@stillhouse/decoder';
 import { GraphBuilder } from '@stillhouse/onnx-graph';
 import { openEngine } from '@stillhouse/testing';
 import fc from 'fast-check';
-import { emitSegmentBias } from './attention-bias.ts';
 import {
   blockCall,
   compileForwardPrograms,
@@ -15,7 +15,7 @@ import {
   type TokenBatch,
   takeLayerPrograms,
   uploadBatch,
-} from './index.ts';
+} from '../index.ts';
 
 const engine = await openEngine({ threads: 1 });
 after(() => engine.close());
@@ -66,7 +66,7 @@ test('a position sees itself and what is before it in its own sequence, and noth
 });
 
 test('other sequences of a row may be any: the states of a sequence do not change by a bit', async () => {
-  const folder = new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname;
+  const folder = new URL('../../../../test/golden/qwen2-tiny', import.meta.url).pathname;
   const { config, embedding, layers } = await loadDecoder(engine, folder);
   const programs = await compileForwardPrograms(engine, config, 'float32');
   const statesOf = async (batch: TokenBatch, sequence: number) => {
@@ -76,8 +76,8 @@ test('other sequences of a row may be any: the states of a sequence do not chang
     await engine.run([
       ...tensors.biasCalls,
       embeddingCall(programs, tensors, embedding, a),
-      blockCall(layer, tensors, layers[0]!, { x: a, y: b }),
-      blockCall(layer, tensors, layers[1]!, { x: b, y: a }),
+      blockCall(layer, tensors, { weights: layers[0]!, x: a, y: b }),
+      blockCall(layer, tensors, { weights: layers[1]!, x: b, y: a }),
     ]);
     const values = (await engine.download(a)) as Float32Array;
     freeBatch(engine, tensors);

@@ -1,28 +1,26 @@
 import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { arrangeByPlace, openModelWeights, openSafetensors } from '@stillhouse/checkpoint';
+import { blockGradientGraph, blockGraph, gradientName } from '@stillhouse/decoder';
 import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import { type DeviceTensor, openEngine, type TensorData } from '@stillhouse/runtime';
 import { expectClose } from '@stillhouse/testing';
 import {
   blockCall,
-  blockGradientGraph,
-  blockGraph,
   compileForwardPrograms,
   embeddingCall,
   freeBatch,
-  gradientName,
   packSequences,
   padSequences,
   type TokenBatch,
   takeLayerPrograms,
   uploadBatch,
-} from './index.ts';
+} from '../index.ts';
 
 const engine = await openEngine({ threads: 1 });
 after(() => engine.close());
 
-const GOLDEN = new URL('../../../test/golden/', import.meta.url).pathname;
+const GOLDEN = new URL('../../../../test/golden/', import.meta.url).pathname;
 const MODELS = ['qwen2-tiny', 'qwen2-tiny-untied', 'llama-tiny', 'llama3-rope-tiny'];
 
 async function openModel(name: string, float: FloatDtype) {
@@ -61,7 +59,7 @@ async function forward(model: Model, batch: TokenBatch, float: FloatDtype) {
     ...tensors.biasCalls,
     embeddingCall(programs, tensors, model.embedding, states[0]!),
     ...model.layers.map((weights, layer) =>
-      blockCall(layerPrograms, tensors, weights, { x: states[layer]!, y: states[layer + 1]! }),
+      blockCall(layerPrograms, tensors, { weights, x: states[layer]!, y: states[layer + 1]! }),
     ),
     {
       kind: 'run',

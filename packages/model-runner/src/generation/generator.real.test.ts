@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { openEngine } from '@stillhouse/testing';
-import { createGenerator, loadDecoder } from './index.ts';
+import { createGenerator, loadDecoder } from '../index.ts';
 
 /** What transformers 5.23 generates from SmolLM2-135M in float32, greedily. */
 const CASES = [

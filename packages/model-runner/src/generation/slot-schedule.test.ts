@@ -1,0 +1,48 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import { createSlotSchedule } from './slot-schedule.ts';
+
+test('a row that is left goes to the next that waits, and the last row fills the gap where none does', () => {
+  const schedule = createSlotSchedule(['a', 'b', 'c', 'd', 'e'], 3);
+  assert.deepEqual(schedule.settle(), { joined: [0, 1, 2], moved: [] });
+  schedule.leave(1);
+  assert.deepEqual(schedule.settle(), { joined: [1], moved: [] });
+  assert.deepEqual(schedule.active, ['a', 'd', 'c']);
+  schedule.leave(0);
+  schedule.leave(1);
+  assert.deepEqual(schedule.settle(), { joined: [0], moved: [{ from: 2, to: 1 }] });
+  assert.deepEqual(schedule.active, ['e', 'c']);
+});
+
+test('every item has one row from when it joins until it leaves, and moves are told', () => {
+  const runs = fc.record({
+    count: fc.integer({ min: 0, max: 30 }),
+    rows: fc.integer({ min: 1, max: 6 }),
+    leaving: fc.infiniteStream(fc.boolean()),
+  });
+  fc.assert(
+    fc.property(runs, ({ count, rows, leaving }) => {
+      const items = [...Array(count).keys()];
+      const schedule = createSlotSchedule(items, rows);
+      /** What the rows of a store would hold. */
+      const store: number[] = [];
+      const seen: number[] = [];
+      for (let step = 0; ; step++) {
+        const { joined, moved } = schedule.settle();
+        for (const { from, to } of moved) store[to] = store[from]!;
+        for (const row of joined) store[row] = schedule.active[row]!;
+        seen.push(...joined.map((row) => schedule.active[row]!));
+        assert.deepEqual(schedule.active, store.slice(0, schedule.active.length));
+        assert.ok(schedule.active.length <= rows);
+        assert.ok(schedule.active.length === rows || seen.length === count, 'a row is empty while one waits');
+        if (schedule.active.length === 0) break;
+        const [must] = [step % schedule.active.length];
+        schedule.active.forEach((_, row) => {
+          if (row === must || leaving.next().value) schedule.leave(row);
+        });
+      }
+      assert.deepEqual(seen, items);
+    }),
+  );
+});
