@@ -15,7 +15,7 @@ import {
   METRICS_FILE,
   readStepLog,
   type StepMetrics,
-  type TrainingPlan,
+  type TrainingStart,
 } from '@stillhouse/student-trainer';
 
 /** The page of a run, beside its metrics. */
@@ -38,7 +38,7 @@ export interface RunPage {
  */
 export function openRunPage(
   out: string,
-  plan: TrainingPlan,
+  plan: TrainingStart,
   note: (line: string) => void,
   intervalMs = WRITE_INTERVAL_MS,
 ): RunPage {
@@ -81,7 +81,7 @@ export function openRunPage(
 /** What the page says: headline figures, loss terms, the held-out curves, the norm of the gradient and the rate. */
 export function describeRun(
   out: string,
-  plan: TrainingPlan,
+  plan: TrainingStart,
   steps: readonly StepMetrics[],
   heldOut: readonly HeldOutMetrics[],
   state: 'running' | 'finished' | 'stopped',
@@ -153,7 +153,7 @@ export function describeRun(
   };
 }
 
-function nameCaches({ caches }: TrainingPlan): string {
+function nameCaches({ caches }: TrainingStart): string {
   if (caches.length === 1) return `cache ${caches[0]!.digest.slice(0, 12)}`;
   const named = caches.map(
     ({ location, digest, share }) => `${location} ${digest.slice(0, 12)} (${printShare(share)})`,
@@ -162,7 +162,7 @@ function nameCaches({ caches }: TrainingPlan): string {
 }
 
 /** The labels that are trained on now; with stages which of them it is. */
-function nameStage({ labels, stages = [] }: TrainingPlan, { stage }: StepMetrics): string {
+function nameStage({ labels, stages = [] }: TrainingStart, { stage }: StepMetrics): string {
   const index = stages.findIndex(({ name }) => name === stage);
   if (index === -1) return `labels ${labels}`;
   return `stage ${stage}, ${index + 1} of ${stages.length}; labels ${stages[index]!.labels}`;

@@ -9,14 +9,14 @@ export { learningRateAt } from './optimiser/learning-rate.ts';
 export { type DryRun, type MemoryAdvice, planTraining } from './plan/dry-run.ts';
 export { PROJECTION_NAME, projectionName } from './plan/projections.ts';
 export { checkTraining, type SharedInputs, type TrainingCheck } from './plan/training-inputs.ts';
-export type { StageSummary, TrainingEvents, TrainingPlan } from './run/training-events.ts';
+export type { StageSummary, TrainingEvents, TrainingStart } from './run/training-events.ts';
 export { type TrainingResult, trainStudent } from './run/training-run.ts';
 export { INIT_SETTINGS, type InitSettings, initStudent, type NewStudent } from './save/init-student.ts';
 export { resolveObjective } from './settings/objective-from-settings.ts';
 export { RECIPE_FILE } from './settings/recipe.ts';
 export { resolveStages, type Stage, type StagedSettings } from './settings/stage-settings.ts';
 export { SETTINGS_FREE_ON_RESUME, TRAINING_SETTINGS, type TrainingSettings } from './settings/training-settings.ts';
-export { createMicroBatchRunner, type LossSums, type MicroBatch } from './step/micro-batch.ts';
+export type { LossSums, MicroBatch } from './step/micro-batch.ts';
 export type { Parameter, ParameterStore } from './step/parameters.ts';
 export { createStudent, type StepResult, type Student, type StudentOptions } from './step/student.ts';
 export {

@@ -8,7 +8,7 @@ import { collectLabels } from '@stillhouse/objectives';
 import { resolveSettings } from '@stillhouse/settings';
 import { openCache } from '@stillhouse/teacher-cache';
 import { expectClose, makeTemporaryFolder } from '@stillhouse/testing';
-import { TRAINING_SETTINGS, type TrainingPlan, type TrainingSettings, trainStudent } from '../index.ts';
+import { TRAINING_SETTINGS, type TrainingSettings, type TrainingStart, trainStudent } from '../index.ts';
 import { type SyntheticTeacher, writeSyntheticCache } from '../testing/synthetic-cache.ts';
 import { readMetrics, stopAt } from '../testing/tiny-run.ts';
 import { openDataOrder } from './data-order.ts';
@@ -48,7 +48,7 @@ test('a run on two caches by weight goes on bit for bit, and says what it learnt
   const [a, b] = (await writeCaches(folder, { a: [{ rows: 5 }], b: [{ rows: 20 }] })) as [string, string];
   const [straight, cut] = [join(folder, 'straight'), join(folder, 'cut')];
   const common = { cache: `${a},${b}`, cacheWeights: [3, 1], labels: 'full', hiddenWeight: 0.1, steps: 9 } as const;
-  let plan: TrainingPlan | undefined;
+  let plan: TrainingStart | undefined;
   const result = await trainStudent(settings({ ...common, out: straight }), {
     onPlan: (one) => {
       plan = one;
@@ -208,8 +208,8 @@ test('top-k labels of different teachers mix; what has to be one is refused by n
   const out = join(folder, 'out');
   await trainStudent(settings({ cache: `${a},${other}`, out, labels: 'topk', steps: 2 }));
   // Left open, the labels are the best that every cache has.
-  let plan: TrainingPlan | undefined;
-  const onPlan = (one: TrainingPlan) => {
+  let plan: TrainingStart | undefined;
+  const onPlan = (one: TrainingStart) => {
     plan = one;
   };
   await trainStudent(settings({ cache: `${a},${topk}`, out: join(folder, 'open'), steps: 1 }), { onPlan });

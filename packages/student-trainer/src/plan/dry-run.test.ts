@@ -13,6 +13,7 @@ import { writeSyntheticCache } from '../testing/synthetic-cache.ts';
 import { planBackward } from './backward-plan.ts';
 import { resolveLearning } from './learning.ts';
 import { forecastMemory, type MemoryQuestion } from './memory-forecast.ts';
+import { makeTrainingPlan, type PlanOptions } from './training-plan.ts';
 
 const STUDENT = new URL('../../../../test/golden/qwen2-tiny', import.meta.url).pathname;
 const TEACHER = { vocabSize: 512, hiddenSize: 24, rows: 10, k: 12, temperatures: [1, 2] };
@@ -107,16 +108,17 @@ test('what a student holds on the device is what the forecast counts', async () 
       const held = (await engine.memory()).allocatedBytes - before;
       const { rows, length } = { rows: 3, length: 16 };
       const question: MemoryQuestion = {
-        config,
-        objective: {
-          labels: { kind: 'topk', k: 16, tail: 'tail', isWhole: false },
-          divergence: { kind: 'forward-kl' },
-        },
-        vocabSize: config.vocabSize,
-        learning,
-        optimiserState,
-        recompute: false,
-        chunkPositions: 128,
+        plan: makeTrainingPlan({
+          config,
+          objective: {
+            labels: { kind: 'topk', k: 16, tail: 'tail', isWhole: false },
+            divergence: { kind: 'forward-kl' },
+          },
+          vocabSize: config.vocabSize,
+          ...learning,
+          optimiserState,
+          chunkPositions: 128,
+        }),
         batch: { rows, length, stepTokens: 48 },
         layouts: [{ rows, length, queryBlocks: 1 }],
         keptCacheBytes: 0,
@@ -137,20 +139,21 @@ test('what a student holds on the device is what the forecast counts', async () 
 });
 
 test('a forecast falls with each rung of the ladder', () => {
-  const ask = (changes: Partial<MemoryQuestion>, given: Partial<TrainingSettings> = {}) => {
-    const batch = { rows: 16, length: 128, stepTokens: 2048, ...changes.batch };
+  type Changes = Partial<PlanOptions & Pick<MemoryQuestion, 'batch' | 'evaluates'>>;
+  const ask = ({ batch: given, evaluates = false, ...changes }: Changes, change: Partial<TrainingSettings> = {}) => {
+    const batch = { rows: 16, length: 128, stepTokens: 2048, ...given };
     return forecastMemory({
-      config,
-      objective: { labels: { kind: 'none' }, divergence: { kind: 'forward-kl' } },
-      vocabSize: config.vocabSize,
-      learning: resolveLearning(settings(given), config),
-      optimiserState: 'float32',
-      recompute: false,
-      chunkPositions: 512,
+      plan: makeTrainingPlan({
+        config,
+        objective: { labels: { kind: 'none' }, divergence: { kind: 'forward-kl' } },
+        vocabSize: config.vocabSize,
+        ...resolveLearning(settings(change), config),
+        chunkPositions: 512,
+        ...changes,
+      }),
       keptCacheBytes: 0,
       prefetchSteps: 2,
-      evaluates: false,
-      ...changes,
+      evaluates,
       batch,
       layouts: [{ ...batch, queryBlocks: 1 }],
     }).peakBytes;

@@ -10,8 +10,6 @@ import { checkFolder } from '../run/run-folder.ts';
 import { makeRecipe } from '../settings/recipe.ts';
 import type { StagedSettings } from '../settings/stage-settings.ts';
 import type { TrainingSettings } from '../settings/training-settings.ts';
-import { keepReached } from './feature-reach.ts';
-import { resolveLearning } from './learning.ts';
 import {
   type BatchLayout,
   type BatchShape,
@@ -20,7 +18,7 @@ import {
   type MemoryForecast,
   type MemoryItem,
 } from './memory-forecast.ts';
-import { countAllSteps, type StagePlan } from './stage-plan.ts';
+import { countAllSteps, planStudent, type StagePlan } from './stage-plan.ts';
 import { openTrainingInputs, type TrainingInputs } from './training-inputs.ts';
 
 /** A change of settings that takes memory, and how much it takes after those before it. */
@@ -106,7 +104,8 @@ function forecastStage(
   changes: Partial<TrainingSettings>,
 ): StageForecast {
   const { settings, sources, resolved } = stage;
-  const changed = { ...settings, ...changes };
+  const { cache, student, out } = settings;
+  const changed = { ...settings, ...changes, cache, student, out };
   const order = openDataOrder(orderSources(sources), changed.seed);
   const columnCost = measureColumnCost(config);
   let position = order.start;
@@ -125,13 +124,8 @@ function forecastStage(
     }
   }
   const memory = forecastMemory({
-    config,
-    objective: resolved.objective,
-    vocabSize: resolved.vocabSize,
-    learning: keepReached(resolveLearning(changed, config), resolved.objective, config),
-    optimiserState: changed.optimiserState,
-    recompute: changed.recompute === 'always',
-    chunkPositions: changed.chunkPositions,
+    // What the run itself reads, but where another is tried.
+    plan: Object.keys(changes).length === 0 ? stage.plan : planStudent(changed, stage, config),
     batch,
     layouts: gatherLayouts(batches),
     keptCacheBytes: sources.reduce(

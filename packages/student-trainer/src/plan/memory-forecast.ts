@@ -1,14 +1,12 @@
-import { countElements, FINAL_NORM_NAME, type ModelConfig, outputMatrixName } from '@stillhouse/checkpoint';
+import { countElements } from '@stillhouse/checkpoint';
 import { batchSymbols, blockGradientGraph, blockGraph, cutIntoBlocks, savingBlockGraphs } from '@stillhouse/decoder';
-import { lossGraph, type Objective } from '@stillhouse/objectives';
+import { lossGraph } from '@stillhouse/objectives';
 import { measureWorkingMemory } from '@stillhouse/onnx-graph';
-import { measureMoments, type OptimiserStateFormat } from '../optimiser/optimiser-state.ts';
+import { measureMoments } from '../optimiser/optimiser-state.ts';
 import { measureActivations } from '../step/activation-store.ts';
-import { studentParameters } from '../step/adapters.ts';
-import { TILE_TOKENS, tileBoundaries } from '../step/row-tiles.ts';
-import { gradientOptions, layerKey, planBackward, takesGradient } from './backward-plan.ts';
-import type { Learning } from './learning.ts';
-import { describeProjections, isProjection } from './projections.ts';
+import { tileBoundaries } from '../step/row-tiles.ts';
+import { gradientOptions, type LayerBackward, layerKey } from './backward-plan.ts';
+import type { TrainingPlan } from './training-plan.ts';
 
 /** The largest micro-batch of a run. */
 export interface BatchShape {
@@ -40,14 +38,7 @@ export function gatherLayouts(batches: readonly BatchLayout[]): readonly BatchLa
 
 /** What the memory of a training run depends on. */
 export interface MemoryQuestion {
-  readonly config: ModelConfig;
-  readonly objective: Objective;
-  /** Rows of the output matrix that take part in the loss. */
-  readonly vocabSize: number;
-  readonly learning: Learning;
-  readonly optimiserState: OptimiserStateFormat;
-  readonly recompute: boolean;
-  readonly chunkPositions: number;
+  readonly plan: TrainingPlan;
   readonly batch: BatchShape;
   /** The micro-batches of each number of query blocks that the run has; the largest is one of them. */
   readonly layouts: readonly BatchLayout[];
@@ -85,21 +76,14 @@ const sum = (numbers: readonly number[]) => numbers.reduce((total, one) => total
  * What depends on the labels themselves (how many positions are targets) is taken at its most.
  */
 export function forecastMemory(question: MemoryQuestion): MemoryForecast {
-  const { config, objective, vocabSize, learning, optimiserState, chunkPositions, batch } = question;
-  const { trained, adapter } = learning;
-  const specs = [
-    ...studentParameters(config, adapter),
-    ...describeProjections(objective.features).map(({ name, teacherHidden }) => ({
-      name,
-      shape: [teacherHidden, config.hiddenSize],
-    })),
-  ];
-  const learned = specs.filter(({ name }) => isProjection(name) || trained(name));
+  const { plan, batch } = question;
+  const { config, objective, vocabSize, tensors: specs, optimiserState } = plan;
+  const learned = specs.filter(({ learns }) => learns);
   const tokens = batch.rows * batch.length;
   const { labels } = objective;
   const teacherWidth = labels.kind === 'full' ? labels.teacherHidden : 0;
   const teacherHeadBytes = 4 * vocabSize * teacherWidth;
-  const chunk = Math.min(chunkPositions, tokens);
+  const chunk = Math.min(plan.chunkPositions, tokens);
   const largest = 4 * Math.max(...specs.map(({ shape }) => countElements(shape)));
   const streams = measureStreams(question);
   const labelBytes = 4 * tokens * (2 * config.hiddenSize + teacherWidth);
@@ -137,21 +121,16 @@ export function forecastMemory(question: MemoryQuestion): MemoryForecast {
   return { items, peakBytes: sum(items.map(({ sizeBytes }) => sizeBytes)) };
 }
 
-const backwardOf = ({ config, learning, objective }: MemoryQuestion) =>
-  planBackward(config, learning.trained, learning.adapter, objective);
-
-function measureKept(question: MemoryQuestion): number {
-  const { config, recompute, batch } = question;
-  return recompute ? 0 : measureActivations(config, backwardOf(question), batch.rows, batch.length);
+function measureKept({ plan, batch }: MemoryQuestion): number {
+  const { config, recompute, backward } = plan;
+  return recompute ? 0 : measureActivations(config, backward, batch.rows, batch.length);
 }
 
 /** Residual streams, their gradients and the tables of a batch. */
-function measureStreams(question: MemoryQuestion): number {
-  const { config, batch } = question;
+function measureStreams({ plan: { config, backward, lossGradients }, batch }: MemoryQuestion): number {
   const { rows, length } = batch;
-  const plan = backwardOf(question);
-  const kept = config.layerCount + 1 - plan.lowestLayer + (plan.lowestLayer === 0 ? 0 : 2);
-  const back = takesGradient(plan, config.layerCount) ? 2 : 0;
+  const kept = config.layerCount + 1 - backward.lowestLayer + (backward.lowestLayer === 0 ? 0 : 2);
+  const back = lossGradients.x ? 2 : 0;
   // Where queries attend in blocks, the bias of each is made in the layer's program.
   const bias = cutIntoBlocks(length).queryBlocks === 1 ? rows * length * length : 0;
   const tables = rows * length * config.headDim + bias;
@@ -163,15 +142,15 @@ function measureStreams(question: MemoryQuestion): number {
  * number of query blocks.
  */
 const measureLayerWork = (question: MemoryQuestion) =>
-  sum(question.layouts.map((layout) => measureWorkAt(question, layout)));
+  sum(question.layouts.map((layout) => measureWorkAt(question.plan, layout)));
 
-function measureWorkAt(question: MemoryQuestion, { rows, length, queryBlocks }: BatchLayout): number {
-  const { config, recompute } = question;
-  const boundaries = tileBoundaries(rows, length, TILE_TOKENS);
+function measureWorkAt(plan: TrainingPlan, { rows, length, queryBlocks }: BatchLayout): number {
+  const { config, recompute, backward, tileTokens } = plan;
+  const boundaries = tileBoundaries(rows, length, tileTokens);
   const tileRows = Math.max(...boundaries.slice(1).map((end, i) => end - boundaries[i]!));
   const sizes = batchSymbols(tileRows, length, queryBlocks);
   const measured = new Map<string, number>();
-  for (const layer of backwardOf(question).layers) {
+  for (const layer of backward.layers) {
     const key = layer === undefined ? '' : layerKey(layer);
     if (measured.has(key)) continue;
     const bare = () => measureWorkingMemory(blockGraph(config, 'float32', { queryBlocks, ...adapterOf(layer) }), sizes);
@@ -187,20 +166,23 @@ function measureWorkAt(question: MemoryQuestion, { rows, length, queryBlocks }: 
   return WORK_SHARE * sum([...measured.values()]);
 }
 
-const adapterOf = (layer: ReturnType<typeof planBackward>['layers'][number]) =>
+const adapterOf = (layer: LayerBackward | undefined) =>
   layer?.adapter === undefined ? {} : { adapter: layer.adapter };
 
-function measureLossWork({ config, objective, vocabSize, learning }: MemoryQuestion, chunk: number): number {
-  const { hiddenSize, rmsNormEpsilon } = config;
+function measureLossWork({ plan }: MemoryQuestion, chunk: number): number {
+  const { objective, vocabSize } = plan;
+  const { hiddenSize, rmsNormEpsilon } = plan.config;
+  const { norm, head } = plan.lossGradients;
   const graph = lossGraph(objective, { hiddenSize, vocabSize, rmsNormEpsilon }, 'float32', {
-    norm: learning.trained(FINAL_NORM_NAME),
-    head: learning.trained(outputMatrixName(config)),
+    norm,
+    head,
   });
   // Sampled labels have as many entries as come; few, as the point of sampling is.
   return WORK_SHARE * measureWorkingMemory(graph, { N: chunk, K: 64 });
 }
 
-function measureLoader({ objective: { labels, features = [] }, batch, prefetchSteps }: MemoryQuestion): number {
+function measureLoader({ plan, batch, prefetchSteps }: MemoryQuestion): number {
+  const { labels, features = [] } = plan.objective;
   const widths = [
     labels.kind === 'full' ? labels.teacherHidden : 0,
     labels.kind === 'topk' ? 3 * labels.k : 0,

@@ -15,11 +15,11 @@ import type { ResolvedObjective } from '../settings/objective-from-settings.ts';
 import type { Stage } from '../settings/stage-settings.ts';
 import type { TrainingSettings } from '../settings/training-settings.ts';
 import { measureActivations } from '../step/activation-store.ts';
-import { studentParameters } from '../step/adapters.ts';
 import { resolveHeldOut } from '../watch/held-out.ts';
-import { type BackwardPlan, planBackward } from './backward-plan.ts';
 import { keepReached } from './feature-reach.ts';
-import { type Learning, resolveLearning } from './learning.ts';
+import { resolveLearning } from './learning.ts';
+import { isProjection } from './projections.ts';
+import { makeTrainingPlan, type TrainingPlan } from './training-plan.ts';
 
 /** Settings with the paths that a run cannot do without. */
 export type RunSettings = TrainingSettings & {
@@ -33,7 +33,7 @@ export interface StagePlan extends TrainingSources {
   /** `undefined` where a run has no stages and this is all of it. */
   readonly name: string | undefined;
   readonly settings: ResolvedSettings;
-  readonly learning: Learning;
+  readonly plan: TrainingPlan;
   /** Steps of the run that come before. */
   readonly stepsBefore: number;
 }
@@ -111,13 +111,27 @@ async function planStage(
   checkOptimiserState(settings, settings.device);
   // No stage may learn from the rows that the run is evaluated on.
   resolveHeldOut(settings);
-  const asked = resolveLearning(settings, config);
+  // Refused before any row is read.
+  resolveLearning(settings, config);
   const { sources, resolved } = await resolveSources(caches, settings, config);
-  const learning = keepReached(asked, resolved.objective, config);
-  refuseNothingToLearn(learning, settings, config);
-  const backward = planBackward(config, learning.trained, learning.adapter, resolved.objective);
-  const resolvedSettings = resolveOpen(settings, { sources, resolved }, backward, config);
-  return { name, stepsBefore, settings: resolvedSettings, learning, sources, resolved };
+  const plan = planStudent(settings, { sources, resolved }, config);
+  refuseNothingToLearn(plan, settings);
+  return { name, stepsBefore, settings: resolveOpen(settings, { sources, resolved }, plan), plan, sources, resolved };
+}
+
+/** How the student is trained under these settings; `auto` recomputation is decided by the memory of the device. */
+export function planStudent(
+  settings: RunSettings,
+  { sources, resolved: { objective, vocabSize } }: TrainingSources,
+  config: ModelConfig,
+): TrainingPlan {
+  const { optimiserState, recompute, chunkPositions, selectTokens } = settings;
+  const learning = keepReached(resolveLearning(settings, config), objective, config);
+  const plan = makeTrainingPlan({
+    ...{ config, objective, vocabSize, ...learning, optimiserState, chunkPositions, selectTokens },
+    recompute: recompute === 'always',
+  });
+  return recompute === 'auto' ? { ...plan, recompute: needsRecompute(settings, sources, plan) } : plan;
 }
 
 export type ResolvedSettings = RunSettings & {
@@ -140,8 +154,7 @@ const ACTIVATIONS_SHARE = 0.25;
 function resolveOpen(
   settings: RunSettings,
   { sources, resolved: { objective } }: TrainingSources,
-  backward: BackwardPlan,
-  config: ModelConfig,
+  plan: TrainingPlan,
 ): ResolvedSettings {
   const { seed, batchTokens, epochs = 1 } = settings;
   return {
@@ -154,8 +167,7 @@ function resolveOpen(
     attentionLayers: namePairs(objective, 'attention', settings.attentionLayers),
     steps: settings.steps ?? countSteps(orderSources(sources), seed, batchTokens, epochs),
     epochs: undefined,
-    recompute:
-      settings.recompute === 'auto' ? chooseRecompute(settings, sources, backward, config) : settings.recompute,
+    recompute: plan.recompute ? 'always' : 'never',
   };
 }
 
@@ -172,28 +184,23 @@ function namePairs(
 const isRefined = ({ labels }: ResolvedObjective['objective']) =>
   labels.kind === 'full' && labels.refinement !== undefined;
 
-function chooseRecompute(
+function needsRecompute(
   { batchTokens, accumulate, batching, device }: RunSettings,
   sources: readonly TrainingSource[],
-  backward: BackwardPlan,
-  config: ModelConfig,
-): 'always' | 'never' {
+  { config, backward }: TrainingPlan,
+): boolean {
   const longest = Math.max(
     ...sources.map(({ rows }) => rows.lengths.reduce((most, length) => Math.max(most, length), 1)),
   );
   const mean = Math.min(...sources.map(({ rows }) => sumLengths(rows.lengths) / rows.lengths.length));
   const rowCount = Math.ceil(batchTokens / accumulate / (batching === 'packed' ? longest : mean)) + 1;
   const room = ACTIVATIONS_SHARE * measureTensorMemory(device, TRAINING_DEVICES);
-  return measureActivations(config, backward, rowCount, longest) > room ? 'always' : 'never';
+  return measureActivations(config, backward, rowCount, longest) > room;
 }
 
 /** Projections alone would learn, and the student stay what it is. */
-function refuseNothingToLearn(
-  { trained, adapter }: Learning,
-  { trainLayers }: TrainingSettings,
-  config: ModelConfig,
-): void {
-  if (studentParameters(config, adapter).some(({ name }) => trained(name))) return;
+function refuseNothingToLearn({ tensors }: TrainingPlan, { trainLayers }: TrainingSettings): void {
+  if (tensors.some(({ name, learns }) => learns && !isProjection(name))) return;
   throw new StillhouseError({
     code: 'SETTING_CONFLICT',
     where: '--train-layers',

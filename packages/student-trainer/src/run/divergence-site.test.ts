@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { openModelWeights, readModelConfig } from '@stillhouse/checkpoint';
+import type { Objective } from '@stillhouse/objectives';
 import { type Engine, openEngine } from '@stillhouse/runtime';
+import { makeTrainingPlan } from '../plan/training-plan.ts';
 import type { MicroBatch } from '../step/micro-batch.ts';
 import { createParameterStore, type FloatData, type ParameterStore } from '../step/parameters.ts';
 import { viewAsDecoder } from '../step/student-decoder.ts';
@@ -25,8 +27,10 @@ async function breakAndLocate(
   const source = await openModelWeights(STUDENT, config);
   const engine = await openEngine({ device: 'cpu', threads: 1 });
   try {
+    const objective: Objective = { labels: { kind: 'none' }, divergence: { kind: 'forward-kl' } };
+    const plan = makeTrainingPlan({ config, objective, vocabSize: config.vocabSize, chunkPositions: 128 });
     const read = async (name: string) => source.tensors.get(name)!.read('float32');
-    const parameters = await createParameterStore(engine, { config, float: 'float32', read });
+    const parameters = await createParameterStore(engine, plan, { float: 'float32', read });
     await change(parameters, engine);
     const model = viewAsDecoder(config, 'float32', parameters);
     return await locateDivergence(engine, model, parameters, BATCHES, ROWS, isLossFinite);

@@ -16,7 +16,7 @@ import {
   type TrainingSource,
 } from '../data/training-sources.ts';
 import { learningRateAt } from '../optimiser/learning-rate.ts';
-import { describeProjections, initialProjection } from '../plan/projections.ts';
+import { initialProjection } from '../plan/projections.ts';
 import { countAllSteps, endOf, type StagePlan } from '../plan/stage-plan.ts';
 import type { TrainingInputs } from '../plan/training-inputs.ts';
 import { type CarriedWeights, carryWeights, joinState } from '../save/carried-weights.ts';
@@ -30,7 +30,7 @@ import {
 } from '../save/training-checkpoint.ts';
 import { lossScalarsAt } from '../settings/loss-schedule.ts';
 import { initialAdapter } from '../step/adapters.ts';
-import { createStudent, type Student } from '../step/student.ts';
+import { openStudent, type Student } from '../step/student.ts';
 import { viewAsDecoder } from '../step/student-decoder.ts';
 import type { HeldOutMetrics } from '../watch/held-out.ts';
 import { describeSums, type StepMetrics } from '../watch/metrics.ts';
@@ -66,25 +66,22 @@ export interface StageRun {
   readonly onReady: (state: TrainingState, caches: readonly CacheUse[]) => void;
 }
 
-async function openStudent(
+async function openStageStudent(
   engine: Engine,
   { config, weights }: TrainingInputs,
-  { settings, sources, learning, resolved }: StagePlan,
+  { settings, sources, plan }: StagePlan,
   carried: CarriedWeights,
 ): Promise<Student> {
-  const { objective, vocabSize } = resolved;
-  const { trained, adapter } = learning;
+  const { adapter, projections, vocabSize } = plan;
   const newAdapter = adapter && initialAdapter(config, adapter, settings.seed);
-  const { labels } = objective;
+  const { labels } = plan.objective;
   // One matrix for all caches; with a codebook in it where they have that in common too.
   const [{ cache, hiddenScale }] = sources as [TrainingSource];
   const teacherHead =
     labels.kind === 'full'
       ? await uploadTeacherHead(engine, cache, labels.isCoded === true ? hiddenScale : undefined, vocabSize)
       : undefined;
-  const projections = describeProjections(objective.features);
-  return createStudent(engine, {
-    config,
+  return openStudent(engine, plan, {
     float: 'float32',
     read: async (name) => {
       const given = carried.get(name);
@@ -94,15 +91,8 @@ async function openStudent(
       if (index < 0) return weights.tensors.get(name)!.read('float32');
       return initialProjection(projections[index]!.teacherHidden, config.hiddenSize, settings.seed, index);
     },
-    objective,
     scalars: settings,
     adamw: settings,
-    vocabSize,
-    chunkPositions: settings.chunkPositions,
-    recompute: settings.recompute === 'always',
-    selectTokens: settings.selectTokens,
-    trained,
-    ...(adapter === undefined ? {} : { adapter }),
     ...(teacherHead === undefined ? {} : { teacherHead }),
   });
 }
@@ -125,7 +115,7 @@ export async function runStage(engine: Engine, run: StageRun): Promise<CarriedWe
   const { out } = runSettings;
   const [lastStep, allSteps] = [endOf(stage), countAllSteps(inputs.stages)];
   const carriedNames = new Set(run.carried.keys());
-  const student = await openStudent(engine, inputs, stage, run.carried);
+  const student = await openStageStudent(engine, inputs, stage, run.carried);
   const identity = identify(inputs, stage, student);
   const kept = joinState(student, carriedNames);
   const order = openDataOrder(orderSources(sources), settings.seed);

@@ -10,7 +10,7 @@ export interface StageSummary {
   readonly labels: string;
 }
 
-export interface TrainingPlan {
+export interface TrainingStart {
   readonly steps: number;
   /** Done by the run that this one continues. */
   readonly stepsDone: number;
@@ -26,7 +26,7 @@ export interface TrainingPlan {
 }
 
 export interface TrainingEvents {
-  readonly onPlan?: (plan: TrainingPlan) => void;
+  readonly onPlan?: (plan: TrainingStart) => void;
   readonly onStep?: (metrics: StepMetrics, steps: number) => void;
   /** Told after each evaluation on held-out rows. */
   readonly onHeldOut?: (metrics: HeldOutMetrics) => void;

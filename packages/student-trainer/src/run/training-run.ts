@@ -9,12 +9,11 @@ import { type CarriedWeights, namesBefore } from '../save/carried-weights.ts';
 import { type FoundCheckpoint, findCheckpoint, readCheckpointWeights } from '../save/training-checkpoint.ts';
 import { makeRecipe } from '../settings/recipe.ts';
 import type { StagedSettings } from '../settings/stage-settings.ts';
-import { studentParameters } from '../step/adapters.ts';
 import type { HeldOutMetrics } from '../watch/held-out.ts';
 import { METRICS_FILE, type StepMetrics } from '../watch/metrics.ts';
 import { openRunFolder } from './run-folder.ts';
 import { type RunProgress, runStage } from './stage-run.ts';
-import type { StageSummary, TrainingEvents, TrainingPlan } from './training-events.ts';
+import type { StageSummary, TrainingEvents, TrainingStart } from './training-events.ts';
 
 export interface TrainingResult {
   readonly out: string;
@@ -143,21 +142,19 @@ async function runStages(inputs: TrainingInputs, events: TrainingEvents, lock: F
 
 /** What stages before this one have changed, from the checkpoint that the run goes on from. */
 async function readCarried(
-  { stages, config }: TrainingInputs,
+  { stages }: TrainingInputs,
   stage: number,
   checkpoint: FoundCheckpoint | undefined,
 ): Promise<CarriedWeights> {
   if (checkpoint === undefined || stage === 0) return new Map();
-  const { adapter } = stages[stage]!.learning;
-  const names = studentParameters(config, adapter).map(({ name }) => name);
-  return readCheckpointWeights(checkpoint, namesBefore(stages, stage, names));
+  return readCheckpointWeights(checkpoint, namesBefore(stages, stage));
 }
 
 function describePlan(
   stages: readonly StagePlan[],
   { settings, sources }: StagePlan,
   caches: readonly CacheUse[],
-): Omit<TrainingPlan, 'stepsDone' | 'device'> {
+): Omit<TrainingStart, 'stepsDone' | 'device'> {
   return {
     steps: countAllSteps(stages),
     rows: caches.reduce((sum, { rows }) => sum + rows, 0),

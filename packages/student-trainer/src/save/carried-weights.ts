@@ -11,13 +11,9 @@ import type { Student, StudentState } from '../step/student.ts';
 export type CarriedWeights = Map<string, FloatData>;
 
 /** Names of what has learnt in stages before this one. */
-export function namesBefore(
-  stages: readonly StagePlan[],
-  stage: number,
-  names: readonly string[],
-): ReadonlySet<string> {
-  const before = stages.slice(0, stage);
-  return new Set(names.filter((name) => before.some(({ learning }) => learning.trained(name))));
+export function namesBefore(stages: readonly StagePlan[], stage: number): ReadonlySet<string> {
+  const learnt = stages.slice(0, stage).flatMap(({ plan }) => plan.tensors.filter(({ learns }) => learns));
+  return new Set(learnt.flatMap(({ name }) => (isProjection(name) ? [] : [name])));
 }
 
 /** What a checkpoint of a stage holds: what learns, and what has learnt in a stage before. */

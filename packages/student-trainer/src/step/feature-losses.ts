@@ -1,11 +1,11 @@
-import type { ModelConfig } from '@stillhouse/checkpoint';
 import { type FeatureMatch, featureLossGraph, type LabelArrays, sliceLabel } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import type { HiddenLayer } from '@stillhouse/teacher-cache';
-import { type BackwardPlan, takesGradient } from '../plan/backward-plan.ts';
+import { takesGradient } from '../plan/backward-plan.ts';
 import { depthOf } from '../plan/feature-reach.ts';
 import { projectionName } from '../plan/projections.ts';
+import type { TrainingPlan } from '../plan/training-plan.ts';
 import type { FloatData, ParameterStore } from './parameters.ts';
 
 /** A match with the program that computes it. */
@@ -16,27 +16,19 @@ export interface FeatureProgram {
   readonly hasInputGradient: boolean;
 }
 
-export interface FeatureProgramOptions {
-  readonly config: ModelConfig;
-  readonly float: FloatDtype;
-  readonly plan: BackwardPlan;
-  /** Whether the final norm learns. */
-  readonly norm: boolean;
-}
-
 /** Compiles the programs of all matches; those that differ in layers only share one. */
 export async function compileFeaturePrograms(
   engine: Engine,
-  features: readonly FeatureMatch[],
-  { config, float, plan, norm }: FeatureProgramOptions,
+  { config, objective, backward, lossGradients: { norm } }: TrainingPlan,
+  float: FloatDtype,
 ): Promise<readonly FeatureProgram[]> {
   const { hiddenSize, rmsNormEpsilon } = config;
   const compiled = new Map<string, Program>();
   const programs: FeatureProgram[] = [];
-  for (const match of features) {
+  for (const match of objective.features ?? []) {
     const { student, teacher: _, ...form } = match;
     const isFinal = student === 'final';
-    const hasInputGradient = takesGradient(plan, depthOf(match, config.layerCount));
+    const hasInputGradient = takesGradient(backward, depthOf(match, config.layerCount));
     const key = JSON.stringify({ ...form, isFinal, hasInputGradient });
     const wanted = { x: hasInputGradient, norm };
     const program =

@@ -5,6 +5,7 @@ import { packSequences } from '@stillhouse/model-runner';
 import { openEngine, randomNormals } from '@stillhouse/testing';
 import { createStudent, type MicroBatch } from '../index.ts';
 import { type BatchLayout, forecastMemory, gatherLayouts, type MemoryQuestion } from '../plan/memory-forecast.ts';
+import { makeTrainingPlan } from '../plan/training-plan.ts';
 
 const engine = await openEngine({ threads: 1 });
 after(() => engine.close());
@@ -68,13 +69,7 @@ for (const { recompute, length, queryBlocks } of [
     await student.computeGradients([long], long.labels.count);
     const measured = (await engine.memory()).peakRssBytes - before.residentBytes;
     const question: MemoryQuestion = {
-      config,
-      objective,
-      vocabSize: config.vocabSize,
-      learning: { trained: () => true, adapter: undefined },
-      optimiserState: 'float32',
-      recompute,
-      chunkPositions: 128,
+      plan: makeTrainingPlan({ config, objective, vocabSize: config.vocabSize, recompute, chunkPositions: 128 }),
       batch: { rows: 1, length, stepTokens: length },
       layouts: [{ rows: 1, length, queryBlocks }],
       keptCacheBytes: 0,

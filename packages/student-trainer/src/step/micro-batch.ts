@@ -7,12 +7,13 @@ import {
   type TokenBatch,
   uploadBatch,
 } from '@stillhouse/model-runner';
-import { type FeatureMatch, type LabelArrays, type Objective, sliceLabel } from '@stillhouse/objectives';
+import { type FeatureMatch, type LabelArrays, sliceLabel } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import type { HiddenLayer } from '@stillhouse/teacher-cache';
 import { type LabelPositions, openLabelPositions } from '../data/label-positions.ts';
 import { takesGradient } from '../plan/backward-plan.ts';
+import type { TrainingPlan } from '../plan/training-plan.ts';
 import { type PairedStates, statesOf } from '../settings/layer-pairs.ts';
 import { createActivationStore } from './activation-store.ts';
 import { type FeatureLosses, openFeatureLosses } from './feature-losses.ts';
@@ -58,20 +59,14 @@ export interface LossScalars {
   readonly attentionWeight?: number;
 }
 
-/** What the loss reads besides the batch, on the device for the whole run. */
-export interface LossSetting {
-  readonly objective: Objective;
+/** What runs a micro-batch, on the device for the whole run. */
+export interface StepSetting {
+  readonly programs: StepPrograms;
+  readonly store: ParameterStore;
+  readonly float: FloatDtype;
   readonly scalars: LossScalars;
-  /** Rows of the output matrix that take part. */
-  readonly vocabSize: number;
   /** The teacher's output matrix [vocabSize, teacher width], for `full` labels. */
   readonly teacherHead?: DeviceTensor;
-  /** Label positions whose logits exist at a time. */
-  readonly chunkPositions: number;
-  /** Share of each row's target positions that count, those of the student's highest entropy; 1 is all. */
-  readonly selectTokens: number;
-  /** Most tokens that go through a layer together, where rows are not longer. */
-  readonly tileTokens: number;
 }
 
 export interface MicroBatchRunner {
@@ -87,17 +82,17 @@ export interface MicroBatchRunner {
 
 const LOSS_TERMS = 3;
 
-/** Runs micro-batches of one student under one objective. */
-export function createMicroBatchRunner(
-  engine: Engine,
-  programs: StepPrograms,
-  store: ParameterStore,
-  setting: LossSetting,
-  float: FloatDtype,
-): MicroBatchRunner {
-  const { forward, plan } = programs;
-  const { config } = forward;
-  const { objective, vocabSize } = setting;
+/**
+ * Runs micro-batches of one student under one objective.
+ *
+ * The loop over layers is the training step's own. It goes down as well as up: each layer's activations are kept for its gradient
+ * or computed again, gradients take the layers in reverse, and feature losses read states, and add to gradients, between two layers.
+ * A pass that is run for its outputs has none of this, and would carry all of it.
+ */
+export function createMicroBatchRunner(engine: Engine, plan: TrainingPlan, setting: StepSetting): MicroBatchRunner {
+  const { programs, store, float } = setting;
+  const { config, objective, vocabSize, backward: route, chunkPositions, selectTokens, tileTokens } = plan;
+  const { forward } = programs;
   const scalar = (value: number) => {
     const tensor = engine.allocate(float, []);
     engine.fill(tensor, value);
@@ -135,7 +130,7 @@ export function createMicroBatchRunner(
   };
   const fixedOutputs = Object.fromEntries(accumulators.map(([name, gradient]) => [`gradient.${name}.sum`, gradient]));
   /** Whether anything before the final norm learns. */
-  const goesBack = takesGradient(plan, plan.runLayers);
+  const goesBack = takesGradient(route, route.runLayers);
   const matched = new Set(programs.features.map(({ match }) => match.student));
 
   /** Everything the batch needs on the device for as long as it runs. */
@@ -161,8 +156,8 @@ export function createMicroBatchRunner(
     head,
     hiddenSize: config.hiddenSize,
     float,
-    chunkPositions: setting.chunkPositions,
-    selectTokens: setting.selectTokens,
+    chunkPositions,
+    selectTokens,
     hold,
   };
 
@@ -217,7 +212,7 @@ export function createMicroBatchRunner(
     back: readonly [DeviceTensor, DeviceTensor] | undefined,
   ): readonly Call[] {
     const { tables, shared } = tensors;
-    const last = plan.runLayers;
+    const last = route.runLayers;
     let [upstream, downstream] = back ?? [];
     // A layer's states are held to the teacher's where the gradient passes them.
     const featureCalls = (layer: HiddenLayer, x: DeviceTensor): readonly Call[] =>
@@ -234,7 +229,7 @@ export function createMicroBatchRunner(
     const calls: Call[] = [...featureCalls('final', states[last]!), ...featureCalls(last, states[last]!)];
     for (let layer = last - 1; layer >= 0; layer--) {
       calls.push(...attentionCalls(layer));
-      if (layer < plan.lowestLayer) {
+      if (layer < route.lowestLayer) {
         calls.push(...featureCalls(layer, states[layer]!));
         continue;
       }
@@ -269,20 +264,20 @@ export function createMicroBatchRunner(
       if (labels.count === 0) return ZERO_SUMS;
       const layers = await programs.layers.take(batch.queryBlocks);
       const tensors = uploadBatch(engine, forward, batch);
-      const tiles = openRowTiles(engine, batch.rows, batch.length, setting.tileTokens);
+      const tiles = openRowTiles(engine, batch.rows, batch.length, tileTokens);
       try {
         const state = () => hold(engine.allocate(float, [tensors.tokens, config.hiddenSize]));
         // Below the lowest layer that is run backwards no state is needed again: two buffers in turns.
-        const inTurns = plan.lowestLayer === 0 ? [] : [state(), state()];
-        const states = Array.from({ length: plan.runLayers + 1 }, (_, layer) =>
-          layer < plan.lowestLayer && !matched.has(layer) ? inTurns[layer % 2]! : state(),
+        const inTurns = route.lowestLayer === 0 ? [] : [state(), state()];
+        const states = Array.from({ length: route.runLayers + 1 }, (_, layer) =>
+          layer < route.lowestLayer && !matched.has(layer) ? inTurns[layer % 2]! : state(),
         );
         const saved = layers.map((layer, n) => activations.take(n, layer.saved, batch));
         const attentionOutputs = layers.map(({ exposesAttention }) => (exposesAttention ? state() : undefined));
         const back = goesBack ? ([state(), state()] as const) : undefined;
-        const chunks = Math.ceil(labels.count / setting.chunkPositions);
+        const chunks = Math.ceil(labels.count / chunkPositions);
         const sums = hold(engine.allocate(float, [chunks, LOSS_TERMS]));
-        const x = states[plan.runLayers]!;
+        const x = states[route.runLayers]!;
         const positions = openLabelPositions(engine, positionsContext, { batch, labels, denominator, x });
         const features =
           programs.features.length === 0
@@ -291,7 +286,7 @@ export function createMicroBatchRunner(
         await engine.run([
           ...tensors.biasCalls,
           embeddingCall(forward, tensors, store.embedding.weight, states[0]!),
-          ...store.layerWeights.slice(0, plan.runLayers).flatMap((weights, layer) =>
+          ...store.layerWeights.slice(0, route.runLayers).flatMap((weights, layer) =>
             Array.from({ length: tiles.count }, (_, tile): Call => {
               const { tables, shared } = tensors;
               const inputs = { ...tiles.cut({ x: states[layer]!, ...tables }, tile), ...shared, ...weights };

@@ -1,17 +1,11 @@
 import { createHash } from 'node:crypto';
-import {
-  EMBEDDING_NAME,
-  FINAL_NORM_NAME,
-  groupByLayer,
-  type ModelConfig,
-  outputMatrixName,
-} from '@stillhouse/checkpoint';
+import { EMBEDDING_NAME, FINAL_NORM_NAME, groupByLayer, outputMatrixName } from '@stillhouse/checkpoint';
 import { gradientName } from '@stillhouse/decoder';
 import type { LayerTensors } from '@stillhouse/model-runner';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
-import { isProjection, type ProjectionSpec } from '../plan/projections.ts';
-import { type StudentAdapter, studentParameters } from './adapters.ts';
+import type { TrainingPlan } from '../plan/training-plan.ts';
+import type { StudentAdapter } from './adapters.ts';
 
 /** One tensor of the student on the device. */
 export interface StudentTensor {
@@ -48,29 +42,23 @@ export interface ParameterStore {
 
 export type FloatData = Float32Array<ArrayBuffer> | Float64Array<ArrayBuffer>;
 
-export interface StoreOptions {
-  readonly config: ModelConfig;
+/** The initial values of a student's tensors. */
+export interface InitialValues {
   readonly float: FloatDtype;
-  /** The initial value of a parameter; its memory is taken over. */
+  /** The memory of what it gives is taken over. */
   readonly read: (name: string) => Promise<FloatData>;
-  readonly projections?: readonly ProjectionSpec[];
-  readonly adapter?: StudentAdapter;
-  /** Whether a parameter learns, by its full name. Default: all do. A projection always does. */
-  readonly trained?: (name: string) => boolean;
 }
 
 /** Puts a student's parameters on the device, with zeroed gradients for those that learn. */
-export async function createParameterStore(engine: Engine, options: StoreOptions): Promise<ParameterStore> {
-  const { config, float, read, projections = [], adapter, trained = () => true } = options;
-  const specs = [
-    ...studentParameters(config, adapter),
-    ...projections.map(({ name, teacherHidden }) => ({ name, shape: [teacherHidden, config.hiddenSize] })),
-  ];
+export async function createParameterStore(
+  engine: Engine,
+  { config, adapter, tensors: planned }: Pick<TrainingPlan, 'config' | 'adapter' | 'tensors'>,
+  { float, read }: InitialValues,
+): Promise<ParameterStore> {
   const byName = new Map<string, StudentTensor>();
   const frozen = createHash('sha256');
-  for (const { name, shape } of specs) {
+  for (const { name, shape, learns } of planned) {
     const data = await read(name);
-    const learns = isProjection(name) || trained(name);
     if (!learns) frozen.update(name).update(data);
     const weight = engine.upload(data, float, shape, { transfer: true });
     byName.set(name, { name, shape, weight, ...(learns ? { gradient: engine.allocate(float, shape) } : {}) });

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { after, test } from 'node:test';
 import { readModelConfig } from '@stillhouse/checkpoint';
 import { openEngine } from '@stillhouse/testing';
+import { makeTrainingPlan } from '../plan/training-plan.ts';
 import { compileStepPrograms } from './step-programs.ts';
 
 const engine = await openEngine({ threads: 1 });
@@ -13,15 +14,17 @@ test('the plain program of a layer is compiled only where a layer goes forwards 
     [false, 0],
     [true, 1],
   ] as const) {
-    const { forward, layers } = await compileStepPrograms(engine, {
-      config,
-      objective: { labels: { kind: 'none' }, divergence: { kind: 'forward-kl' } },
-      vocabSize: config.vocabSize,
-      float: 'float32',
-      recompute,
-      selects: false,
-      trained: () => true,
-    });
+    const { forward, layers } = await compileStepPrograms(
+      engine,
+      makeTrainingPlan({
+        config,
+        objective: { labels: { kind: 'none' }, divergence: { kind: 'forward-kl' } },
+        vocabSize: config.vocabSize,
+        chunkPositions: 128,
+        recompute,
+      }),
+      'float32',
+    );
     assert.deepEqual([forward.block.made.length, layers.made.length], [0, 0]);
     await layers.take(4);
     assert.deepEqual([forward.block.made.length, layers.made.length], [count, 1]);

@@ -1,4 +1,3 @@
-import { FINAL_NORM_NAME, type ModelConfig, outputMatrixName } from '@stillhouse/checkpoint';
 import {
   blockGradientGraph,
   embeddingGradientGraph,
@@ -10,18 +9,11 @@ import {
   scatterRowsGraph,
 } from '@stillhouse/decoder';
 import { compileForwardPrograms, exposingBlocks, type ForwardPrograms } from '@stillhouse/model-runner';
-import { entropyGraph, type LossGradients, lossGraph, type Objective, selectionGraph } from '@stillhouse/objectives';
+import { entropyGraph, lossGraph, selectionGraph } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { Engine, Program } from '@stillhouse/runtime';
-import {
-  type BackwardPlan,
-  gradientOptions,
-  type LayerBackward,
-  layerKey,
-  planBackward,
-  takesGradient,
-} from '../plan/backward-plan.ts';
-import type { StudentAdapter } from './adapters.ts';
+import { gradientOptions, type LayerBackward, layerKey } from '../plan/backward-plan.ts';
+import type { TrainingPlan } from '../plan/training-plan.ts';
 import { compileFeaturePrograms, type FeatureProgram } from './feature-losses.ts';
 
 /** The programs of a layer. Layers of which the same is wanted share theirs. */
@@ -40,7 +32,6 @@ export interface LayerPrograms {
 /** Every program of a training step. Their number and size do not depend on the depth of the student. */
 export interface StepPrograms {
   readonly forward: ForwardPrograms;
-  readonly plan: BackwardPlan;
   /** By layer. */
   readonly layers: PerQueryBlocks<readonly LayerPrograms[]>;
   readonly embeddingGradient: Program;
@@ -52,68 +43,46 @@ export interface StepPrograms {
   readonly selection: { readonly entropy: Program; readonly select: Program } | undefined;
 }
 
-export interface StepProgramOptions {
-  readonly config: ModelConfig;
-  readonly objective: Objective;
-  /** Rows of the output matrix that take part in the loss. */
-  readonly vocabSize: number;
-  readonly float: FloatDtype;
-  /** Whether a layer's activations are computed again for its gradient rather than kept. */
-  readonly recompute: boolean;
-  /** Whether positions are chosen by the student's entropy. */
-  readonly selects: boolean;
-  /** Whether a parameter learns, by its full name. */
-  readonly trained: (name: string) => boolean;
-  readonly adapter?: StudentAdapter;
-}
-
-export async function compileStepPrograms(engine: Engine, options: StepProgramOptions): Promise<StepPrograms> {
-  const { config, objective, vocabSize, float, selects, trained, adapter } = options;
+export async function compileStepPrograms(
+  engine: Engine,
+  plan: TrainingPlan,
+  float: FloatDtype,
+): Promise<StepPrograms> {
+  const { config, objective, vocabSize, lossGradients } = plan;
   const { hiddenSize, rmsNormEpsilon } = config;
-  const forward = await compileForwardPrograms(engine, config, float, adapter);
-  const plan = planBackward(config, trained, adapter, objective);
+  const forward = await compileForwardPrograms(engine, config, float, plan.adapter);
   const readout = { hiddenSize, vocabSize, rmsNormEpsilon };
-  const wanted: LossGradients = {
-    x: takesGradient(plan, config.layerCount),
-    norm: trained(FINAL_NORM_NAME),
-    head: trained(outputMatrixName(config)),
-  };
   const [embeddingGradient, scatterRows, loss] = await Promise.all(
     [
       embeddingGradientGraph(config, float),
       scatterRowsGraph(hiddenSize, float),
-      lossGraph(objective, readout, float, wanted),
+      lossGraph(objective, readout, float, lossGradients),
     ].map((graph) => engine.compile(graph)),
   );
   return {
     forward,
-    plan,
-    layers: perQueryBlocks((queryBlocks) => compileLayers(engine, options, plan, forward, queryBlocks)),
+    layers: perQueryBlocks((queryBlocks) => compileLayers(engine, plan, forward, queryBlocks)),
     embeddingGradient: embeddingGradient!,
     scatterRows: scatterRows!,
     loss: loss!,
-    features: await compileFeaturePrograms(engine, objective.features ?? [], {
-      config,
-      float,
-      plan,
-      norm: wanted.norm!,
-    }),
-    selection: selects
-      ? {
-          entropy: await engine.compile(entropyGraph(readout, float)),
-          select: await engine.compile(selectionGraph(float)),
-        }
-      : undefined,
+    features: await compileFeaturePrograms(engine, plan, float),
+    selection:
+      plan.selectTokens < 1
+        ? {
+            entropy: await engine.compile(entropyGraph(readout, float)),
+            select: await engine.compile(selectionGraph(float)),
+          }
+        : undefined,
   };
 }
 
 async function compileLayers(
   engine: Engine,
-  { config, float, recompute }: StepProgramOptions,
-  plan: BackwardPlan,
+  { config, recompute, backward }: TrainingPlan,
   forward: ForwardPrograms,
   queryBlocks: number,
 ): Promise<readonly LayerPrograms[]> {
+  const { float } = forward;
   const compileBare = async (exposesAttention: boolean, adapter: LowRankAdapter | undefined) => {
     if (exposesAttention) return exposingBlocks(engine, forward, adapter).take(queryBlocks);
     return (adapter === undefined ? forward.block : forward.adaptedBlock!).take(queryBlocks);
@@ -140,8 +109,8 @@ async function compileLayers(
   };
   const compiled = new Map<string, LayerPrograms>();
   const layers: LayerPrograms[] = [];
-  for (const [n, layer] of plan.layers.entries()) {
-    const exposesAttention = plan.attentionLayers.has(n);
+  for (const [n, layer] of backward.layers.entries()) {
+    const exposesAttention = backward.attentionLayers.has(n);
     const key = layer === undefined ? String(exposesAttention) : layerKey(layer);
     const programs =
       compiled.get(key) ?? (layer === undefined ? await compileForwardOnly(exposesAttention) : await compile(layer));

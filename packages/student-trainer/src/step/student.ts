@@ -1,10 +1,6 @@
-import type { ModelConfig } from '@stillhouse/checkpoint';
-import type { Objective } from '@stillhouse/objectives';
-import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
 import { type AdamWSettings, createAdamW, type StateTensor } from '../optimiser/adamw.ts';
-import { describeProjections } from '../plan/projections.ts';
-import type { StudentAdapter } from './adapters.ts';
+import { makeTrainingPlan, type PlanOptions, type TrainingPlan } from '../plan/training-plan.ts';
 import {
   addSums,
   createMicroBatchRunner,
@@ -13,31 +9,17 @@ import {
   type MicroBatch,
   ZERO_SUMS,
 } from './micro-batch.ts';
-import { createParameterStore, type FloatData, type ParameterStore } from './parameters.ts';
-import { TILE_TOKENS } from './row-tiles.ts';
+import { createParameterStore, type InitialValues, type ParameterStore } from './parameters.ts';
 import { compileStepPrograms } from './step-programs.ts';
 
-export interface StudentOptions {
-  readonly config: ModelConfig;
-  readonly float: FloatDtype;
-  readonly read: (name: string) => Promise<FloatData>;
-  readonly objective: Objective;
+/** What a student begins with. */
+export interface StudentStart extends InitialValues {
   readonly scalars: LossScalars;
-  readonly adamw: AdamWSettings;
-  readonly vocabSize: number;
+  readonly adamw: Omit<AdamWSettings, 'optimiserState'>;
   readonly teacherHead?: DeviceTensor;
-  readonly chunkPositions: number;
-  /** Compute a layer's activations again for its gradient instead of keeping them: less memory, a third more work. Default false. */
-  readonly recompute?: boolean;
-  /** Share of each row's target positions that count, those of highest entropy. Default 1: all. */
-  readonly selectTokens?: number;
-  /** Most tokens that go through a layer together on a CPU, where rows are not longer. Default 512. */
-  readonly tileTokens?: number;
-  /** Whether a parameter learns, by its name in checkpoints. Default: all do. */
-  readonly trained?: (name: string) => boolean;
-  /** Low-rank adapters, whose initial values `read` gives too. */
-  readonly adapter?: StudentAdapter;
 }
+
+export type StudentOptions = StudentStart & PlanOptions & { readonly adamw: AdamWSettings };
 
 /** All that changes from step to step, by the file of a checkpoint that it is kept in. */
 export type StudentState = Readonly<Record<'weights' | 'first-moments' | 'second-moments', readonly StateTensor[]>>;
@@ -63,40 +45,21 @@ export interface Student {
   update(step: number, learningRate: number, gradientNorm: number): Promise<void>;
 }
 
+/** A student of its own plan, for whoever has no run. */
+export const createStudent = (engine: Engine, options: StudentOptions): Promise<Student> =>
+  openStudent(engine, makeTrainingPlan({ ...options, ...pickState(options.adamw) }), options);
+
+const pickState = ({ optimiserState }: AdamWSettings) => (optimiserState === undefined ? {} : { optimiserState });
+
 /** Compiles the step programs and puts the student's parameters on the device. */
-export async function createStudent(engine: Engine, options: StudentOptions): Promise<Student> {
-  const { config, float, objective, vocabSize, scalars, chunkPositions, teacherHead, read } = options;
-  const { selectTokens = 1, tileTokens = TILE_TOKENS, trained = () => true } = options;
-  const adapter = options.adapter === undefined ? {} : { adapter: options.adapter };
-  const programs = await compileStepPrograms(engine, {
-    config,
-    objective,
-    vocabSize,
-    float,
-    recompute: options.recompute ?? false,
-    selects: selectTokens < 1,
-    trained,
-    ...adapter,
-  });
-  const parameters = await createParameterStore(engine, {
-    config,
-    float,
-    read,
-    trained,
-    projections: describeProjections(objective.features),
-    ...adapter,
-  });
-  const adamw = await createAdamW(engine, parameters.trained, options.adamw, float);
-  const setting = {
-    objective,
-    scalars,
-    vocabSize,
-    chunkPositions,
-    selectTokens,
-    tileTokens,
-    ...(teacherHead === undefined ? {} : { teacherHead }),
-  };
-  const runner = createMicroBatchRunner(engine, programs, parameters, setting, float);
+export async function openStudent(engine: Engine, plan: TrainingPlan, start: StudentStart): Promise<Student> {
+  const { float, scalars, teacherHead } = start;
+  const programs = await compileStepPrograms(engine, plan, float);
+  const parameters = await createParameterStore(engine, plan, start);
+  const settings = { ...start.adamw, optimiserState: plan.optimiserState };
+  const adamw = await createAdamW(engine, parameters.trained, settings, float);
+  const setting = { float, scalars, ...(teacherHead === undefined ? {} : { teacherHead }) };
+  const runner = createMicroBatchRunner(engine, plan, { programs, store: parameters, ...setting });
   return {
     parameters,
     state: {
