@@ -10,9 +10,9 @@ import type { TeacherCache } from '@stillhouse/teacher-cache';
 import { openTokenizer } from '@stillhouse/tokenizer';
 import type { EvaluationSettings } from './evaluation-settings.ts';
 import { type ExactMatchFigures, encodeQuestions, evaluateExactMatch, findStopIds } from './exact-match.ts';
-import { evaluateKd, type KdFigures } from './kd-evaluation.ts';
-import { resolveKdLabels } from './kd-labels.ts';
-import { selectKdRows } from './kd-rows.ts';
+import { evaluateKd, type KdFigures } from './kd/kd-evaluation.ts';
+import { resolveKdLabels } from './kd/kd-labels.ts';
+import { selectKdRows } from './kd/kd-rows.ts';
 import { readQuestionFile } from './question-file.ts';
 
 /** What every result says of its run. */

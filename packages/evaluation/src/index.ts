@@ -1,7 +1,5 @@
 /** Evaluation: held-out KL, exact match, the quality of labels. */
 export { answersMatch, extractFinalAnswer, type FinalAnswer, normaliseAnswer } from './answer-extraction.ts';
-export { listLabelModes, type ModeSource } from './cache-modes.ts';
-export { type CacheQuality, measureCacheQuality, type QualityEvents } from './cache-quality.ts';
 export {
   checkEvaluation,
   type EvaluationEvents,
@@ -22,10 +20,12 @@ export {
   findStopIds,
   type QuestionIds,
 } from './exact-match.ts';
-export { type HeldOutOptions, type HeldOutRows, openHeldOut } from './held-out.ts';
-export { evaluateKd, type KdFigures, type KdOptions, type KdRecord } from './kd-evaluation.ts';
-export { type KdLabels, resolveKdLabels } from './kd-labels.ts';
-export { type KdRow, selectKdRows } from './kd-rows.ts';
+export { type HeldOutOptions, type HeldOutRows, openHeldOut } from './kd/held-out.ts';
+export { evaluateKd, type KdFigures, type KdOptions, type KdRecord } from './kd/kd-evaluation.ts';
+export { type KdLabels, resolveKdLabels } from './kd/kd-labels.ts';
+export { type KdRow, selectKdRows } from './kd/kd-rows.ts';
+export { listLabelModes, type ModeSource } from './quality/cache-modes.ts';
+export { type CacheQuality, measureCacheQuality, type QualityEvents } from './quality/cache-quality.ts';
 export {
   type LabelMode,
   type LabelQuality,
@@ -33,9 +33,9 @@ export {
   measureLabelQuality,
   type QualityOptions,
   type QualitySample,
-} from './label-quality.ts';
-export { CALIBRATION_BINS, type LabelFigures } from './quality-figures.ts';
-export { openReference, type QualityReference } from './quality-reference.ts';
-export { type SampledRow, sampleRows } from './quality-sample.ts';
-export { QUALITY_SETTINGS, type QualitySettings } from './quality-settings.ts';
+} from './quality/label-quality.ts';
+export { CALIBRATION_BINS, type LabelFigures } from './quality/quality-figures.ts';
+export { openReference, type QualityReference } from './quality/quality-reference.ts';
+export { type SampledRow, sampleRows } from './quality/quality-sample.ts';
+export { QUALITY_SETTINGS, type QualitySettings } from './quality/quality-settings.ts';
 export { type ChatMessage, type Question, type QuestionPrompt, readQuestionFile } from './question-file.ts';

@@ -6,9 +6,15 @@ import type { RefineMode } from '@stillhouse/objectives';
 import { openEngine } from '@stillhouse/runtime';
 import { openCache } from '@stillhouse/teacher-cache';
 import { expectClose, makeTemporaryFolder } from '@stillhouse/testing';
-import { evaluateKd, type KdFigures, resolveKdLabels, selectKdRows } from './index.ts';
-import { logSoftmax, readTinyRows, type TinyCacheOptions, type TinyRow, writeTinyCache } from './testing/tiny-cache.ts';
-import { GOLDEN, VOCAB_SIZE, writeTinyTokenizer } from './testing/tiny-models.ts';
+import { evaluateKd, type KdFigures, resolveKdLabels, selectKdRows } from '../index.ts';
+import {
+  logSoftmax,
+  readTinyRows,
+  type TinyCacheOptions,
+  type TinyRow,
+  writeTinyCache,
+} from '../testing/tiny-cache.ts';
+import { GOLDEN, VOCAB_SIZE, writeTinyTokenizer } from '../testing/tiny-models.ts';
 
 const engine = await openEngine({ threads: 1 });
 after(() => engine.close());

@@ -6,9 +6,15 @@ import { isStillhouseError } from '@stillhouse/errors';
 import { type Engine, openEngine } from '@stillhouse/runtime';
 import { resolveSettings } from '@stillhouse/settings';
 import { expectClose, makeTemporaryFolder } from '@stillhouse/testing';
-import { type CacheQuality, measureCacheQuality, QUALITY_SETTINGS } from './index.ts';
-import { logSoftmax, readTinyRows, type TinyCacheOptions, type TinyRow, writeTinyCache } from './testing/tiny-cache.ts';
-import { makeTinyModel } from './testing/tiny-models.ts';
+import { type CacheQuality, measureCacheQuality, QUALITY_SETTINGS } from '../index.ts';
+import {
+  logSoftmax,
+  readTinyRows,
+  type TinyCacheOptions,
+  type TinyRow,
+  writeTinyCache,
+} from '../testing/tiny-cache.ts';
+import { makeTinyModel } from '../testing/tiny-models.ts';
 
 let engine: Engine;
 let rows: readonly TinyRow[];

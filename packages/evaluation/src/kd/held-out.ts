@@ -3,7 +3,7 @@ import { readModelConfig } from '@stillhouse/checkpoint';
 import type { DecoderOnDevice } from '@stillhouse/model-runner';
 import { checkModelTokenizer, describeOpenLabels } from '@stillhouse/objectives';
 import type { Engine } from '@stillhouse/runtime';
-import type { SharedCaches } from './evaluate.ts';
+import type { SharedCaches } from '../evaluate.ts';
 import { evaluateKd, type KdFigures } from './kd-evaluation.ts';
 import { resolveKdLabels } from './kd-labels.ts';
 import { selectKdRows } from './kd-rows.ts';

@@ -3,8 +3,8 @@ import { after, test } from 'node:test';
 import { openEngine } from '@stillhouse/runtime';
 import type { CacheDescription, CachedRow, LabelledRow, SampledLabels, TopKLabels } from '@stillhouse/teacher-cache';
 import { expectClose, randomNormals, randomUniforms } from '@stillhouse/testing';
-import { type LabelFigures, listLabelModes, measureLabelQuality } from './index.ts';
-import { logSoftmax } from './testing/tiny-cache.ts';
+import { type LabelFigures, listLabelModes, measureLabelQuality } from '../index.ts';
+import { logSoftmax } from '../testing/tiny-cache.ts';
 
 const engine = await openEngine({ threads: 1 });
 after(() => engine.close());

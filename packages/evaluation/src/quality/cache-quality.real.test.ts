@@ -16,7 +16,7 @@ import { resolveSettings } from '@stillhouse/settings';
 import { labelPositions, openCacheWriter, quantiseHiddenGroups } from '@stillhouse/teacher-cache';
 import { makeTemporaryFolder } from '@stillhouse/testing';
 import { openTokenizer } from '@stillhouse/tokenizer';
-import { measureCacheQuality, QUALITY_SETTINGS } from './index.ts';
+import { measureCacheQuality, QUALITY_SETTINGS } from '../index.ts';
 
 const TEXTS = [
   'The capital of France is Paris, and the river that runs through it is the Seine. It has done so for a long time.',
