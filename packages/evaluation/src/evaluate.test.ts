@@ -258,7 +258,7 @@ test('ids must mean the same to cache and model', async (t) => {
   const unsaid = { ...description, teacher: { ...description.teacher!, vocabSize: 500 }, tokenizer: null };
   const model = await readModelConfig(larger.model);
   assert.throws(
-    () => resolveKdLabels(unsaid, model, [1], 'CACHE'),
+    () => resolveKdLabels(unsaid, model, { temperatures: [1], where: 'CACHE' }),
     (error) => isStillhouseError(error, 'VOCABULARY_MISMATCH') && /does not say which ids are real/.test(error.message),
   );
 });

@@ -150,8 +150,7 @@ async function refuseFolder(out: string): Promise<void> {
 /** Opens the engine and the model for as long as `body` runs, and takes its time. */
 async function withModel<Figures>(
   settings: EvaluationSettings,
-  folder: string,
-  config: ModelConfig,
+  { folder, config }: { readonly folder: string; readonly config: ModelConfig },
   body: (engine: Engine, model: DecoderOnDevice) => Promise<Figures>,
   countTokens: (figures: Figures) => number,
 ): Promise<Figures & EvaluationRun> {
@@ -190,7 +189,7 @@ async function prepareKd(settings: EvaluationSettings, { openCache = openCacheAt
   const cache = await openCache(requireSetting(settings, 'cache'));
   try {
     const config = await readModelConfig(folder);
-    const labels = resolveKdLabels(describeOpenLabels(cache), config, temperatures, cache.folder, refine);
+    const labels = resolveKdLabels(describeOpenLabels(cache), config, { temperatures, where: cache.folder, refine });
     await checkModelTokenizer(cache, folder);
     const rows = await selectKdRows(cache, config, labels.vocabSize, settings);
     return {
@@ -202,8 +201,7 @@ async function prepareKd(settings: EvaluationSettings, { openCache = openCacheAt
           onProgress?.({ done: done.rows, total: rows.length, tokens: done.tokens });
         const { records, ...figures } = await withModel(
           settings,
-          folder,
-          config,
+          { folder, config },
           (engine, model) => {
             tell({ rows: 0, tokens: 0 });
             return evaluateKd(engine, model, cache, {
@@ -249,8 +247,7 @@ async function prepareExactMatch(settings: EvaluationSettings): Promise<Prepared
     run: async ({ onProgress }) => {
       const { records, ...figures } = await withModel(
         settings,
-        folder,
-        config,
+        { folder, config },
         async (engine, model) => {
           const generator = await createGenerator(engine, model, { maxSequences: batchSize });
           onProgress?.({ done: 0, total: asked.length, tokens: 0, correct: 0 });

@@ -26,13 +26,12 @@ export { type KdLabels, resolveKdLabels } from './kd/kd-labels.ts';
 export { type KdRow, selectKdRows } from './kd/kd-rows.ts';
 export { listLabelModes, type ModeSource } from './quality/cache-modes.ts';
 export { type CacheQuality, measureCacheQuality, type QualityEvents } from './quality/cache-quality.ts';
+export type { LabelMode, QualitySample } from './quality/label-mode.ts';
 export {
-  type LabelMode,
   type LabelQuality,
   type ModeQuality,
   measureLabelQuality,
   type QualityOptions,
-  type QualitySample,
 } from './quality/label-quality.ts';
 export { CALIBRATION_BINS, type LabelFigures } from './quality/quality-figures.ts';
 export { openReference, type QualityReference } from './quality/quality-reference.ts';

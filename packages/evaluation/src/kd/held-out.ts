@@ -42,7 +42,7 @@ export async function openHeldOut(
   const cache = await openCache(options.cache);
   try {
     const config = await readModelConfig(options.model);
-    const labels = resolveKdLabels(describeOpenLabels(cache), config, temperatures, cache.folder);
+    const labels = resolveKdLabels(describeOpenLabels(cache), config, { temperatures, where: cache.folder });
     await checkModelTokenizer(cache, options.model);
     const rows = await selectKdRows(cache, config, labels.vocabSize, { split, limit });
     return {

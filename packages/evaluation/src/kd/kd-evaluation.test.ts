@@ -43,7 +43,11 @@ async function evaluate(t: TestContext, options: Options) {
   const cache = await openCache(await writeTinyCache(join(folder, 'cache'), rows, { ...labels, tokenizer: folder }));
   t.after(() => cache.close());
   const model = await loadDecoder(engine, join(GOLDEN, name));
-  const resolved = resolveKdLabels(cache.description, model.config, asked, cache.folder, refine);
+  const resolved = resolveKdLabels(cache.description, model.config, {
+    temperatures: asked,
+    where: cache.folder,
+    ...(refine === undefined ? {} : { refine }),
+  });
   const selected = await selectKdRows(cache, model.config, resolved.vocabSize, { split: undefined, limit: undefined });
   const before = (await engine.memory()).allocatedBytes;
   const told: number[] = [];

@@ -22,6 +22,13 @@ export interface KdLabels {
   readonly detail: string;
 }
 
+export interface KdQuestion {
+  readonly temperatures: readonly number[];
+  /** Names the cache in errors. */
+  readonly where: string;
+  readonly refine?: RefineMode;
+}
+
 /**
  * The best labels a cache has: the full distribution where hidden states and output matrix are there, else the top k
  * with the exact mass outside. The `bucket` tail would be another quantity and is never taken, nor are sampled labels,
@@ -33,9 +40,7 @@ export interface KdLabels {
 export function resolveKdLabels(
   cache: CacheDescription,
   model: ModelConfig,
-  temperatures: readonly number[],
-  where: string,
-  refine: RefineMode = 'auto',
+  { temperatures, where, refine = 'auto' }: KdQuestion,
 ): KdLabels {
   const { topk, hidden, head } = cache.labels;
   const vocabSize = sharedVocabulary(cache, model.vocabSize, where);

@@ -7,7 +7,7 @@ import {
   type LabelSelection,
   largestTopKCount,
 } from '@stillhouse/teacher-cache';
-import type { LabelMode } from './label-quality.ts';
+import type { LabelMode } from './label-mode.ts';
 
 /** What `listLabelModes` needs of a cache, or of one that might be built. */
 export interface ModeSource {

@@ -1,6 +1,6 @@
 import { stat } from 'node:fs/promises';
 import { openCacheAt } from '@stillhouse/cache-remote';
-import { openModelWeights, readModelConfig } from '@stillhouse/checkpoint';
+import { type ModelConfig, type ModelWeights, openModelWeights, readModelConfig } from '@stillhouse/checkpoint';
 import { writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { computeFinalStates, uploadWeight } from '@stillhouse/model-runner';
@@ -10,9 +10,10 @@ import { type Engine, openEngine } from '@stillhouse/runtime';
 import { requireSetting } from '@stillhouse/settings';
 import type { CacheManifest, TeacherCache } from '@stillhouse/teacher-cache';
 import { listLabelModes } from './cache-modes.ts';
+import type { LabelMode } from './label-mode.ts';
 import { type LabelQuality, measureLabelQuality } from './label-quality.ts';
 import { openReference, type QualityReference } from './quality-reference.ts';
-import { sampleRows } from './quality-sample.ts';
+import { type SampledRow, sampleRows } from './quality-sample.ts';
 import type { QualitySettings } from './quality-settings.ts';
 
 export interface CacheQuality extends LabelQuality {
@@ -63,7 +64,7 @@ export async function measureCacheQuality(
   try {
     const reference = await openReference(cache, settings.teacher);
     try {
-      const result = await measure(settings, cache, reference, out, events);
+      const result = await measure(await prepare(settings, cache, reference), out, events);
       if (out !== null) await writeFileAtomically(out, `${JSON.stringify(result, null, 2)}\n`);
       return result;
     } finally {
@@ -74,14 +75,25 @@ export async function measureCacheQuality(
   }
 }
 
-async function measure(
+/** What is measured, checked before a model is loaded. */
+interface QualityTask {
+  readonly settings: QualitySettings;
+  readonly cache: TeacherCache;
+  readonly reference: QualityReference;
+  readonly config: ModelConfig;
+  /** Ids that take part. */
+  readonly vocabSize: number;
+  readonly sample: readonly SampledRow[];
+  readonly modes: readonly LabelMode[];
+  readonly fixedBytes: number;
+}
+
+async function prepare(
   settings: QualitySettings,
   cache: TeacherCache,
   reference: QualityReference,
-  out: string | null,
-  events: QualityEvents,
-): Promise<CacheQuality> {
-  const { temperatures, positionsLimit, chunkPositions, device, threads } = settings;
+): Promise<QualityTask> {
+  const { temperatures, positionsLimit } = settings;
   const student = settings.student!;
   const config = await readModelConfig(student);
   const description = describeOpenLabels(cache);
@@ -90,27 +102,27 @@ async function measure(
   const hasFinal = description.labels.hidden?.layers.includes('final') === true;
   const hiddenScale = hasFinal ? await cache.hiddenScale('final') : undefined;
   const { bytesPerToken, fixedBytes } = measureBytes(cache.manifest);
-  const sample = await sampleRows(cache, config, {
-    vocabSize,
-    positionsLimit,
-    ...(reference.rows === undefined ? {} : { candidates: reference.rows }),
-  });
+  const candidates = reference.rows === undefined ? {} : { candidates: reference.rows };
+  const sample = await sampleRows(cache, config, { vocabSize, positionsLimit, ...candidates });
   const modes = listLabelModes({
-    description,
-    vocabSize,
-    bytesPerToken,
+    ...{ description, vocabSize, bytesPerToken },
     ...(hiddenScale === undefined ? {} : { hiddenScale }),
     readRow: (row, select) => cache.readRow(sample[row]!.index, select),
   }).filter(({ labelsAt }) => temperatures.some((temperature) => labelsAt(temperature) !== undefined));
-  if (modes.length === 0) {
-    throw new StillhouseError({
-      code: 'LABELS_NOT_IN_CACHE',
-      where: cache.folder,
-      problem: `the cache holds no soft labels at T = ${temperatures.join(', ')}`,
-      expected: 'top-k, sampled, or final hidden states with the output matrix',
-      remedy: 'Choose other --temperatures, or another cache',
-    });
-  }
+  if (modes.length > 0) return { settings, cache, reference, config, vocabSize, sample, modes, fixedBytes };
+  throw new StillhouseError({
+    code: 'LABELS_NOT_IN_CACHE',
+    where: cache.folder,
+    problem: `the cache holds no soft labels at T = ${temperatures.join(', ')}`,
+    expected: 'top-k, sampled, or final hidden states with the output matrix',
+    remedy: 'Choose other --temperatures, or another cache',
+  });
+}
+
+async function measure(task: QualityTask, out: string | null, events: QualityEvents): Promise<CacheQuality> {
+  const { settings, cache, reference, config, sample, modes, fixedBytes } = task;
+  const { temperatures, device, threads } = settings;
+  const student = settings.student!;
   const weights = await openModelWeights(student, config);
   try {
     const engine = await openEngine({ device, ...(threads === undefined ? {} : { threads }) });
@@ -119,41 +131,13 @@ async function measure(
       const where = engine.deviceReason;
       events.onPlan?.({ rows: sample.length, positions, modes: modes.map(({ name }) => name), device: where });
       const startedAt = performance.now();
-      events.onStage?.('teacher');
-      const float: FloatDtype = 'float32';
-      const teacherStates = await reference.readStates(engine, sample, float);
-      events.onStage?.('student');
-      const requests = sample.map(({ row: { inputIds }, positions: wanted }) => ({ inputIds, positions: wanted }));
-      const studentStates = await computeFinalStates(engine, weights, requests, float);
-      const heads = [await reference.uploadHead(engine, float), await uploadWeight(engine, weights.head, float)];
-      const [teacherHead, studentHead] = heads.map((head) => cutRows(engine, head, vocabSize));
-      events.onStage?.('labels');
-      const quality = await measureLabelQuality(
-        engine,
-        { rows: sample, teacherStates, teacherHead: teacherHead!, studentStates, studentHead: studentHead! },
-        modes,
-        {
-          temperatures,
-          chunkPositions,
-          float,
-          ...(events.onProgress === undefined ? {} : { onProgress: events.onProgress }),
-        },
-      );
+      const quality = await measureModes(engine, weights, task, events);
       const { peakRssBytes } = await engine.memory();
       return {
-        cache: cache.folder,
-        cacheDigest: cache.digest,
-        student,
-        reference: reference.source,
-        rows: sample.length,
-        temperatures,
-        fixedBytes,
+        ...{ cache: cache.folder, cacheDigest: cache.digest, student, reference: reference.source },
+        ...{ rows: sample.length, temperatures, fixedBytes },
         ...quality,
-        elapsedMs: performance.now() - startedAt,
-        peakRssBytes,
-        device: where,
-        recipe: settings,
-        out,
+        ...{ elapsedMs: performance.now() - startedAt, peakRssBytes, device: where, recipe: settings, out },
       };
     } finally {
       await engine.close();
@@ -161,6 +145,28 @@ async function measure(
   } finally {
     await weights.close();
   }
+}
+
+/** Both models' states at the positions of the sample, then all modes of labels. */
+async function measureModes(
+  engine: Engine,
+  weights: ModelWeights,
+  { settings, reference, vocabSize, sample, modes }: QualityTask,
+  events: QualityEvents,
+): Promise<LabelQuality> {
+  const float: FloatDtype = 'float32';
+  events.onStage?.('teacher');
+  const teacherStates = await reference.readStates(engine, sample, float);
+  events.onStage?.('student');
+  const requests = sample.map(({ row: { inputIds }, positions }) => ({ inputIds, positions }));
+  const studentStates = await computeFinalStates(engine, weights, requests, float);
+  const teacherHead = cutRows(engine, await reference.uploadHead(engine, float), vocabSize);
+  const studentHead = cutRows(engine, await uploadWeight(engine, weights.head, float), vocabSize);
+  events.onStage?.('labels');
+  const { temperatures, chunkPositions } = settings;
+  const states = { rows: sample, teacherStates, teacherHead, studentStates, studentHead };
+  const onProgress = events.onProgress === undefined ? {} : { onProgress: events.onProgress };
+  return measureLabelQuality(engine, states, modes, { temperatures, chunkPositions, float, ...onProgress });
 }
 
 /** What each group of the shards takes at a position, and what labels need besides the shards. */

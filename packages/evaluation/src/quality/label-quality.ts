@@ -1,50 +1,18 @@
 import { startsOf } from '@stillhouse/model-runner';
-import { collectLabels, type FloatArray, type LabelArrays, type SoftLabels, sliceLabel } from '@stillhouse/objectives';
-import type { FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
-import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
-import type { HiddenScale, LabelledRow } from '@stillhouse/teacher-cache';
-import { CALIBRATION_BINS, type LabelFigures, summariseQuality } from './quality-figures.ts';
+import { collectLabels } from '@stillhouse/objectives';
+import type { FloatDtype } from '@stillhouse/onnx-graph';
+import type { Engine } from '@stillhouse/runtime';
 import {
-  coversVocabulary,
-  crossEntropyGraph,
-  logitsGraph,
-  QUALITY_COLUMNS,
-  type QualityValues,
-  qualityGraph,
-} from './quality-graphs.ts';
-
-/** Positions of some rows at which labels are held against the truth. */
-export interface QualitySample {
-  /** For each row the positions that are measured: its first so many target positions, ascending. */
-  readonly rows: readonly { readonly positions: Int32Array }[];
-  /** [n, teacher width]: the teacher's true final hidden states there, rows in order. */
-  readonly teacherStates: FloatArray;
-  /** [V, teacher width], its output matrix; as many rows as take part. */
-  readonly teacherHead: DeviceTensor;
-  /** [n, student width]: what enters the student's output matrix. */
-  readonly studentStates: FloatArray;
-  /** [V, student width] */
-  readonly studentHead: DeviceTensor;
-}
-
-/** A way of labelling: of a cache, or of a cache that might be built. */
-export interface LabelMode {
-  readonly name: string;
-  /** What its labels take at a position; null where that is not known. */
-  readonly bytesPerToken: number | null;
-  /** The labels at a temperature; undefined where the mode has none. */
-  labelsAt(temperature: number): SoftLabels | undefined;
-  /** The labels of one row of the sample, at all its stored positions, as a cache would give them. */
-  readRow(row: number): Promise<LabelledRow>;
-  /** The grid of log_z. */
-  readonly temperatures?: readonly number[];
-  /** The temperature of draws. */
-  readonly sampledTemperature?: number;
-  /** What final hidden states are decoded with. */
-  readonly hiddenScale?: HiddenScale;
-  /** The matrix that the states of `full` labels meet; left out: the teacher's. */
-  readonly head?: DeviceTensor;
-}
+  type ChunkScorer,
+  type LabelledMode,
+  type LabelledModes,
+  type OpenMode,
+  openChunkScorer,
+} from './chunk-scorer.ts';
+import type { LabelMode, QualitySample } from './label-mode.ts';
+import { CALIBRATION_BINS, type LabelFigures, summariseQuality } from './quality-figures.ts';
+import { coversVocabulary, QUALITY_COLUMNS, type QualityValues, qualityGraph } from './quality-graphs.ts';
+import { openPrograms, type QualityPrograms } from './quality-programs.ts';
 
 export interface ModeQuality {
   readonly name: string;
@@ -70,15 +38,16 @@ export interface QualityOptions {
   readonly onProgress?: (done: number) => void;
 }
 
-interface OpenMode {
-  readonly mode: LabelMode;
-  /** One for each temperature at which the mode has labels. */
-  readonly at: readonly {
-    readonly temperature: number;
-    readonly labels: SoftLabels;
-    readonly program: Program;
-    readonly values: QualityValues;
-  }[];
+/** Everything that is the same for all positions. */
+interface Measurement {
+  readonly engine: Engine;
+  readonly sample: QualitySample;
+  readonly float: FloatDtype;
+  readonly vocabSize: number;
+  readonly modes: readonly OpenMode[];
+  readonly scorer: ChunkScorer;
+  /** [n] Cross-entropy of the teacher. */
+  readonly nll: Float64Array;
 }
 
 /**
@@ -91,145 +60,103 @@ export async function measureLabelQuality(
   modes: readonly LabelMode[],
   options: QualityOptions,
 ): Promise<LabelQuality> {
-  const { temperatures, chunkPositions, float = 'float32' } = options;
-  const { rows, teacherStates, teacherHead, studentStates, studentHead } = sample;
-  const [vocabSize, teacherWidth] = teacherHead.shape as [number, number];
-  const studentWidth = studentHead.shape[1]!;
-  const starts = startsOf(rows);
-  const count = starts.at(-1)!;
+  const { chunkPositions, float = 'float32' } = options;
+  const vocabSize = sample.teacherHead.shape[0]!;
+  const starts = startsOf(sample.rows);
   const programs = openPrograms(engine);
-  const held: DeviceTensor[] = [];
-  const hold = (tensor: DeviceTensor) => {
-    held.push(tensor);
-    return tensor;
-  };
   try {
-    const [ofTeacher, ofStudent, crossEntropy] = [
-      await programs.compile(logitsGraph(teacherWidth, vocabSize, float)),
-      await programs.compile(logitsGraph(studentWidth, vocabSize, float)),
-      await programs.compile(crossEntropyGraph(vocabSize, float)),
-    ];
-    const opened: OpenMode[] = [];
-    for (const mode of modes) {
-      const at = temperatures.flatMap((temperature) => {
-        const labels = mode.labelsAt(temperature);
-        return labels === undefined ? [] : [{ temperature, labels }];
-      });
-      const ready = [];
-      for (const { temperature, labels } of at) {
-        const program = await programs.compile(qualityGraph(labels, vocabSize, float), JSON.stringify(labels));
-        ready.push({ temperature, labels, program, values: emptyValues(count) });
+    const opened = await openModes(programs, modes, { ...options, float, vocabSize, count: starts.at(-1)! });
+    const scorer = await openChunkScorer(programs, { engine, sample, float, temperatures: options.temperatures });
+    const nll = new Float64Array(starts.at(-1)!);
+    const measurement: Measurement = { engine, sample, float, vocabSize, modes: opened, scorer, nll };
+    try {
+      for (const [row, { positions }] of sample.rows.entries()) {
+        if (positions.length === 0) continue;
+        await measureRow(measurement, row, { start: starts[row]!, chunkPositions });
+        options.onProgress?.(starts[row]! + positions.length);
       }
-      opened.push({ mode, at: ready });
+    } finally {
+      scorer.close();
     }
-    const scalars = new Map(
-      temperatures.map((temperature) => {
-        const tensor = hold(engine.allocate(float, []));
-        engine.fill(tensor, temperature);
-        return [temperature, tensor];
-      }),
-    );
-    const nll = new Float64Array(count);
-    for (const [row, { positions }] of rows.entries()) {
-      if (positions.length === 0) continue;
-      const labelled = await readLabels(opened, row, positions, vocabSize, float);
-      for (let from = 0; from < positions.length; from += chunkPositions) {
-        const to = Math.min(positions.length, from + chunkPositions);
-        const size = to - from;
-        const start = starts[row]! + from;
-        const open: DeviceTensor[] = [];
-        const make = (tensor: DeviceTensor) => {
-          open.push(tensor);
-          return tensor;
-        };
-        const upload = (states: FloatArray, width: number) =>
-          make(engine.upload(states.slice(start * width, (start + size) * width), float, [size, width]));
-        const [teacher, student] = [0, 1].map(() => make(engine.allocate(float, [size, vocabSize])));
-        const targets = make(engine.upload(labelled.targets.slice(from, to), 'int64', [size]));
-        const losses = make(engine.allocate(float, [size]));
-        const calls: Call[] = [
-          {
-            kind: 'run',
-            program: ofTeacher,
-            inputs: { hidden: upload(teacherStates, teacherWidth), head: teacherHead },
-            outputs: { logits: teacher! },
-          },
-          {
-            kind: 'run',
-            program: ofStudent,
-            inputs: { hidden: upload(studentStates, studentWidth), head: studentHead },
-            outputs: { logits: student! },
-          },
-          {
-            kind: 'run',
-            program: crossEntropy,
-            inputs: { logits: teacher!, labels: targets },
-            outputs: { nll: losses },
-          },
-        ];
-        const results: { readonly figures: DeviceTensor; readonly values: QualityValues }[] = [];
-        for (const { mode, at, arrays } of labelled.modes) {
-          for (const [i, { temperature, program, labels, values }] of at.entries()) {
-            const own = [...arrays[i]!.teacher].map(([name, array]) => {
-              const part = sliceLabel(array, from, to);
-              return [name, make(engine.upload(part.data, part.dtype, part.shape))] as const;
-            });
-            const figures = make(engine.allocate(float, [size, QUALITY_COLUMNS.length]));
-            const inputs: Readonly<Record<string, DeviceTensor>> = {
-              ...{ student: student!, teacher: teacher!, labels: targets, temperature: scalars.get(temperature)! },
-              ...(labels.kind === 'full' ? { 'teacher.head': mode.head ?? teacherHead } : {}),
-              ...Object.fromEntries(own),
-            };
-            // A graph has no input that nothing in it reads.
-            const read = Object.fromEntries(program.inputNames.map((name) => [name, inputs[name]!]));
-            calls.push({ kind: 'run', program, inputs: read, outputs: { figures } });
-            results.push({ figures, values });
-          }
-        }
-        try {
-          await engine.run(calls);
-          const [losing, ...figures] = await engine.downloadMany([losses, ...results.map((one) => one.figures)]);
-          nll.set(losing as FloatArray, start);
-          results.forEach(({ values }, i) => {
-            keepFigures(figures[i] as FloatArray, values, start);
-          });
-        } finally {
-          for (const tensor of open) engine.free(tensor);
-        }
-      }
-      options.onProgress?.(starts[row]! + positions.length);
-    }
-    return {
-      positions: count,
-      teacherCe: nll.reduce((sum, one) => sum + one, 0) / count,
-      calibrationBins: CALIBRATION_BINS,
-      modes: opened.map(({ mode: { name, bytesPerToken }, at }) => ({
-        name,
-        bytesPerToken,
-        at: Object.fromEntries(
-          at.map(({ temperature, labels, values }) => [
-            String(temperature),
-            summariseQuality(values, { temperature, coversVocabulary: coversVocabulary(labels) }),
-          ]),
-        ),
-      })),
-    };
+    return summarise(opened, nll);
   } finally {
-    for (const tensor of held) engine.free(tensor);
     await programs.release();
   }
+}
+
+interface ModeOptions {
+  readonly temperatures: readonly number[];
+  readonly vocabSize: number;
+  readonly float: FloatDtype;
+  /** Positions of all rows. */
+  readonly count: number;
+}
+
+async function openModes(
+  programs: QualityPrograms,
+  modes: readonly LabelMode[],
+  { temperatures, vocabSize, float, count }: ModeOptions,
+): Promise<readonly OpenMode[]> {
+  const opened: OpenMode[] = [];
+  for (const mode of modes) {
+    const at: OpenMode['at'][number][] = [];
+    for (const temperature of temperatures) {
+      const labels = mode.labelsAt(temperature);
+      if (labels === undefined) continue;
+      const program = await programs.compile(qualityGraph(labels, vocabSize, float), JSON.stringify(labels));
+      at.push({ temperature, labels, program, values: emptyValues(count) });
+    }
+    opened.push({ mode, at });
+  }
+  return opened;
+}
+
+/** @param at where the row's first position is among those of all rows */
+async function measureRow(
+  { sample, float, vocabSize, modes, scorer, nll }: Measurement,
+  row: number,
+  at: { readonly start: number; readonly chunkPositions: number },
+): Promise<void> {
+  const { positions } = sample.rows[row]!;
+  const labelled = await readLabels(modes, { row, positions, vocabSize, float });
+  for (let from = 0; from < positions.length; from += at.chunkPositions) {
+    const to = Math.min(positions.length, from + at.chunkPositions);
+    await scorer.score(labelled, { from, to, start: at.start + from }, nll);
+  }
+}
+
+function summarise(opened: readonly OpenMode[], nll: Float64Array): LabelQuality {
+  return {
+    positions: nll.length,
+    teacherCe: nll.reduce((sum, one) => sum + one, 0) / nll.length,
+    calibrationBins: CALIBRATION_BINS,
+    modes: opened.map(({ mode: { name, bytesPerToken }, at }) => ({
+      name,
+      bytesPerToken,
+      at: Object.fromEntries(
+        at.map(({ temperature, labels, values }) => [
+          String(temperature),
+          summariseQuality(values, { temperature, coversVocabulary: coversVocabulary(labels) }),
+        ]),
+      ),
+    })),
+  };
+}
+
+interface RowOfSample {
+  readonly row: number;
+  readonly positions: Int32Array;
+  readonly vocabSize: number;
+  readonly float: FloatDtype;
 }
 
 /** The labels of a row in all modes, cut to the positions of the sample. */
 async function readLabels(
   opened: readonly OpenMode[],
-  row: number,
-  positions: Int32Array,
-  vocabSize: number,
-  float: FloatDtype,
-) {
+  { row, positions, vocabSize, float }: RowOfSample,
+): Promise<LabelledModes> {
   let targets: BigInt64Array | undefined;
-  const modes: (OpenMode & { readonly arrays: readonly LabelArrays[] })[] = [];
+  const modes: LabelledMode[] = [];
   for (const one of opened) {
     const { mode, at } = one;
     const labelled = await mode.readRow(row);
@@ -257,28 +184,3 @@ async function readLabels(
 
 const emptyValues = (count: number): QualityValues =>
   Object.fromEntries(QUALITY_COLUMNS.map((name) => [name, new Float64Array(count)])) as unknown as QualityValues;
-
-/** Writes [size, columns] from a chunk behind `start`. */
-function keepFigures(figures: FloatArray, values: QualityValues, start: number): void {
-  const columns = QUALITY_COLUMNS.length;
-  figures.forEach((value: number, i: number) => {
-    values[QUALITY_COLUMNS[i % columns]!][start + Math.floor(i / columns)] = value;
-  });
-}
-
-/** Compiles programs, equal ones once, and releases them all. */
-function openPrograms(engine: Engine) {
-  const all = new Map<string, Promise<Program>>();
-  return {
-    compile: (graph: GraphBuilder, key = `graph ${all.size}`): Promise<Program> => {
-      const known = all.get(key);
-      if (known !== undefined) return known;
-      const program = engine.compile(graph);
-      all.set(key, program);
-      return program;
-    },
-    release: async () => {
-      for (const program of all.values()) await (await program).release();
-    },
-  };
-}

@@ -98,7 +98,7 @@ export function qualityGraph(soft: SoftLabels, vocabSize: number, float: FloatDt
     difference: emitSquare(g, g.sub(gradient, exactGradient)),
     ...(soft.kind === 'full'
       ? describeWhole(g, labels.teacher, exact.teacher, targets)
-      : describeEntries(g, soft, labels.teacher, exact.teacher, targets, vocabSize)),
+      : describeEntries(g, soft, { label: labels.teacher, truth: exact.teacher, targets, vocabSize })),
   };
   g.output(
     'figures',
@@ -130,14 +130,19 @@ function describeWhole(g: GraphBuilder, label: Value, truth: Value, targets: Val
   };
 }
 
+/** Log-probabilities of the labels and of the teacher, [N, entries] and [N, V], and the next tokens, [N, 1]. */
+interface LabelEntries {
+  readonly label: Value;
+  readonly truth: Value;
+  readonly targets: Value;
+  readonly vocabSize: number;
+}
+
 /** Labels of some ids, and perhaps one number for all others. */
 function describeEntries(
   g: GraphBuilder,
   soft: SoftLabels,
-  label: Value,
-  truth: Value,
-  targets: Value,
-  vocabSize: number,
+  { label, truth, targets, vocabSize }: LabelEntries,
 ): Description {
   const input = (topk: string, sampled: string) =>
     g.inputs.find(({ name }) => name === `teacher.${soft.kind === 'sampled' ? sampled : topk}`)!;
