@@ -1,14 +1,8 @@
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
 import { type AdamWSettings, createAdamW, type StateTensor } from '../optimiser/adamw.ts';
 import { makeTrainingPlan, type PlanOptions, type TrainingPlan } from '../plan/training-plan.ts';
-import {
-  addSums,
-  createMicroBatchRunner,
-  type LossScalars,
-  type LossSums,
-  type MicroBatch,
-  ZERO_SUMS,
-} from './micro-batch.ts';
+import type { LossScalars } from './loss-scalars.ts';
+import { addSums, createMicroBatchRunner, type LossSums, type MicroBatch, ZERO_SUMS } from './micro-batch.ts';
 import { createParameterStore, type InitialValues, type ParameterStore } from './parameters.ts';
 import { compileStepPrograms } from './step-programs.ts';
 
