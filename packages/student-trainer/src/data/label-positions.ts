@@ -78,7 +78,7 @@ export function openLabelPositions(
   });
   if (selection === undefined) return { labels, chunks, weights, calls };
   const selected = hold(engine.allocate(float, [labels.count]));
-  calls.push(...selectionCalls(engine, context, selection, { labels, chunks, weights }, selected));
+  calls.push(...selectionCalls(engine, context, { labels, chunks, weights }, selected));
   return { labels, chunks, weights: selected, calls };
 }
 
@@ -89,11 +89,11 @@ const uploadFloats = (engine: Engine, { float, hold }: LabelPositionsContext, da
 function selectionCalls(
   engine: Engine,
   context: LabelPositionsContext,
-  { entropy, select }: NonNullable<StepPrograms['selection']>,
   { labels: { rows, count }, chunks, weights }: Omit<LabelPositions, 'calls'>,
   selected: DeviceTensor,
 ): readonly Call[] {
   const { norm, head, float, chunkPositions, selectTokens, hold } = context;
+  const { entropy, select } = context.selection!;
   const entropies = hold(engine.allocate(float, [count]));
   const calls = chunks.map((chunk): Call => {
     const outputs = { entropy: viewPart(engine, entropies, chunk.from, chunk.to) };

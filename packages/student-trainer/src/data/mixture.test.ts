@@ -130,7 +130,10 @@ test('every row brings the labels of its own cache, whatever differs between the
     const order = openDataOrder(orderSources(sources), 1);
     const options = { batchTokens: 120, accumulate: 2, batching: 'packed', columnCost: 1e-3, selectTokens: 1 } as const;
     const data = await loadStepData(stepSources, order, order.start, options);
-    const givenUp = loadStepData(stepSources, order, order.start, options, AbortSignal.abort());
+    const givenUp = loadStepData(stepSources, order, order.start, {
+      ...options,
+      signal: AbortSignal.abort(),
+    });
     await assert.rejects(givenUp, { name: 'AbortError' });
     assert.equal(new Set(data.rowIds.map((id) => id.split(' of ')[1])).size, 3);
     let first = 0;

@@ -53,18 +53,16 @@ export interface StepDataOptions {
   readonly columnCost: number;
   /** Share of each row's target positions that count. */
   readonly selectTokens: number;
+  /** Gives up after the rows that are being read. */
+  readonly signal?: AbortSignal;
 }
 
-/**
- * Reads the rows of the step that begins at `position`, with exactly the labels that the objective needs.
- * @param signal gives up after the rows that are being read
- */
+/** Reads the rows of the step that begins at `position`, with exactly the labels that the objective needs. */
 export async function loadStepData(
   sources: readonly StepSource[],
   order: DataOrder,
   position: DataPosition,
-  { batchTokens, accumulate, batching, columnCost, selectTokens }: StepDataOptions,
-  signal?: AbortSignal,
+  { batchTokens, accumulate, batching, columnCost, selectTokens, signal }: StepDataOptions,
 ): Promise<StepData> {
   const { rows: taken, next } = order.take(position, batchTokens);
   const lengths = taken.map(({ source, row }) => sources[source]!.rows.lengths[row]!);

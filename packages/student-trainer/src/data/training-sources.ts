@@ -77,13 +77,10 @@ export async function resolveSources(
   const resolveWith = (labels: TrainingSettings['labels']) =>
     described.map((one) => ({
       ...one,
-      ...resolveObjective(
-        { ...settings, labels },
-        one.available,
-        config,
-        one.location,
-        isFolded ? one.hiddenScale : undefined,
-      ),
+      ...resolveObjective({ ...settings, labels }, one.available, config, {
+        where: one.location,
+        hiddenScale: isFolded ? one.hiddenScale : undefined,
+      }),
     }));
   const each = resolveWith(settings.labels);
   const resolved = mixObjectives(settings.labels === undefined ? resolveWith(commonKind(each)) : each);

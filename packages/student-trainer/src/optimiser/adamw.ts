@@ -150,7 +150,8 @@ export async function createAdamW(
   const { optimiserState = 'float32' } = settings;
   const moments = parameters.map((parameter): WithMoments => {
     const format = formatOf(optimiserState, countElements(parameter.shape));
-    const allocate = (moment: 'first' | 'second') => allocateMoment(engine, format, moment, float, parameter.shape);
+    const { shape } = parameter;
+    const allocate = (moment: 'first' | 'second') => allocateMoment(engine, { format, moment, float, shape });
     return { parameter, format, first: allocate('first'), second: allocate('second') };
   });
   const sumOfSquares = await engine.compile(sumOfSquaresGraph(float));

@@ -45,14 +45,16 @@ export interface MomentTensors {
   readonly scale?: DeviceTensor;
 }
 
+interface MomentSpec {
+  readonly format: OptimiserStateFormat;
+  readonly moment: Moment;
+  readonly float: FloatDtype;
+  /** Of the parameter. */
+  readonly shape: readonly number[];
+}
+
 /** A moment of zeros. */
-export function allocateMoment(
-  engine: Engine,
-  format: OptimiserStateFormat,
-  moment: Moment,
-  float: FloatDtype,
-  shape: readonly number[],
-): MomentTensors {
+export function allocateMoment(engine: Engine, { format, moment, float, shape }: MomentSpec): MomentTensors {
   const values = engine.allocate(dtypeOf(format, moment, float), shape);
   if (!hasScale(format)) return { values };
   const elements = countElements(shape);

@@ -61,14 +61,14 @@ export async function planStages(
   caches: Pick<OpenCaches, 'caches'>,
   config: ModelConfig,
 ): Promise<readonly StagePlan[]> {
-  if (stages === undefined) return [await planStage(run, undefined, 0, caches, config)];
+  if (stages === undefined) return [await planStage(run, { name: undefined, stepsBefore: 0 }, caches, config)];
   refuseOtherAdapters(stages);
   const plans: StagePlan[] = [];
   for (const [i, { name, settings }] of stages.entries()) {
     const { cache, student, out } = run;
     const stepsBefore = plans.length === 0 ? 0 : countAllSteps(plans);
     try {
-      plans.push(await planStage({ ...settings, cache, student, out }, name, stepsBefore, caches, config));
+      plans.push(await planStage({ ...settings, cache, student, out }, { name, stepsBefore }, caches, config));
     } catch (error) {
       throw nameStage(error, `stage ${i + 1} (${name})`);
     }
@@ -102,8 +102,7 @@ function refuseOtherAdapters(stages: readonly Stage[]): void {
 
 async function planStage(
   settings: RunSettings,
-  name: string | undefined,
-  stepsBefore: number,
+  { name, stepsBefore }: Pick<StagePlan, 'name' | 'stepsBefore'>,
   caches: Pick<OpenCaches, 'caches'>,
   config: ModelConfig,
 ): Promise<StagePlan> {

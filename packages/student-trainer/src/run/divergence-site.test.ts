@@ -33,7 +33,7 @@ async function breakAndLocate(
     const parameters = await createParameterStore(engine, plan, { float: 'float32', read });
     await change(parameters, engine);
     const model = viewAsDecoder(config, 'float32', parameters);
-    return await locateDivergence(engine, model, parameters, BATCHES, ROWS, isLossFinite);
+    return await locateDivergence(engine, model, parameters, { microBatches: BATCHES, rowIds: ROWS, isLossFinite });
   } finally {
     await engine.close();
     await source.close();

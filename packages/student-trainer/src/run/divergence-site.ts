@@ -20,19 +20,24 @@ export interface DivergenceSite {
   readonly rowIds: readonly string[];
 }
 
+/** A step whose loss or gradient is not finite. */
+export interface DivergedStep {
+  readonly microBatches: readonly MicroBatch[];
+  /** Of the sequences of all micro-batches, in order. */
+  readonly rowIds: readonly string[];
+  readonly isLossFinite: boolean;
+}
+
 /**
  * Runs the forward pass of a step once more, layer by layer, and looks at every residual stream. Where all are finite the
  * values went wrong later: in the loss, or on the way back, which meets the layers from the last to the first.
  * Reads weights and gradients, changes nothing.
- * @param rowIds of the sequences of all micro-batches, in order
  */
 export async function locateDivergence(
   engine: Engine,
   model: DecoderOnDevice,
   parameters: ParameterStore,
-  microBatches: readonly MicroBatch[],
-  rowIds: readonly string[],
-  isLossFinite: boolean,
+  { microBatches, rowIds, isLossFinite }: DivergedStep,
 ): Promise<DivergenceSite> {
   const { name: broken } = (await findBroken(engine, parameters, 'weight')) ?? {};
   const ofWeight = broken === undefined ? '' : `; the weights ${broken} are not finite themselves`;

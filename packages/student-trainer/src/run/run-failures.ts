@@ -26,12 +26,17 @@ function nameRows(rowIds: readonly string[]): string {
   return `${distinct.slice(0, NAMED_ROWS).join(', ')}${rest > 0 ? ` and ${rest} more` : ''}`;
 }
 
+interface DivergedFigures {
+  readonly step: number;
+  readonly loss: number;
+  readonly gradientNorm: number;
+  /** All rows of the step. */
+  readonly rowIds: readonly string[];
+}
+
 /** @throws StillhouseError TRAINING_DIVERGED */
 export function refuseDivergence(
-  step: number,
-  loss: number,
-  gradientNorm: number,
-  rowIds: readonly string[],
+  { step, loss, gradientNorm, rowIds }: DivergedFigures,
   { place, rowIds: ownRows }: DivergenceSite,
   out: string,
 ): never {

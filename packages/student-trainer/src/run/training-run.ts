@@ -6,7 +6,12 @@ import { type CacheUse, joinDigests } from '../data/training-sources.ts';
 import { countAllSteps, findStage, type StagePlan, TRAINING_DEVICES } from '../plan/stage-plan.ts';
 import { openTrainingInputs, type SharedInputs, type TrainingInputs } from '../plan/training-inputs.ts';
 import { type CarriedWeights, namesBefore } from '../save/carried-weights.ts';
-import { type FoundCheckpoint, findCheckpoint, readCheckpointWeights } from '../save/training-checkpoint.ts';
+import {
+  type FoundCheckpoint,
+  findCheckpoint,
+  readCheckpointWeights,
+  type TrainingState,
+} from '../save/training-checkpoint.ts';
 import { makeRecipe } from '../settings/recipe.ts';
 import type { StagedSettings } from '../settings/stage-settings.ts';
 import type { HeldOutMetrics } from '../watch/held-out.ts';
@@ -68,7 +73,6 @@ async function runStages(inputs: TrainingInputs, events: TrainingEvents, lock: F
   const { stages, settings } = inputs;
   const { out, precision, threads, resume, resumeStep } = settings;
   let { device } = settings;
-  const steps = countAllSteps(stages);
   let checkpoint = resume ? await findCheckpoint(out, resumeStep) : undefined;
   const first = findStage(stages, checkpoint?.step ?? 0);
   const progress: RunProgress = {
@@ -79,7 +83,7 @@ async function runStages(inputs: TrainingInputs, events: TrainingEvents, lock: F
     savedStep: 0,
     caches: [],
   };
-  let begun: NonNullable<RunProgress['state']> | undefined;
+  let begun: TrainingState | undefined;
   let peakRssBytes = 0;
   let deviceBytes: number | undefined;
   let carried = await readCarried(inputs, first, checkpoint);
@@ -117,27 +121,36 @@ async function runStages(inputs: TrainingInputs, events: TrainingEvents, lock: F
   } finally {
     await progress.log?.close();
   }
-  const { state, last, lastHeldOut, caches } = progress;
-  const seconds = (state!.elapsedMs - begun!.elapsedMs) / 1000;
-  const result: TrainingResult = {
-    out,
-    isFinished: state!.step >= steps,
-    steps: state!.step,
-    last,
-    lastHeldOut,
-    tokensPerSecond: state!.step === begun!.step ? 0 : (state!.tokensSeen - begun!.tokensSeen) / seconds,
-    peakRssBytes,
-    ...(deviceBytes === undefined ? {} : { deviceBytes }),
-    cacheDigest: joinDigests(stages[0]!.sources),
-    caches,
-    ...summariseStages(stages),
-  };
+  const result = describeResult(inputs, progress, begun!, { peakRssBytes, deviceBytes });
   if (!result.isFinished) return result;
   await writeFileAtomically(
     join(out, 'training.json'),
     `${JSON.stringify({ ...result, cache: settings.cache, metrics: METRICS_FILE }, null, 2)}\n`,
   );
   return result;
+}
+
+function describeResult(
+  { stages, settings: { out } }: TrainingInputs,
+  { state, last, lastHeldOut, caches }: RunProgress,
+  begun: TrainingState,
+  { peakRssBytes, deviceBytes }: { readonly peakRssBytes: number; readonly deviceBytes: number | undefined },
+): TrainingResult {
+  const { step, tokensSeen, elapsedMs } = state!;
+  const seconds = (elapsedMs - begun.elapsedMs) / 1000;
+  return {
+    out,
+    isFinished: step >= countAllSteps(stages),
+    steps: step,
+    last,
+    lastHeldOut,
+    tokensPerSecond: step === begun.step ? 0 : (tokensSeen - begun.tokensSeen) / seconds,
+    peakRssBytes,
+    ...(deviceBytes === undefined ? {} : { deviceBytes }),
+    cacheDigest: joinDigests(stages[0]!.sources),
+    caches,
+    ...summariseStages(stages),
+  };
 }
 
 /** What stages before this one have changed, from the checkpoint that the run goes on from. */

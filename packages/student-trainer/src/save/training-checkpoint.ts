@@ -30,6 +30,12 @@ export interface RunIdentity {
   readonly frozenSha256: string | undefined;
 }
 
+export interface CheckpointContents {
+  readonly tensors: StudentState;
+  readonly state: TrainingState;
+  readonly identity: RunIdentity;
+}
+
 const CHECKPOINT_FOLDER = 'checkpoints';
 const STATE_FILE = 'state.json';
 
@@ -63,9 +69,7 @@ export async function listCheckpoints(out: string): Promise<readonly number[]> {
 export async function saveCheckpoint(
   engine: Engine,
   out: string,
-  tensors: StudentState,
-  state: TrainingState,
-  identity: RunIdentity,
+  { tensors, state, identity }: CheckpointContents,
   keep: number,
 ): Promise<void> {
   const folder = folderOf(out, state.step);

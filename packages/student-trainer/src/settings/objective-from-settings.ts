@@ -27,6 +27,12 @@ export interface ResolvedObjective {
   readonly vocabSize: number;
 }
 
+/** A cache in messages, and what its final hidden states are decoded with. */
+interface CachePlace {
+  readonly where: string;
+  readonly hiddenScale?: HiddenScale | undefined;
+}
+
 function refuse(
   code: string,
   where: string,
@@ -39,7 +45,6 @@ function refuse(
 /**
  * What the settings ask for, held against what the cache has and what the student is.
  * @param cache with the labels that are there
- * @param hiddenScale of the final hidden states
  * @throws StillhouseError LABELS_NOT_IN_CACHE, TEMPERATURE_NOT_IN_GRID, TEMPERATURE_NOT_DRAWN, REFINEMENT_NOT_IN_CACHE,
  *   SETTING_NOT_FOR_LABELS, SETTING_UNUSED, DIVERGENCE_NOT_FOR_LABELS, TEMPERATURE_SCHEDULE_NOT_FOR_LABELS, HIDDEN_NOT_IN_CACHE, LAYER_OUT_OF_RANGE, PROJECTION_NEEDED, VOCABULARY_MISMATCH
  */
@@ -47,14 +52,14 @@ export function resolveObjective(
   settings: TrainingSettings,
   cache: CacheDescription,
   student: ModelConfig,
-  where: string,
-  hiddenScale?: HiddenScale,
+  place: CachePlace,
 ): ResolvedObjective {
+  const { where } = place;
   const vocabSize = sharedVocabulary(cache, student.vocabSize, where);
   checkLossSchedule(settings);
   if (settings.featuresOnly) refuseOutputSettings(settings);
   const given = settings.featuresOnly ? { ...settings, labels: 'none' as const } : settings;
-  const labels = resolveLabels(given, cache, vocabSize, where, hiddenScale);
+  const labels = resolveLabels(given, cache, vocabSize, place);
   const divergence = resolveDivergence(given, labels);
   const features = resolveFeatures(settings, cache, student, where);
   const objective: Objective = { labels, divergence, ...(features.length === 0 ? {} : { features }) };
@@ -205,8 +210,7 @@ function resolveLabels(
   settings: TrainingSettings,
   cache: CacheDescription,
   vocabSize: number,
-  where: string,
-  hiddenScale: HiddenScale | undefined,
+  { where, hiddenScale }: CachePlace,
 ): SoftLabels {
   const { topk, sampled = null, hidden, head } = cache.labels;
   const hasFull = head && hidden?.layers.includes('final') === true;
