@@ -6,9 +6,9 @@ import { takesGradient } from '../plan/backward-plan.ts';
 import type { TrainingPlan } from '../plan/training-plan.ts';
 import type { ActivationStore } from './activation-store.ts';
 import type { FeatureLosses } from './feature-losses.ts';
-import type { StepSetting } from './micro-batch.ts';
 import type { RowTiles } from './row-tiles.ts';
 import type { LayerPrograms } from './step-programs.ts';
+import type { StepSetting } from './step-setting.ts';
 
 type Tensors = Readonly<Record<string, DeviceTensor>>;
 

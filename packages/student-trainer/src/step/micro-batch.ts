@@ -1,6 +1,5 @@
 import { freeBatch, packSequences, type TokenBatch, uploadBatch } from '@stillhouse/model-runner';
 import type { LabelArrays } from '@stillhouse/objectives';
-import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
 import { openLabelPositions } from '../data/label-positions.ts';
 import type { TrainingPlan } from '../plan/training-plan.ts';
@@ -10,9 +9,9 @@ import { type FeatureContext, openFeatureLosses } from './feature-losses.ts';
 import { backwardCalls, forwardCalls, openLayerPass } from './layer-pass.ts';
 import { type LossScalars, openLossScalars } from './loss-scalars.ts';
 import { openOutputLoss, readLossSums, sumsShape } from './output-loss.ts';
-import type { FloatData, ParameterStore } from './parameters.ts';
+import type { FloatData } from './parameters.ts';
 import { openRowTiles } from './row-tiles.ts';
-import type { StepPrograms } from './step-programs.ts';
+import type { StepSetting } from './step-setting.ts';
 
 /** Σ over label positions of weight · value: the loss that is differentiated, KL (without T²) and CE, in nats, features. */
 export interface LossSums {
@@ -41,16 +40,6 @@ export interface MicroBatch {
   /** How they are laid out; left out: `packSequences`. */
   readonly batch?: TokenBatch;
   readonly labels: LabelArrays;
-}
-
-/** What runs a micro-batch, on the device for the whole run. */
-export interface StepSetting {
-  readonly programs: StepPrograms;
-  readonly store: ParameterStore;
-  readonly float: FloatDtype;
-  readonly scalars: LossScalars;
-  /** The teacher's output matrix [vocabSize, teacher width], for `full` labels. */
-  readonly teacherHead?: DeviceTensor;
 }
 
 export interface MicroBatchRunner {

@@ -3,8 +3,8 @@ import type { Call, DeviceTensor, Engine } from '@stillhouse/runtime';
 import type { LabelPositions, StreamChunk } from '../data/label-positions.ts';
 import type { TrainingPlan } from '../plan/training-plan.ts';
 import type { ScalarTensors } from './loss-scalars.ts';
-import type { StepSetting } from './micro-batch.ts';
 import type { FloatData } from './parameters.ts';
+import type { StepSetting } from './step-setting.ts';
 
 /** Terms of the loss that a chunk gives. */
 const LOSS_TERMS = 3;
