@@ -65,4 +65,4 @@ export const libraryOwners: Readonly<Record<string, readonly string[]>> = {
 };
 
 /** Libraries that every test may import. The package `testing` lists them for all. */
-export const testLibraries: readonly string[] = ['fast-check'];
+export const testLibraries: readonly string[] = ['fast-check', 'vitest'];

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// Runs a TypeScript script after making sure that node_modules holds what package-lock.json asks for; without a
+// Runs a script after making sure that node_modules holds what package-lock.json asks for; without a
 // script it only makes sure.
 // Plain JavaScript without imports from npm: it must run on a machine that has only Node.js and git.
 import { spawnSync } from 'node:child_process';
@@ -35,5 +35,6 @@ function installIfStale() {
 const [script, ...rest] = process.argv.slice(2);
 installIfStale();
 if (script === undefined) process.exit(0);
-const run = spawnSync(process.execPath, ['--import', 'tsx', join(root, script), ...rest], { stdio: 'inherit' });
+const loader = script.endsWith('.ts') ? ['--import', 'tsx'] : [];
+const run = spawnSync(process.execPath, [...loader, join(root, script), ...rest], { stdio: 'inherit' });
 process.exit(run.status ?? 1);

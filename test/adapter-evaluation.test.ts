@@ -1,13 +1,13 @@
 import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { openHeldOut } from '@stillhouse/evaluation';
 import { loadDecoder } from '@stillhouse/model-runner';
 import { resolveSettings } from '@stillhouse/settings';
 import { TRAINING_SETTINGS, trainStudent } from '@stillhouse/student-trainer';
 import { BUILD_SETTINGS, buildTeacherCache } from '@stillhouse/teacher-inference';
 import { makeTemporaryFolder, openEngine } from '@stillhouse/testing';
+import { test } from 'vitest';
 
 const GOLDEN = new URL('./golden/', import.meta.url).pathname;
 
@@ -37,7 +37,7 @@ test('evaluation while adapters train sees the student that is saved', async (t)
     batchSize: 4,
     chunkPositions: 16,
   });
-  t.after(() => rows.close());
+  t.onTestFinished(() => rows.close());
   const evaluate: Parameters<typeof trainStudent>[1] = {
     evaluate: async (engine, model) => {
       const { kl, ...rest } = await rows.evaluate(engine, model);
@@ -51,7 +51,7 @@ test('evaluation while adapters train sees the student that is saved', async (t)
     evaluate,
   );
   const engine = await openEngine({ threads: 1 });
-  t.after(() => engine.close());
+  t.onTestFinished(() => engine.close());
   const [saved, before] = [await loadDecoder(engine, out), await loadDecoder(engine, student)];
   const [after, start] = [await rows.evaluate(engine, saved), await rows.evaluate(engine, before)];
   const { kl, ce } = result.lastHeldOut!;

@@ -2,8 +2,8 @@
 import assert from 'node:assert/strict';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { test } from 'node:test';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { checkBoundaries, type Rule } from '../scripts/boundaries.ts';
 import { scanImports } from '../scripts/imports.ts';
 import { libraryOwners, ranks, testPackage } from '../scripts/ranks.ts';

@@ -3,7 +3,6 @@ import assert from 'node:assert/strict';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { EVALUATION_SETTINGS, evaluateModel, type KdResult } from '@stillhouse/evaluation';
 import { resolveSettings } from '@stillhouse/settings';
 import {
@@ -15,6 +14,7 @@ import {
 } from '@stillhouse/student-trainer';
 import { describeSize, readManifest, verifyCache } from '@stillhouse/teacher-cache';
 import { BUILD_SETTINGS, buildTeacherCache } from '@stillhouse/teacher-inference';
+import { test } from 'vitest';
 
 const demo = new URL('../data/demo/', import.meta.url).pathname;
 const teacher = join(demo, 'teacher');

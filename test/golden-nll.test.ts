@@ -1,14 +1,14 @@
-import { after, test } from 'node:test';
 import { openModelWeights, openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
 import { padSequences } from '@stillhouse/model-runner';
 import { emitCrossEntropy } from '@stillhouse/objectives';
 import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import { openEngine } from '@stillhouse/runtime';
 import { expectClose } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { batchInputs, emitDecoder, uploadBatchInputs, uploadParameters } from './whole-decoder.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const GOLDEN = new URL('./golden/', import.meta.url).pathname;
 

@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { after, test } from 'node:test';
 import { openModelWeights, readModelConfig } from '@stillhouse/checkpoint';
 import { flatIndex, padSequences } from '@stillhouse/model-runner';
 import {
@@ -18,10 +17,11 @@ import { createStudent } from '@stillhouse/student-trainer';
 import { openCache } from '@stillhouse/teacher-cache';
 import { BUILD_SETTINGS, buildTeacherCache } from '@stillhouse/teacher-inference';
 import { expectClose, makeTemporaryFolder, randomUniforms } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { batchInputs, emitDecoder, uploadBatchInputs, uploadParameters } from './whole-decoder.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const GOLDEN = new URL('./golden/', import.meta.url).pathname;
 const [TEACHER, STUDENT] = [join(GOLDEN, 'qwen2-tiny-untied'), join(GOLDEN, 'qwen2-tiny')];
@@ -50,7 +50,7 @@ test('full labels with float32 hidden states equal the live teacher: loss and ev
 
   // From the cache, as the trainer does it, in float32.
   const cache = await openCache(out);
-  t.after(() => cache.close());
+  t.onTestFinished(() => cache.close());
   const config = await readModelConfig(STUDENT);
   const weights = await openModelWeights(STUDENT, config);
   const labelled = [await cache.readRow(0), await cache.readRow(1), await cache.readRow(2)];

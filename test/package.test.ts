@@ -1,11 +1,12 @@
 import assert from 'node:assert/strict';
 import { type ExecFileOptions, execFile } from 'node:child_process';
-import { cp, mkdir, readFile, realpath, stat, writeFile } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readFile, realpath, rm, stat, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { promisify } from 'node:util';
-import { makeTemporaryFolder, runNode } from '@stillhouse/testing';
+import { runNode, unless } from '@stillhouse/testing';
+import { afterAll, beforeAll, describe, test } from 'vitest';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const tsc = join(root, 'node_modules', 'typescript', 'bin', 'tsc');
@@ -40,16 +41,31 @@ async function readExamples(): Promise<ReadonlyMap<string, string>> {
   return new Map([...text.matchAll(/```ts\n\/\/ (\S+)\n(.*?)```/gs)].map(([, name, code]) => [name!, code!]));
 }
 
-test('the package', async (t) => {
-  if (!(await hasRegistry())) return t.skip('the npm registry is not reachable');
-  const made = await runNode([join(root, 'scripts', 'pack.ts')], { asSource: true });
-  assert.equal(made.code, 0, made.stderr);
-  const folder = await realpath(await makeTemporaryFolder(t, 'package-'));
-  const tarball = join(root, 'out', 'pack', made.stdout.trim().split('\n').at(-1)!);
-  await writeFile(join(folder, 'package.json'), '{ "name": "empty", "private": true, "type": "module" }\n');
-  const command = join(folder, 'node_modules', 'stillhouse', 'dist', 'stillhouse.js');
+const obstacle = !(await hasRegistry()) && 'the npm registry is not reachable';
+const examples = await readExamples();
 
-  await t.test('installs, and downloads nothing of CUDA', async () => {
+describe('the package', unless(obstacle), () => {
+  let folder = '';
+  let tarball = '';
+  let command = '';
+
+  beforeAll(async () => {
+    const made = await runNode([join(root, 'scripts', 'pack.ts')], { asSource: true });
+    assert.equal(made.code, 0, made.stderr);
+    folder = await realpath(await mkdtemp(join(tmpdir(), 'package-')));
+    tarball = join(root, 'out', 'pack', made.stdout.trim().split('\n').at(-1)!);
+    command = join(folder, 'node_modules', 'stillhouse', 'dist', 'stillhouse.js');
+    await writeFile(join(folder, 'package.json'), '{ "name": "empty", "private": true, "type": "module" }\n');
+    const rows = await readFile(join(root, 'data/demo/test.jsonl'), 'utf8');
+    await writeFile(join(folder, 'rows.jsonl'), `${rows.split('\n').slice(0, 8).join('\n')}\n`);
+    await mkdir(join(folder, 'teacher'));
+    await cp(join(root, 'data/demo/teacher'), join(folder, 'teacher'), { recursive: true });
+    for (const [name, code] of examples) await writeFile(join(folder, name), code);
+  });
+
+  afterAll(() => rm(folder, { recursive: true, force: true }));
+
+  test('installs, and downloads nothing of CUDA', async () => {
     await run('npm', ['install', '--prefer-offline', '--no-audit', '--no-fund', tarball], folder);
     const libraries = join(folder, 'node_modules/onnxruntime-node/bin/napi-v6', process.platform, process.arch);
     const cuda = await stat(join(libraries, 'libonnxruntime_providers_cuda.so')).catch(() => undefined);
@@ -59,7 +75,7 @@ test('the package', async (t) => {
     assert.equal(stderr, '');
   });
 
-  await t.test('starts in 0.3 s of processor time', async () => {
+  test('starts in 0.3 s of processor time', async () => {
     const script = `
       const { cpuUsage, argv } = process;
       process.argv = [argv[0], 'stillhouse', '--help'];
@@ -73,7 +89,7 @@ test('the package', async (t) => {
     assert.ok(Math.min(...starts) <= 0.3, `${starts.join(', ')} s`);
   });
 
-  await t.test('its entries throw one and the same kind of error', async () => {
+  test('its entries throw one and the same kind of error', async () => {
     const script = `
       import { isStillhouseError } from 'stillhouse/errors';
       import { openCache } from 'stillhouse/teacher-cache';
@@ -83,12 +99,7 @@ test('the package', async (t) => {
     assert.equal(stdout, 'true\n');
   });
 
-  const rows = await readFile(join(root, 'data/demo/test.jsonl'), 'utf8');
-  await writeFile(join(folder, 'rows.jsonl'), `${rows.split('\n').slice(0, 8).join('\n')}\n`);
-  await mkdir(join(folder, 'teacher'));
-  await cp(join(root, 'data/demo/teacher'), join(folder, 'teacher'), { recursive: true });
-
-  await t.test('builds a cache, trains from it and verifies it', async () => {
+  test('builds a cache, trains from it and verifies it', async () => {
     const stillhouse = (words: string) => run(process.execPath, [command, ...words.split(' ')], folder);
     await stillhouse('cache build --teacher teacher --data rows.jsonl --out built --top-k 8');
     await stillhouse('train --cache built --student teacher --out trained --steps 2 --batch-tokens 256');
@@ -96,10 +107,7 @@ test('the package', async (t) => {
     assert.match(stdout, /no problem found/);
   });
 
-  const examples = await readExamples();
-  for (const [name, code] of examples) await writeFile(join(folder, name), code);
-
-  await t.test('the examples of docs/library.md are right by its types', async () => {
+  test('the examples of docs/library.md are right by its types', async () => {
     const options = '--ignoreConfig --noEmit --strict --target ES2022 --module NodeNext --types node';
     const args = [tsc, ...options.split(' '), '--typeRoots', typeRoots, ...examples.keys()];
     const { stdout } = await run(process.execPath, args, folder).catch((error: Outcome) => error);
@@ -112,13 +120,13 @@ test('the package', async (t) => {
   });
 
   for (const name of examples.keys()) {
-    await t.test(`the example ${name} runs`, async () => {
+    test(`the example ${name} runs`, async () => {
       const { stdout } = await run(process.execPath, [name.replace(/\.ts$/, '.js')], folder);
       assert.notEqual(stdout, '');
     });
   }
 
-  await t.test('teacher-cache loads neither ONNX Runtime nor koffi', async () => {
+  test('teacher-cache loads neither ONNX Runtime nor koffi', async () => {
     const without = join(folder, 'without');
     await cp(join(folder, 'node_modules'), join(without, 'node_modules'), {
       recursive: true,

@@ -4,9 +4,9 @@ import { spawnSync } from 'node:child_process';
 import { cp, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { type NodeResult, runNode } from '@stillhouse/testing';
+import { afterAll, beforeAll, test } from 'vitest';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const bin = join(root, 'packages/cli/bin/stillhouse.js');
@@ -70,13 +70,13 @@ async function poison(folder: string, tensor: string): Promise<void> {
   await writeFile(path, bytes);
 }
 
-before(async () => {
+beforeAll(async () => {
   work = await mkdtemp(join(tmpdir(), 'stillhouse-wrong-inputs-'));
   await writeLines('rows.jsonl', idRows(6, 24, 512));
   await writeLines('text.jsonl', ['{"text":"Two and two make four."}', '{"text":"One more is five."}']);
   await succeed('cache', 'build', '--teacher', teacher, '--data', 'rows.jsonl', '--out', 'cache', '--top-k', '8');
 });
-after(() => rm(work, { recursive: true, force: true }));
+afterAll(() => rm(work, { recursive: true, force: true }));
 
 /** Every path in the work folder with its size. */
 async function listWork(): Promise<readonly string[]> {

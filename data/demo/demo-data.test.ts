@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
-import { test } from 'node:test';
 import { Tokenizer } from '@huggingface/tokenizers';
+import { test } from 'vitest';
 import {
   makeProblems,
   type Problem,

@@ -2,7 +2,6 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import {
   createDistillKitPacking,
@@ -13,7 +12,8 @@ import {
   printDistillKitConfig,
 } from '@stillhouse/cache-exchange';
 import { openCache, verifyCache } from '@stillhouse/teacher-cache';
-import { makeTemporaryFolder, randomUniforms } from '@stillhouse/testing';
+import { makeTemporaryFolder, randomUniforms, unless } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { buildCache, distillKit, python, runPython, skipWithoutDistillKit } from './exchange.ts';
 
 const V = 151_936;
@@ -57,7 +57,7 @@ function randomTopK(k: number) {
   return { ids: [...ids], logprobs };
 }
 
-test("our packing and DistillKit's own read each other", { skip: skipWithoutDistillKit('yaml') }, () => {
+test("our packing and DistillKit's own read each other", unless(skipWithoutDistillKit('yaml')), () => {
   const cases = [...fixed, ...fitted].map((config) => {
     const packing = createDistillKitPacking(config);
     const rows = Array.from({ length: 12 }, () => randomTopK(config.k));
@@ -124,7 +124,7 @@ test("our packing and DistillKit's own read each other", { skip: skipWithoutDist
 
 for (const positions of ['all', 'response'] as const) {
   test(`DistillKit reads an export of a cache with labels at ${positions}`, {
-    skip: skipWithoutDistillKit('yaml', 'datasets'),
+    ...unless(skipWithoutDistillKit('yaml', 'datasets')),
   }, async (t) => {
     const folder = await makeTemporaryFolder(t);
     buildCache(join(folder, 'cache'), { rows: 9, rowsPerShard: 4, maxTokens: 14, vocabSize: 30, k: 5, positions });
@@ -166,7 +166,7 @@ for (const [name, config, packed] of [
   ['budget, rows packed together', DISTILLKIT_PRESETS.budget(600), true],
 ] as const) {
   test(`a capture that DistillKit's own code wrote is imported: ${name}`, {
-    skip: skipWithoutDistillKit('yaml', 'datasets', 'click'),
+    ...unless(skipWithoutDistillKit('yaml', 'datasets', 'click')),
   }, async (t) => {
     const folder = await makeTemporaryFolder(t);
     const [from, file, out] = [join(folder, 'capture'), join(folder, 'config.yaml'), join(folder, 'cache')];

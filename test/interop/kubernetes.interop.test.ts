@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
-import { makeTemporaryFolder } from '@stillhouse/testing';
+import { makeTemporaryFolder, unless } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { runPython, skipWithout } from './exchange.ts';
 
 interface Checked {
@@ -13,7 +13,7 @@ interface Checked {
 const guide = new URL('../../docs/cluster.md', import.meta.url);
 
 test('the jobs of docs/cluster.md are what Kubernetes takes, and one with a wrong field is not', {
-  skip: skipWithout('kubernetes_validate', 'yaml'),
+  ...unless(skipWithout('kubernetes_validate', 'yaml')),
 }, async (t) => {
   const path = join(await makeTemporaryFolder(t), 'guide.md');
   const check = async (text: string) => {

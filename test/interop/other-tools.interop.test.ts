@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { exportAxolotl, exportDatasets, exportTrl } from '@stillhouse/cache-exchange';
 import { openCache } from '@stillhouse/teacher-cache';
-import { makeTemporaryFolder } from '@stillhouse/testing';
+import { makeTemporaryFolder, unless } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { buildCache, readSpreadRows, runPython, skipWithout } from './exchange.ts';
 
 const SHAPE = { rows: 9, rowsPerShard: 4, maxTokens: 14, vocabSize: 30, k: 5 };
@@ -15,7 +15,7 @@ const skipAxolotl =
     : skipWithout('datasets', 'torch', 'transformers');
 
 test('datasets loads a folder by its name alone, with typed features, by split', {
-  skip: skipWithout('datasets'),
+  ...unless(skipWithout('datasets')),
 }, async (t) => {
   const folder = await makeTemporaryFolder(t);
   buildCache(join(folder, 'cache'), SHAPE);
@@ -42,7 +42,7 @@ test('datasets loads a folder by its name alone, with typed features, by split',
 });
 
 test("axolotl's collator takes the rows, and its loss is the one of the cache's labels", {
-  skip: skipAxolotl,
+  ...unless(skipAxolotl),
 }, async (t) => {
   const folder = await makeTemporaryFolder(t);
   buildCache(join(folder, 'cache'), SHAPE);
@@ -79,7 +79,7 @@ test("axolotl's collator takes the rows, and its loss is the one of the cache's 
 });
 
 test("TRL's SFTTrainer takes the rows as they are; the teacher's lists begin with the completion", {
-  skip: skipWithout('datasets', 'torch', 'trl'),
+  ...unless(skipWithout('datasets', 'torch', 'trl')),
 }, async (t) => {
   const folder = await makeTemporaryFolder(t);
   buildCache(join(folder, 'cache'), { ...SHAPE, maxTokens: 20 });

@@ -3,10 +3,10 @@ import { spawnSync } from 'node:child_process';
 import { writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { exportParquet } from '@stillhouse/cache-exchange';
 import { openCache } from '@stillhouse/teacher-cache';
-import { makeTemporaryFolder } from '@stillhouse/testing';
+import { makeTemporaryFolder, unless } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { buildCache, runPython, skipWithout } from './exchange.ts';
 
 const SHAPE = { rows: 9, rowsPerShard: 4, maxTokens: 14, vocabSize: 30, k: 5 };
@@ -71,7 +71,7 @@ test('parquetjs-lite reads the packed layout, byte for byte', async (t) => {
   await cache.close();
 });
 
-test('pyarrow, polars and DuckDB read the packed layout too', { skip: skipWithout('duckdb') }, async (t) => {
+test('pyarrow, polars and DuckDB read the packed layout too', unless(skipWithout('duckdb')), async (t) => {
   const folder = await makeTemporaryFolder(t);
   const { cache } = await writePacked(folder);
   const rows = JSON.parse(runPython('read_packed_parquet.py', join(folder, 'out')));

@@ -1,13 +1,13 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { exportParquet } from '@stillhouse/cache-exchange';
 import { openCache } from '@stillhouse/teacher-cache';
-import { makeTemporaryFolder } from '@stillhouse/testing';
+import { makeTemporaryFolder, unless } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { buildCache, readSpreadRows, runPython, skipWithout } from './exchange.ts';
 
 test('pyarrow, polars and DuckDB read a Parquet export, value for value', {
-  skip: skipWithout('duckdb'),
+  ...unless(skipWithout('duckdb')),
 }, async (t) => {
   const folder = await makeTemporaryFolder(t);
   buildCache(join(folder, 'cache'), { rows: 9, rowsPerShard: 4, maxTokens: 14, vocabSize: 30, k: 5 });

@@ -1,17 +1,17 @@
 import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { resolveSettings } from '@stillhouse/settings';
 import { TRAINING_SETTINGS, trainStudent } from '@stillhouse/student-trainer';
 import { BUILD_SETTINGS, buildTeacherCache } from '@stillhouse/teacher-inference';
-import { makeTemporaryFolder } from '@stillhouse/testing';
+import { makeTemporaryFolder, unless } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { runPython, skipWithout } from './exchange.ts';
 
 const GOLDEN = new URL('../golden/', import.meta.url).pathname;
 
 test('PEFT loads our adapters, and the base with them is the merged student', {
-  skip: skipWithout('torch', 'transformers', 'peft'),
+  ...unless(skipWithout('torch', 'transformers', 'peft')),
 }, async (t) => {
   const folder = await makeTemporaryFolder(t);
   const data = join(folder, 'rows.jsonl');

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { makeTemporaryFolder, runNode, startNode, writeDataRows } from '@stillhouse/testing';
+import { makeTemporaryFolder, runNode, startNode, unless, writeDataRows } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { runPython, skipWithout } from './exchange.ts';
 
 const path = (name: string) => fileURLToPath(new URL(name, import.meta.url));
@@ -24,7 +24,7 @@ const expected = (group: string, lines: readonly Line[]): Events['scalars'] => {
 };
 
 test('TensorBoard reads what a killed run has left, and of the resumed run every scalar once', {
-  skip: skipWithout('tensorboard'),
+  ...unless(skipWithout('tensorboard')),
 }, async (t) => {
   const folder = await makeTemporaryFolder(t);
   await writeDataRows(join(folder, 'rows.jsonl'));

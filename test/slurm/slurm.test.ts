@@ -3,10 +3,10 @@ import { execFileSync, spawn } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { chmod, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { makeTemporaryFolder, runNode } from '@stillhouse/testing';
+import { makeTemporaryFolder, runNode, unless } from '@stillhouse/testing';
+import { type TestContext, test } from 'vitest';
 
 const path = (name: string) => fileURLToPath(new URL(name, import.meta.url));
 const bin = path('../../packages/cli/bin/stillhouse.js');
@@ -44,7 +44,7 @@ async function startCluster(t: TestContext, folder: string): Promise<Readonly<Re
     stdio: ['pipe', 'pipe', 'inherit'],
   });
   const ended = new Promise<void>((resolve) => cluster.on('close', () => resolve()));
-  t.after(async () => {
+  t.onTestFinished(async () => {
     cluster.stdin.end();
     await ended;
   });
@@ -86,7 +86,6 @@ async function openWorkplace(t: TestContext, folder: string) {
     ...process.env,
     ...environment,
     PATH: `${join(jobs, 'bin')}:${process.env.PATH}`,
-    NODE_TEST_CONTEXT: '',
   };
   const run = (script: string) => execFileSync('bash', ['-ec', script], { cwd: jobs, env, encoding: 'utf8' }).trim();
   const logs = () => `${readLogs(jobs)}\n${readLogs(join(folder, 'slurm/log'))}`;
@@ -119,7 +118,7 @@ const obstacle = findObstacle();
 if (obstacle !== false) console.log(`# the Slurm test is skipped: ${obstacle}`);
 
 test('an array of four tasks on a real Slurm, one killed and requeued, builds the cache of one machine', {
-  skip: obstacle,
+  ...unless(obstacle),
   timeout: 300_000,
 }, async (t) => {
   const folder = await makeTemporaryFolder(t);
@@ -165,7 +164,7 @@ test('an array of four tasks on a real Slurm, one killed and requeued, builds th
 });
 
 test('a sweep of four students by an array on a real Slurm, one task killed and requeued, ends as on one machine', {
-  skip: obstacle,
+  ...unless(obstacle),
   timeout: 300_000,
 }, async (t) => {
   const folder = await makeTemporaryFolder(t);

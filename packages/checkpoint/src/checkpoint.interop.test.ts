@@ -2,10 +2,10 @@ import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { type TestContext, test } from 'vitest';
 import { openWeightFiles } from './hugging-face/weight-files.ts';
 import { describeParameters, openModelWeights, openSafetensors, readModelConfig, writeModelFolder } from './index.ts';
 

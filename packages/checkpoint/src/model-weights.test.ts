@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { isStillhouseError } from '@stillhouse/errors';
+import { test } from 'vitest';
 import {
   createModelWeights,
   describeParameters,
@@ -23,7 +23,7 @@ test('every tensor of a model stands at its place once, and a tied output matrix
     ['qwen2-tiny-untied', false],
   ] as const) {
     const weights = await openModelWeights(`${GOLDEN}${name}`);
-    t.after(weights.close);
+    t.onTestFinished(weights.close);
     const { config, tensors, embedding, layers, norm, head } = weights;
     assert.equal(head === embedding, isTied);
     const placed = [embedding, ...layers.flatMap((layer) => Object.values(layer)), norm, ...(isTied ? [] : [head])];
@@ -46,7 +46,7 @@ test('a name says where its tensor belongs', () => {
 
 test('rows of the embedding are those of the whole', async (t) => {
   const weights = await openModelWeights(`${GOLDEN}qwen2-tiny`);
-  t.after(weights.close);
+  t.onTestFinished(weights.close);
   for (const float of ['float32', 'float64'] as const) {
     const { hiddenSize: width, vocabSize } = weights.config;
     const whole = await weights.embedding.read(float);
@@ -63,7 +63,7 @@ test('rows of the embedding are those of the whole', async (t) => {
 test('what is not finite is refused by the first read or by one check of all, unless it is known to be finite', async (t) => {
   const config = await readModelConfig(`${GOLDEN}qwen2-tiny`);
   const source = await openSafetensors(`${GOLDEN}qwen2-tiny/model.safetensors`);
-  t.after(source.close);
+  t.onTestFinished(source.close);
   let reads = 0;
   const broken: TensorSource = {
     ...source,

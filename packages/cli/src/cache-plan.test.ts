@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { test } from 'vitest';
 import { type PlannedPolicy, recommend } from './cache-plan.ts';
 import { cutTopK } from './cache-policies.ts';
 

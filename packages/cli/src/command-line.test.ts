@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
-import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { isStillhouseError } from '@stillhouse/errors';
 import { flagOf } from '@stillhouse/settings';
 import { runNode } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { COMMANDS } from './catalogue.ts';
 import type { CommandContext } from './command.ts';
 import { runCommandLine } from './command-line.ts';

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { makeTemporaryFolder, type NodeResult, runNode, startNode } from '@stillhouse/testing';
+import { makeTemporaryFolder, type NodeResult, runNode, startNode, unless } from '@stillhouse/testing';
+import { afterAll, describe, test } from 'vitest';
 
 const bin = fileURLToPath(new URL('../bin/stillhouse.js', import.meta.url));
 const golden = (name: string) => fileURLToPath(new URL(`../../../test/golden/${name}`, import.meta.url));
@@ -33,12 +33,12 @@ const run = (cwd: string, ...args: string[]): Promise<NodeResult> => runNode([bi
 
 const readJson = async (path: string) => JSON.parse(await readFile(path, 'utf8')) as Record<string, unknown>;
 
-test('from a teacher to a measured student, by commands alone', async (t) => {
-  const folder = await makeTemporaryFolder(t);
+describe('from a teacher to a measured student, by commands alone', async () => {
+  const folder = await makeTemporaryFolder({ onTestFinished: afterAll });
   await writeFile(join(folder, 'rows.jsonl'), `${rows.join('\n')}\n`);
   const buildArgs = ['cache', 'build', '--teacher', teacher, '--data', 'rows.jsonl', '--top-k', '16'];
 
-  await t.test('cache build --dry-run writes nothing', async () => {
+  test('cache build --dry-run writes nothing', async () => {
     const { code, stdout } = await run(folder, ...buildArgs, '--out', 'cache', '--dry-run');
     assert.equal(code, 0);
     assert.match(stdout, /rows +8\n/);
@@ -50,7 +50,7 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
     assert.deepEqual(await readdir(folder), ['rows.jsonl']);
   });
 
-  await t.test('cache build, its recipe beside it; the recipe builds the same cache', async () => {
+  test('cache build, its recipe beside it; the recipe builds the same cache', async () => {
     const { code, stdout, stderr } = await run(folder, ...buildArgs, '--out', 'cache');
     assert.equal(code, 0, stderr);
     assert.match(stdout, /rows +8\n/);
@@ -65,7 +65,7 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
     assert.equal(digests[0], digests[1]);
   });
 
-  await t.test('cache info', async () => {
+  test('cache info', async () => {
     const { code, stdout } = await run(folder, 'cache', 'info', 'cache');
     assert.equal(code, 0);
     for (const pattern of [
@@ -87,7 +87,7 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
     assert.equal(info.complete, true);
   });
 
-  await t.test('cache verify, whole and damaged', async () => {
+  test('cache verify, whole and damaged', async () => {
     const whole = await runForJson<{ readonly ok: boolean; readonly rowsChecked: number }>(
       folder,
       'cache',
@@ -108,7 +108,7 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
     assert.equal((JSON.parse(damaged.stdout) as { readonly ok: boolean }).ok, false);
   });
 
-  await t.test('cache quality, its table beside the cache', async () => {
+  test('cache quality, its table beside the cache', async () => {
     const args = ['cache', 'quality', 'cache', '--student', student, '--teacher', teacher, '--positions-limit', '40'];
     const { code, stdout, stderr } = await run(folder, ...args, '--temperatures', '1,3');
     assert.equal(code, 0, stderr);
@@ -126,7 +126,7 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
     );
   });
 
-  await t.test('cache build --student measures what it built', async () => {
+  test('cache build --student measures what it built', async () => {
     const args = [...buildArgs, '--out', 'measured', '--student', student, '--quality-positions', '24'];
     const { code, stdout, stderr } = await run(folder, ...args);
     assert.equal(code, 0, stderr);
@@ -135,7 +135,7 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
     assert.equal((await readJson(join(folder, 'measured.quality.json'))).positions, 24);
   });
 
-  await t.test('cache plan recommends what fits the budget', async () => {
+  test('cache plan recommends what fits the budget', async () => {
     const args = ['cache', 'plan', '--teacher', teacher, '--data', 'rows.jsonl', '--student', student];
     const small = [...args, '--pilot-positions', '64', '--positions-limit', '24'];
     const { code, stdout, stderr } = await run(folder, ...small, '--budget', '60');
@@ -154,7 +154,7 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
     assert.match(refused.stderr, /expected one of 1, 2, 4, got 3/);
   });
 
-  await t.test('cache export', async () => {
+  test('cache export', async () => {
     const result = await runForJson<{ readonly rowCount: number; readonly files: readonly string[] }>(
       folder,
       ...['cache', 'export', 'cache', '--format', 'parquet', '--out', 'parquet'],
@@ -164,7 +164,7 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
     assert.equal((await readJson(join(folder, 'parquet.recipe.json'))).format, 'parquet');
   });
 
-  await t.test('cache export to DistillKit and to axolotl, cache import of both', async () => {
+  test('cache export to DistillKit and to axolotl, cache import of both', async () => {
     const stated = ['--teacher-name', 'tiny', '--vocab-size', '512', '--hidden-size', '64', '--layer-count', '2'];
     for (const format of ['distillkit', 'axolotl']) {
       await runForJson(folder, 'cache', 'export', 'cache', '--format', format, '--out', format);
@@ -187,7 +187,7 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
   });
 
   for (const labels of ['full', 'topk', 'none']) {
-    await t.test(`train --labels ${labels}`, async () => {
+    test(`train --labels ${labels}`, async () => {
       const { code, stdout, stderr } = await run(
         folder,
         ...['train', '--cache', 'cache', '--student', student, '--out', labels, '--labels', labels],
@@ -205,7 +205,7 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
     });
   }
 
-  await t.test('the recipe of a run makes the same student', async () => {
+  test('the recipe of a run makes the same student', async () => {
     const result = await runForJson<{ readonly steps: number }>(
       folder,
       'train',
@@ -221,7 +221,7 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
     assert.ok(weights[0]!.equals(weights[1]!));
   });
 
-  await t.test('eval --task kd', async () => {
+  test('eval --task kd', async () => {
     const args = ['eval', '--task', 'kd', '--cache', 'cache', '--model', 'full', '--split', 'test', '--out', 'kd.json'];
     const { code, stdout, stderr } = await run(folder, ...args);
     assert.equal(code, 0, stderr);
@@ -233,7 +233,7 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
     assert.deepEqual(Object.keys(printed).sort(), Object.keys(written).sort());
   });
 
-  await t.test('init-student', async () => {
+  test('init-student', async () => {
     const result = await runForJson<{ readonly parameterCount: number; readonly layerCount: number }>(
       folder,
       ...['init-student', '--like', student, '--layers', '1', '--seed', '7', '--out', 'fresh'],
@@ -244,18 +244,22 @@ test('from a teacher to a measured student, by commands alone', async (t) => {
   });
 });
 
-test('an interrupt ends a command at once with exit code 130', { skip: process.platform === 'win32' }, async (t) => {
-  const folder = await makeTemporaryFolder(t);
-  await writeFile(
-    join(folder, 'rows.jsonl'),
-    `${Array.from({ length: 3000 }, (_, i) => rows[i % ROWS]!.replace(/row-\d/, `row-${i}`)).join('\n')}\n`,
-  );
-  const args = ['cache', 'build', '--teacher', teacher, '--data', 'rows.jsonl', '--out', 'cache', '--threads', '1'];
-  const { child, finished } = startNode([bin, ...args], { cwd: folder });
-  const poll = setInterval(async () => {
-    if ((await readdir(folder)).includes('cache')) child.kill('SIGINT');
-  }, 10);
-  const { code, stderr } = await finished.finally(() => clearInterval(poll));
-  assert.equal(code, 130, stderr);
-  assert.match(stderr, /stillhouse: interrupted \[INTERRUPTED\]\n$/);
-});
+test(
+  'an interrupt ends a command at once with exit code 130',
+  unless(process.platform === 'win32' && 'Windows has no SIGINT'),
+  async (t) => {
+    const folder = await makeTemporaryFolder(t);
+    await writeFile(
+      join(folder, 'rows.jsonl'),
+      `${Array.from({ length: 3000 }, (_, i) => rows[i % ROWS]!.replace(/row-\d/, `row-${i}`)).join('\n')}\n`,
+    );
+    const args = ['cache', 'build', '--teacher', teacher, '--data', 'rows.jsonl', '--out', 'cache', '--threads', '1'];
+    const { child, finished } = startNode([bin, ...args], { cwd: folder });
+    const poll = setInterval(async () => {
+      if ((await readdir(folder)).includes('cache')) child.kill('SIGINT');
+    }, 10);
+    const { code, stderr } = await finished.finally(() => clearInterval(poll));
+    assert.equal(code, 130, stderr);
+    assert.match(stderr, /stillhouse: interrupted \[INTERRUPTED\]\n$/);
+  },
+);

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { StillhouseError } from '@stillhouse/errors';
+import { test } from 'vitest';
 import { describeFailure } from './failure.ts';
 
 test('what nobody foresaw is called a defect, with its stack and the causes', () => {

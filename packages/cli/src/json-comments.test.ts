@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import fc from 'fast-check';
+import { test } from 'vitest';
 import { blankComments } from './json-comments.ts';
 
 test('comments and trailing commas go, strings and places stay', () => {

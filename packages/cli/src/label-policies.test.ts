@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { test } from 'vitest';
 import { printSampled, printTopK } from './label-policies.ts';
 
 test('policies are said in a line', () => {

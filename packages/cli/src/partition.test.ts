@@ -2,9 +2,9 @@ import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { makeTemporaryFolder, runNode } from '@stillhouse/testing';
+import { test } from 'vitest';
 
 const bin = fileURLToPath(new URL('../bin/stillhouse.js', import.meta.url));
 const teacher = fileURLToPath(new URL('../../../test/golden/qwen2-tiny-untied', import.meta.url));

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { PassThrough } from 'node:stream';
-import { test } from 'node:test';
 import { stripVTControlCharacters } from 'node:util';
+import { test } from 'vitest';
 import { openProgress, type ProgressStream } from './progress.ts';
 
 function openStream(isTTY: boolean): { readonly stream: ProgressStream; readonly read: () => string } {

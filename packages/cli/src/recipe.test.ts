@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { flagOf, resolveSettings, type SettingsTable } from '@stillhouse/settings';
 import { makeTemporaryFolder } from '@stillhouse/testing';
 import { Command } from 'commander';
 import fc from 'fast-check';
+import { test } from 'vitest';
 import { COMMANDS } from './catalogue.ts';
 import { addFlags, readFlags } from './flags.ts';
 import { readRecipeFile, recipeBeside, resolveWithRecipe, writeRecipeFile } from './recipe.ts';

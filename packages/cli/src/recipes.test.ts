@@ -3,9 +3,9 @@ import { readdirSync } from 'node:fs';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { runNode } from '@stillhouse/testing';
+import { afterAll, beforeAll, test } from 'vitest';
 
 const bin = fileURLToPath(new URL('../bin/stillhouse.js', import.meta.url));
 const recipes = fileURLToPath(new URL('../../../recipes', import.meta.url));
@@ -30,7 +30,7 @@ const rows = Array.from({ length: 8 }, (_, row) =>
 );
 
 // As deep as the pair that the recipes speak of, and as narrow as can be.
-before(async () => {
+beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'stillhouse-'));
   await writeFile(join(folder, 'rows.jsonl'), `${rows.join('\n')}\n`);
   const shape = (layers: number, hidden: number) => [
@@ -43,7 +43,7 @@ before(async () => {
   const build = ['cache', 'build', '--teacher', 'teacher', '--data', 'rows.jsonl', '--hidden-layers', layers];
   await run(...build, '--top-k', '8', '--threads', '1', '--out', 'cache');
 });
-after(() => rm(folder, { recursive: true, force: true }));
+afterAll(() => rm(folder, { recursive: true, force: true }));
 
 test('there are recipes', () => assert.ok(names.length >= 8, names.join()));
 

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { cp, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { makeTemporaryFolder, runNode } from '@stillhouse/testing';
+import { test } from 'vitest';
 
 const bin = fileURLToPath(new URL('../bin/', import.meta.url));
 

@@ -2,17 +2,17 @@ import assert from 'node:assert/strict';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { type NodeResult, runNode, startNode, writeDataRows } from '@stillhouse/testing';
+import { type NodeResult, runNode, startNode, unless, writeDataRows } from '@stillhouse/testing';
+import { afterAll, beforeAll, test } from 'vitest';
 
 const bin = fileURLToPath(new URL('../bin/stillhouse.js', import.meta.url));
 const golden = (name: string) => fileURLToPath(new URL(`../../../test/golden/${name}`, import.meta.url));
 const student = golden('qwen2-tiny');
-const skip = process.platform === 'win32';
+const skip = process.platform === 'win32' && 'Windows has no such signals';
 
 let folder = '';
-before(async () => {
+beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'stillhouse-'));
   await writeDataRows(join(folder, 'rows.jsonl'));
   const build = ['cache', 'build', '--teacher', golden('qwen2-tiny-untied'), '--data', 'rows.jsonl', '--out', 'cache'];
@@ -20,7 +20,7 @@ before(async () => {
   assert.equal(code, 0, stderr);
 });
 
-after(() => rm(folder, { recursive: true, force: true }));
+afterAll(() => rm(folder, { recursive: true, force: true }));
 
 const trainArgs = (out: string, ...more: string[]) => [
   ...[bin, 'train', '--cache', 'cache', '--student', student, '--out', out, '--batch-tokens', '40', '--threads', '1'],
@@ -67,29 +67,33 @@ for (const [signal, code] of [
   ['SIGINT', 130],
   ['SIGTERM', 143],
 ] as const) {
-  test(`${signal} finishes the step, saves and exits with ${code}; the run goes on from there`, { skip }, async () => {
-    const out = `stopped-${signal}`;
-    const result = await trainAndSignal(trainArgs(out, ...LONG), out, 3, signal);
-    assert.equal(result.code, code, result.stderr);
-    assert.match(result.stderr, new RegExp(`${signal}, stopping after this step and saving`));
-    const steps = (await readLines(out, 'metrics.jsonl')).map(({ step }) => step);
-    const last = steps.at(-1)!;
-    assert.deepEqual(await readdir(join(folder, out, 'checkpoints')), [`step-${String(last).padStart(8, '0')}`]);
-    assert.match(result.stdout, new RegExp(`^steps +${last.toLocaleString('en-US')}$`, 'm'));
-    assert.ok(!(await readdir(join(folder, out))).includes('model.safetensors'));
-    const again = await trainAndSignal(trainArgs(out, ...LONG, '--resume'), out, last + 1, 'SIGINT');
-    assert.equal(again.code, 130, again.stderr);
-    assert.match(again.stderr, new RegExp(`going on after step ${last.toLocaleString('en-US')}$`, 'm'));
-    const further = (await readLines(out, 'metrics.jsonl')).map(({ step }) => step!);
-    assert.deepEqual(
-      further,
-      further.map((_, i) => i + 1),
-    );
-    assert.ok(further.length > last);
-  });
+  test(
+    `${signal} finishes the step, saves and exits with ${code}; the run goes on from there`,
+    unless(skip),
+    async () => {
+      const out = `stopped-${signal}`;
+      const result = await trainAndSignal(trainArgs(out, ...LONG), out, 3, signal);
+      assert.equal(result.code, code, result.stderr);
+      assert.match(result.stderr, new RegExp(`${signal}, stopping after this step and saving`));
+      const steps = (await readLines(out, 'metrics.jsonl')).map(({ step }) => step);
+      const last = steps.at(-1)!;
+      assert.deepEqual(await readdir(join(folder, out, 'checkpoints')), [`step-${String(last).padStart(8, '0')}`]);
+      assert.match(result.stdout, new RegExp(`^steps +${last.toLocaleString('en-US')}$`, 'm'));
+      assert.ok(!(await readdir(join(folder, out))).includes('model.safetensors'));
+      const again = await trainAndSignal(trainArgs(out, ...LONG, '--resume'), out, last + 1, 'SIGINT');
+      assert.equal(again.code, 130, again.stderr);
+      assert.match(again.stderr, new RegExp(`going on after step ${last.toLocaleString('en-US')}$`, 'm'));
+      const further = (await readLines(out, 'metrics.jsonl')).map(({ step }) => step!);
+      assert.deepEqual(
+        further,
+        further.map((_, i) => i + 1),
+      );
+      assert.ok(further.length > last);
+    },
+  );
 }
 
-test('a second SIGINT ends at once, without a checkpoint', { skip }, async () => {
+test('a second SIGINT ends at once, without a checkpoint', unless(skip), async () => {
   // A step of a thousand rows leaves time between the two.
   const args = [...trainArgs('twice', ...LONG), '--batch-tokens', '20000'];
   const result = await trainAndSignal(args, 'twice', 1, 'SIGINT', 'SIGINT');
@@ -99,7 +103,7 @@ test('a second SIGINT ends at once, without a checkpoint', { skip }, async () =>
 });
 
 test('SIGKILL loses at most the steps since the last checkpoint; the resumed run equals a straight one', {
-  skip,
+  ...unless(skip),
 }, async () => {
   const args = (out: string) => trainArgs(out, '--steps', '60', '--checkpoint-every', '5');
   const straight = await runNode(args('straight'), { cwd: folder });
@@ -182,7 +186,7 @@ test('held-out figures come while it trains, equal those of eval, and are drawn 
   assert.ok(weights[0]!.equals(weights[1]!));
 });
 
-test('the page of a run that goes on loads itself anew', { skip }, async () => {
+test('the page of a run that goes on loads itself anew', unless(skip), async () => {
   const { child, finished } = startNode(trainArgs('going', ...LONG), { cwd: folder });
   const poll = setInterval(async () => {
     const page = await readFile(join(folder, 'going/run.html'), 'utf8').catch(() => '');

@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
 import { type GradientCase, gradientError, openEngine } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { emitSwiGlu } from './block.ts';
 import { emitSoftmaxAttention } from './softmax-attention.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const [B, KV, GROUP, T, KEYS, DIM] = [2, 2, 2, 3, 3, 4] as const;
 const causal = (g: GraphBuilder) =>

@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { readModelConfig } from '@stillhouse/checkpoint';
 import { type DeviceTensor, openEngine } from '@stillhouse/runtime';
+import { afterAll, test } from 'vitest';
 import { embeddingGradientCalls, embeddingGradientGraph } from './index.ts';
 
 const engine = await openEngine({ threads: 2 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 test('every one of many tokens with the same id counts in the embedding gradient, whatever the threads', async () => {
   const tiny = await readModelConfig(new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname);

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { pathExists, readTextIfThere } from './index.ts';
 
 test('what is not there is told from what cannot be read', async (t) => {

@@ -5,7 +5,7 @@ import { closeSync, constants, existsSync, openSync, readdirSync, readFileSync, 
 import { mkdir, mkdtemp, open, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, type TestContext, test } from 'node:test';
+import { afterAll, describe, type TestContext, test } from 'vitest';
 import { stageFile, type WritePath } from './index.ts';
 import { dropBytes, openPieceWriter } from './piece-writer.ts';
 import { SLOT_BYTES } from './shared-slots.ts';
@@ -13,7 +13,7 @@ import { SLOT_BYTES } from './shared-slots.ts';
 const WAYS: readonly WritePath[] = ['buffered', 'direct'];
 
 const root = await mkdtemp(join(tmpdir(), 'direct-writing-'));
-after(() => rm(root, { recursive: true, force: true }));
+afterAll(() => rm(root, { recursive: true, force: true }));
 
 const folder = () => mkdtemp(join(root, 'test-'));
 const sha256 = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
@@ -125,7 +125,7 @@ test('memory files are written directly or not, as the kernel has it', async (t)
   const dir = await mkdtemp('/dev/shm/direct-writing-');
   try {
     // Linux 6.6 began to accept O_DIRECT there.
-    t.diagnostic(`/dev/shm ${(await allowsDirect(dir)) ? 'accepts' : 'refuses'} O_DIRECT`);
+    console.log(`/dev/shm ${(await allowsDirect(dir)) ? 'accepts' : 'refuses'} O_DIRECT`);
     await expectAllLengths(dir);
   } finally {
     await rm(dir, { recursive: true });
@@ -144,7 +144,7 @@ test('a write that is refused for its memory is done through the page cache, and
     const direct = await open(path, constants.O_WRONLY | constants.O_DIRECT);
     const refusal = await direct.write(odd, 0, 4096, 0).catch((error: NodeJS.ErrnoException) => error.code);
     await direct.close();
-    t.diagnostic(
+    console.log(
       refusal === 'EINVAL' ? 'refused with EINVAL' : 'this file system takes any memory: nothing was refused',
     );
   }
@@ -194,14 +194,13 @@ async function expectFull(dir: string): Promise<void> {
   }
 }
 
-test('a disk that becomes full is DISK_FULL, written directly or not, and works again with room', async (t) => {
+describe('a disk that becomes full is DISK_FULL, written directly or not, and works again with room', async () => {
   const dir = await folder();
-  await t.test('tmpfs', (t) =>
+  test('tmpfs', (t) =>
     mountedAt(t, join(dir, 'tmpfs'), ['-t', 'tmpfs', '-o', 'size=13001k', 'tmpfs'], () =>
       expectFull(join(dir, 'tmpfs')),
-    ),
-  );
-  await t.test('ext4', async (t) => {
+    ));
+  test('ext4', async (t) => {
     const image = join(dir, 'image');
     await writeFile(image, '');
     const made = spawnSync('sh', ['-c', `truncate -s 16M ${image} && mkfs.ext4 -q ${image}`]);

@@ -4,8 +4,8 @@ import { createHash } from 'node:crypto';
 import { mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, test } from 'node:test';
 import { Worker } from 'node:worker_threads';
+import { afterAll, test } from 'vitest';
 import {
   explainWriteFailure,
   hashFile,
@@ -17,7 +17,7 @@ import {
 } from './index.ts';
 
 const root = await mkdtemp(join(tmpdir(), 'durable-files-'));
-after(() => rm(root, { recursive: true, force: true }));
+afterAll(() => rm(root, { recursive: true, force: true }));
 
 const folder = () => mkdtemp(join(root, 'test-'));
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import fc from 'fast-check';
+import { test } from 'vitest';
 import { answersMatch, extractFinalAnswer, normaliseAnswer } from './answer-extraction.ts';
 
 test('the final answer is what follows the last ####', () => {

@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict';
 import { access, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { after, before, type TestContext, test } from 'node:test';
 import { readModelConfig } from '@stillhouse/checkpoint';
 import { isStillhouseError } from '@stillhouse/errors';
 import { createGenerator, loadDecoder } from '@stillhouse/model-runner';
@@ -10,6 +9,7 @@ import { resolveSettings } from '@stillhouse/settings';
 import { openCache } from '@stillhouse/teacher-cache';
 import { expectClose, makeTemporaryFolder } from '@stillhouse/testing';
 import { openTokenizer } from '@stillhouse/tokenizer';
+import { afterAll, beforeAll, type TestContext, test } from 'vitest';
 import {
   checkEvaluation,
   EVALUATION_SETTINGS,
@@ -24,11 +24,11 @@ import { makeTinyModel, type TinyTokenizerOptions } from './testing/tiny-models.
 
 let engine: Engine;
 let rows: readonly TinyRow[];
-before(async () => {
+beforeAll(async () => {
   engine = await openEngine({ threads: 1 });
   rows = await readTinyRows(engine);
 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 interface Case {
   readonly config?: Readonly<Record<string, unknown>>;

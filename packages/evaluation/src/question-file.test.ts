@@ -2,15 +2,15 @@ import assert from 'node:assert/strict';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
+import { afterAll, beforeAll, test } from 'vitest';
 import { readQuestionFile } from './question-file.ts';
 
 let folder = '';
-before(async () => {
+beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'questions-'));
 });
-after(() => rm(folder, { recursive: true }));
+afterAll(() => rm(folder, { recursive: true }));
 
 async function writeLines(...lines: readonly unknown[]): Promise<string> {
   const path = join(folder, 'questions.jsonl');

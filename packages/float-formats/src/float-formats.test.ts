@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { test } from 'vitest';
 import { narrowToBfloat16, narrowToFloat16, widenBfloat16, widenFloat16 } from './index.ts';
 
 const everyPattern = Uint16Array.from({ length: 65536 }, (_, i) => i);

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { test } from 'vitest';
 import { printBytes, printCount, printDuration, printShare, printSignificant } from './quantities.ts';
 
 test('counts, sizes and times as people write them', () => {

@@ -2,8 +2,8 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
 import { totalmem } from 'node:os';
-import { test } from 'node:test';
 import { findCudaObstacle } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { measureAvailableMemory, measureTensorMemory } from './index.ts';
 
 test('without a limit the process may take what the machine has', () => {
@@ -43,7 +43,7 @@ test("a container's limit counts where it is less", (t) => {
     t.skip(limited.obstacle);
     return;
   }
-  t.after(() => rmdirSync(limited.folder));
+  t.onTestFinished(() => rmdirSync(limited.folder));
   const script = `import { measureAvailableMemory } from ${JSON.stringify(new URL('./available-memory.ts', import.meta.url).href)};
     console.log(measureAvailableMemory());`;
   const printed = execFileSync(

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { describe, type TestContext, test } from 'node:test';
-import { chooseSoftwareAdapter, makeTemporaryFolder } from '@stillhouse/testing';
+import { chooseSoftwareAdapter, makeTemporaryFolder, unless } from '@stillhouse/testing';
+import { describe, type TestContext, test } from 'vitest';
 import { chooseDevice } from './device.ts';
 import { openEngine } from './index.ts';
 import { checkProduct, tryProducts } from './product-trial.ts';
@@ -78,7 +78,7 @@ test('auto passes over what is not found, and says what was missing', async () =
 
 test('auto looks for a candidate on this machine', async (t) => {
   const engine = await openEngine({ threads: 1, candidates: ['webgpu', 'cuda'] });
-  t.diagnostic(`here: ${engine.deviceReason}`);
+  console.log(`here: ${engine.deviceReason}`);
   assert.match(
     engine.deviceReason,
     /^(cpu, chosen: not webgpu: .*; not cuda: .*|webgpu, chosen: .*|cuda, chosen: .*)$/,
@@ -105,7 +105,7 @@ test('a trial of products times them and knows right from wrong', async () => {
   assert.equal(checkProduct(new Float32Array(512 * 512)), false);
 });
 
-describe('with a WebGPU adapter', { skip: chooseSoftwareAdapter() }, () => {
+describe('with a WebGPU adapter', unless(chooseSoftwareAdapter()), () => {
   const found = () => ({ isPresent: true, reason: 'there is one' });
 
   test('auto takes webgpu where a graphics processor is found that multiplies faster than the CPU', async () => {
@@ -131,7 +131,7 @@ describe('with a WebGPU adapter', { skip: chooseSoftwareAdapter() }, () => {
   test('auto takes no software adapter, and one that is asked for is called what it is', async (t) => {
     const chosen = await openEngine({ threads: 1, candidates: ['webgpu'] });
     const asked = await openEngine({ threads: 1, device: 'webgpu' });
-    t.diagnostic(asked.deviceReason);
+    console.log(asked.deviceReason);
     assert.equal(chosen.device, 'cpu', 'the driver is SwiftShader');
     assert.match(
       asked.deviceReason,

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { afterAll, beforeAll, test } from 'vitest';
 import {
   type DeviceTensor,
   type Engine,
@@ -13,10 +13,10 @@ import {
 } from './index.ts';
 
 let engine: Engine;
-before(async () => {
+beforeAll(async () => {
   engine = await openEngine({ device: 'cpu', threads: 1 });
 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 function load(name: string, on = engine): Promise<Program> {
   return on.compileModel(readFileSync(new URL(`../../../test/runtime/${name}.onnx`, import.meta.url)), { name });

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
-import { after, before, test } from 'node:test';
 import { setTimeout } from 'node:timers/promises';
 import { isStillhouseError } from '@stillhouse/errors';
 import type { ProductPrecision } from '@stillhouse/onnx-graph';
+import { afterAll, beforeAll, test } from 'vitest';
 import { createEngine } from './engine.ts';
 import {
   type DeviceName,
@@ -18,11 +18,11 @@ import { startWorker } from './worker-link.ts';
 
 let engine: Engine;
 let matmul: Program;
-before(async () => {
+beforeAll(async () => {
   engine = await openEngine({ threads: 1 });
   matmul = await load('matmul');
 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 function load(name: string, on = engine): Promise<Program> {
   return on.compileModel(readFileSync(new URL(`../../../test/runtime/${name}.onnx`, import.meta.url)), { name });
@@ -211,7 +211,7 @@ test('a device that cannot be had is refused', async (t) => {
         'choose the device cpu',
       )(opened);
     } else {
-      t.diagnostic(`this machine has ${device}`);
+      console.log(`this machine has ${device}`);
       assert.equal((opened as Engine).device, device);
       await (opened as Engine).close();
     }

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
-import { test } from 'node:test';
+import { test } from 'vitest';
 import { OWN_MODEL_NAMES, readOwnModel } from './own-models.ts';
 
 test('the models that the runtime runs itself are those of test/runtime', () => {

@@ -3,9 +3,9 @@ import { spawnSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { makeTemporaryFolder, runNode } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { openEngine } from './index.ts';
 
 const matmulPath = fileURLToPath(new URL('../../../test/runtime/matmul.onnx', import.meta.url));
@@ -67,7 +67,7 @@ test('the worker starts below plain JavaScript that registers TypeScript itself'
   const start = join(folder, 'start.mjs');
   const tsx = import.meta.resolve('tsx/esm/api');
   writeFileSync(start, `import { register } from ${JSON.stringify(tsx)}; register(); await import('./part.mts');`);
-  const env = { ...process.env, NODE_OPTIONS: '', NODE_TEST_CONTEXT: undefined };
+  const env = { ...process.env, NODE_OPTIONS: '' };
   for (const options of ['', `--import=${import.meta.resolve('tsx')}`]) {
     const { status, stdout, stderr } = spawnSync(process.execPath, [start], {
       cwd: folder,

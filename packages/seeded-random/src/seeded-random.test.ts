@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import fc from 'fast-check';
+import { test } from 'vitest';
 import { openMulberry32 } from './mulberry32.ts';
 import { seededNormals, seededUniform } from './seeded-arrays.ts';
 import { shuffledOrder } from './shuffled-order.ts';

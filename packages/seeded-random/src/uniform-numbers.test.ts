@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { test } from 'vitest';
 import { philox4x32 } from './philox.ts';
 import { openUniformNumbers } from './uniform-numbers.ts';
 

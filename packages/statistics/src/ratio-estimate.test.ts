@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { expectClose } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { estimateRatio } from './ratio-estimate.ts';
 
 test('the mean is over tokens, not over rows', () => {

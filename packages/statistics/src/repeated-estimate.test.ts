@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { expectClose } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { estimateRepeated, studentQuantile975 } from './repeated-estimate.ts';
 
 test("quantiles of Student's distribution are those of the tables", () => {

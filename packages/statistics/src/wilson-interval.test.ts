@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
 import fc from 'fast-check';
+import { test } from 'vitest';
 import { wilsonInterval } from './wilson-interval.ts';
 
 test('the interval has its published values', () => {

@@ -1,14 +1,14 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { openSafetensors } from '@stillhouse/checkpoint';
 import { packSequences } from '@stillhouse/model-runner';
 import { openEngine } from '@stillhouse/runtime';
 import { dequantiseHidden, type HiddenLayer } from '@stillhouse/teacher-cache';
 import { expectClose } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { goldenFolder, readGoldenRows, scoreWith } from './testing/golden-teachers.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 for (const name of ['qwen2-tiny', 'llama-tiny']) {
   test(`${name}: attention outputs are those of transformers, and change no other state by a bit`, async () => {

@@ -2,12 +2,12 @@ import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
 import { isStillhouseError } from '@stillhouse/errors';
 import { openEngine } from '@stillhouse/runtime';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { type TestContext, test } from 'vitest';
 import type { BuildSettings } from './build-settings.ts';
 import { buildTeacherCache, planBuild } from './index.ts';
 import { buildSettings, idRows, writeRows } from './testing/build-folder.ts';
@@ -282,7 +282,7 @@ test('outputs that overflow are refused with the row', async (t) => {
   const teacher = await copyTeacher(folder);
   const { config, rows } = await readGoldenRows('qwen2-tiny-untied');
   const engine = await openEngine({ threads: 1 });
-  t.after(() => engine.close());
+  t.onTestFinished(() => engine.close());
   const score = (dtype: 'int8' | 'float16', layer: 'final' | number, topk: boolean) =>
     scoreWith(engine, teacher, config, rows, {
       labels: { topk: topk ? { k: 4, temperatures: [2] } : null, hidden: { layers: [layer], dtype }, head: false },

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { readModelConfig } from '@stillhouse/checkpoint';
+import { test } from 'vitest';
 import { trackProgress } from './build-progress.ts';
 import { measureWork } from './scoring-work.ts';
 import { goldenFolder } from './testing/golden-teachers.ts';

@@ -2,11 +2,11 @@ import assert from 'node:assert/strict';
 import { statSync } from 'node:fs';
 import { cp, readdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { resolveSettings } from '@stillhouse/settings';
 import { listFiles, openCache, readManifest, verifyCache } from '@stillhouse/teacher-cache';
 import { makeTemporaryFolder, startNode } from '@stillhouse/testing';
+import { type TestContext, test } from 'vitest';
 import {
   type BuildSettings,
   buildTeacherCache,

@@ -2,11 +2,11 @@ import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { cp, mkdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { resolveSettings } from '@stillhouse/settings';
 import { listFiles, readManifest } from '@stillhouse/teacher-cache';
 import { makeTemporaryFolder, startNode } from '@stillhouse/testing';
+import { type TestContext, test } from 'vitest';
 import {
   buildTeacherCache,
   EXTEND_SETTINGS,

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { measureCodedBytes } from '@stillhouse/teacher-cache';
 import { randomUniforms } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { fitCodebook, fitTransform, type MultiplySquare } from './codebook-fitting.ts';
 
 const WIDTH = 12;

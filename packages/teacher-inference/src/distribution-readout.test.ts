@@ -1,14 +1,14 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { openEngine } from '@stillhouse/runtime';
 import { type LabelledRow, type TopKPolicy, targetsOf } from '@stillhouse/teacher-cache';
 import { expectClose } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { BLOCK_IDS, blocksGraph, countBlocks, distributionGraph } from './distribution-graph.ts';
 import type { ScoringOptions } from './row-scorer.ts';
 import { goldenFolder, readGoldenRows, scoreWith } from './testing/golden-teachers.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const TEACHER = 'qwen2-tiny-untied';
 const golden = await readGoldenRows(TEACHER);

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { openUniformNumbers } from '@stillhouse/seeded-random';
+import { test } from 'vitest';
 import { BLOCK_IDS } from './distribution-graph.ts';
 import { countDraws, drawBlocks } from './id-sampling.ts';
 

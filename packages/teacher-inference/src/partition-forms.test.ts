@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { resolveSettings } from '@stillhouse/settings';
 import { listFiles, readManifest } from '@stillhouse/teacher-cache';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { type BuildSettings, buildTeacherCache, REPAIR_SETTINGS, repairTeacherCache } from './index.ts';
 import { buildSettings, idRows, readTree, writeRows } from './testing/build-folder.ts';
 import { goldenFolder } from './testing/golden-teachers.ts';

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { test } from 'vitest';
 import { findPartition, parsePartition } from './index.ts';
 
 test('a partition is named by its number and their count, from 1', () => {

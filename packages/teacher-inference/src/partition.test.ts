@@ -2,10 +2,10 @@ import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 import { cp, mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type TestContext, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { mergeCache, openCache, verifyCache } from '@stillhouse/teacher-cache';
-import { makeTemporaryFolder, startNode } from '@stillhouse/testing';
+import { type Lifetime, makeTemporaryFolder, startNode } from '@stillhouse/testing';
+import { afterAll, describe, test } from 'vitest';
 import { type BuildSettings, buildTeacherCache } from './index.ts';
 import { buildSettings, idRows, readTree, writeRows } from './testing/build-folder.ts';
 import { goldenFolder } from './testing/golden-teachers.ts';
@@ -15,7 +15,7 @@ const script = fileURLToPath(new URL('./testing/run-build.ts', import.meta.url))
 const partsOf = (count: number) => Array.from({ length: count }, (_, i) => `${i + 1}/${count}`);
 
 /** Settings of one cache in several folders, and its bytes as one builder makes it. */
-async function prepare(t: TestContext) {
+async function prepare(t: Lifetime) {
   const folder = await makeTemporaryFolder(t);
   const data = await writeRows(join(folder, 'rows.jsonl'), idRows(3 * SHARDS - 1));
   const settingsOf = (name: string, partition?: string, more: Partial<BuildSettings> = {}): BuildSettings =>
@@ -33,11 +33,11 @@ async function prepare(t: TestContext) {
   return { folder, settingsOf, straight: readTree(join(folder, 'straight')) };
 }
 
-test('a cache built in parts', async (t) => {
-  const { folder, settingsOf, straight } = await prepare(t);
+describe('a cache built in parts', async () => {
+  const { folder, settingsOf, straight } = await prepare({ onTestFinished: afterAll });
 
   for (const count of [2, 3, SHARDS + 2]) {
-    await t.test(`any order of ${count} parts gives the bytes of one builder; the last part merges`, async () => {
+    test(`any order of ${count} parts gives the bytes of one builder; the last part merges`, async () => {
       const name = `in-${count}`;
       // The last first: it has to measure on a shard that is not its own.
       for (const partition of partsOf(count).reverse()) {
@@ -54,7 +54,7 @@ test('a cache built in parts', async (t) => {
     });
   }
 
-  await t.test('parts in processes of their own, killed at random, end in the same bytes', async () => {
+  test('parts in processes of their own, killed at random, end in the same bytes', async () => {
     const run = async (partition: string) => {
       for (let kill = 0; ; kill++) {
         const { child, finished } = startNode([script, JSON.stringify(settingsOf('killed', partition))]);
@@ -74,7 +74,7 @@ test('a cache built in parts', async (t) => {
     assert.deepEqual((await verifyCache(join(folder, 'killed'))).problems, []);
   });
 
-  await t.test('parts in folders of their own are merged into a new one, or into one of them', async () => {
+  test('parts in folders of their own are merged into a new one, or into one of them', async () => {
     const folders = partsOf(3).map((_, i) => join(folder, `apart-${i}`));
     for (const [i, partition] of partsOf(3).entries()) {
       const { unfinishedParts } = await buildTeacherCache(settingsOf(`apart-${i}`, partition));
@@ -90,7 +90,7 @@ test('a cache built in parts', async (t) => {
     assert.deepEqual(readTree(folders[1]!), straight);
   });
 
-  await t.test('what is missing is named; until the merge there is no cache', async () => {
+  test('what is missing is named; until the merge there is no cache', async () => {
     await buildTeacherCache(settingsOf('missing', '2/3'));
     const { child, finished } = startNode([script, JSON.stringify(settingsOf('missing', '3/3'))]);
     child.stdout!.on('data', (text: string) => {
@@ -107,7 +107,7 @@ test('a cache built in parts', async (t) => {
     await assert.rejects(mergeCache(out, [join(folder, 'nowhere')]), { code: 'CACHE_NOT_FOUND', message: /nowhere/ });
   });
 
-  await t.test('parts of another cache, or of another number, are refused', async () => {
+  test('parts of another cache, or of another number, are refused', async () => {
     const { shards } = await buildTeacherCache(settingsOf('mixed', '1/2'));
     assert.equal(shards, 4);
     const before = readTree(join(folder, 'mixed'));
@@ -144,33 +144,30 @@ test('a cache built in parts', async (t) => {
     });
   });
 
-  await t.test(
-    'two builders of one part: the second is refused; one of a whole cache and one of a part too',
-    async () => {
-      const events = (name: string, partition: string | undefined, other: () => Promise<unknown>) => {
-        let isAsked = false;
-        let asked: Promise<void> = Promise.resolve();
-        const building = buildTeacherCache(settingsOf(name, partition), {
-          onProgress: () => {
-            if (isAsked) return;
-            isAsked = true;
-            asked = other().then(() => {});
-          },
-        });
-        return building.then(() => asked);
-      };
-      const refused = (name: string, partition: string | undefined, code: string) => () =>
-        assert.rejects(buildTeacherCache(settingsOf(name, partition)), { code });
-      await events('twice', '1/2', refused('twice', '1/2', 'CACHE_IN_USE'));
-      await events('twice', '2/2', refused('twice', '2/2', 'CACHE_IN_USE'));
-      assert.deepEqual(readTree(join(folder, 'twice')), straight);
-      await events('part', '1/2', refused('part', undefined, 'CACHE_BUILT_IN_PARTS'));
-      await events('whole', undefined, refused('whole', '2/2', 'CACHE_IN_USE'));
-      assert.deepEqual(readTree(join(folder, 'whole')), straight);
-    },
-  );
+  test('two builders of one part: the second is refused; one of a whole cache and one of a part too', async () => {
+    const events = (name: string, partition: string | undefined, other: () => Promise<unknown>) => {
+      let isAsked = false;
+      let asked: Promise<void> = Promise.resolve();
+      const building = buildTeacherCache(settingsOf(name, partition), {
+        onProgress: () => {
+          if (isAsked) return;
+          isAsked = true;
+          asked = other().then(() => {});
+        },
+      });
+      return building.then(() => asked);
+    };
+    const refused = (name: string, partition: string | undefined, code: string) => () =>
+      assert.rejects(buildTeacherCache(settingsOf(name, partition)), { code });
+    await events('twice', '1/2', refused('twice', '1/2', 'CACHE_IN_USE'));
+    await events('twice', '2/2', refused('twice', '2/2', 'CACHE_IN_USE'));
+    assert.deepEqual(readTree(join(folder, 'twice')), straight);
+    await events('part', '1/2', refused('part', undefined, 'CACHE_BUILT_IN_PARTS'));
+    await events('whole', undefined, refused('whole', '2/2', 'CACHE_IN_USE'));
+    assert.deepEqual(readTree(join(folder, 'whole')), straight);
+  });
 
-  await t.test('files that come and go in a part are not another part', async () => {
+  test('files that come and go in a part are not another part', async () => {
     await buildTeacherCache(settingsOf('lost', '1/2'));
     await rm(join(folder, 'lost/shards/00002.topk.arrow'));
     await assert.rejects(buildTeacherCache(settingsOf('lost', '2/2')), { code: 'CACHE_FILE_MISSING' });

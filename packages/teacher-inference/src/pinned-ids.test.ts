@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import type { TopKPolicy } from '@stillhouse/teacher-cache';
 import { copyTinyTokenizer, makeTemporaryFolder, makeTinyR1, tinyQwenFolder } from '@stillhouse/testing';
 import { openTokenizer } from '@stillhouse/tokenizer';
+import { test } from 'vitest';
 import { pinIds } from './pinned-ids.ts';
 
 const fixed: TopKPolicy = { k: 8, temperatures: [1] };

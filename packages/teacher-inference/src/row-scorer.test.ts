@@ -1,5 +1,4 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { packSequences, padSequences } from '@stillhouse/model-runner';
 import { openEngine } from '@stillhouse/runtime';
 import {
@@ -12,11 +11,12 @@ import {
   quantiseHiddenGroups,
 } from '@stillhouse/teacher-cache';
 import { expectClose } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import type { ScoringOptions } from './row-scorer.ts';
 import { GOLDEN_TEACHERS, goldenFolder, keepScales, readGoldenRows, scoreWith } from './testing/golden-teachers.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const TEMPERATURES = [1, 2, 4, 3, 0.5];
 

@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { openModelWeights, readModelConfig } from '@stillhouse/checkpoint';
 import { createStreamedWeights } from '@stillhouse/model-runner';
 import { openEngine } from '@stillhouse/runtime';
-import { expectClose } from '@stillhouse/testing';
+import { expectClose, unless } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { createRowScorer } from './row-scorer.ts';
 import { keepScales } from './testing/golden-teachers.ts';
 
@@ -37,14 +37,14 @@ for (const [name, row] of [
     : models === undefined
       ? 'STILLHOUSE_MODELS is not set'
       : `STILLHOUSE_MODELS has no ${name}`;
-  test(`${name}${row}: top 8 and log Z are those of transformers in float32`, { skip }, async (t) => {
+  test(`${name}${row}: top 8 and log Z are those of transformers in float32`, unless(skip), async (t) => {
     const path = new URL(`../../../test/teacher-scores/${name}${row}.json`, import.meta.url);
     const stored = JSON.parse(await readFile(path, 'utf8')) as StoredScores;
     const config = await readModelConfig(folder);
     const source = await openModelWeights(folder, config);
-    t.after(() => source.close());
+    t.onTestFinished(() => source.close());
     const engine = await openEngine();
-    t.after(() => engine.close());
+    t.onTestFinished(() => engine.close());
     const weights = createStreamedWeights(engine, source, { float: 'float32', keepAll: false });
     const scorer = await createRowScorer(engine, config, weights, {
       labels: { topk: { k: K, temperatures: stored.temperatures }, hidden: null, head: false },

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import type { TopKPolicy } from '@stillhouse/teacher-cache';
 import fc from 'fast-check';
+import { test } from 'vitest';
 import { selectTopK } from './topk-selection.ts';
 
 const VOCAB = 40;

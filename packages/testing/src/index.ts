@@ -18,5 +18,6 @@ export { type GradientCase, gradientError } from './gradcheck.ts';
 export { type NodeOptions, type NodeProcess, type NodeResult, runNode, startNode } from './node-process.ts';
 export { randomNormals, randomUniforms } from './random.ts';
 export { chooseSoftwareAdapter } from './software-adapter.ts';
-export { makeTemporaryFolder } from './temporary-folder.ts';
+export { type Lifetime, makeTemporaryFolder } from './temporary-folder.ts';
 export { copyTinyTokenizer, makeTinyR1, tinyQwenFolder } from './tiny-tokenizers.ts';
+export { unless } from './unless.ts';

@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { join, relative } from 'node:path';
+import { isAbsolute, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 export interface NodeOptions {
@@ -31,17 +31,17 @@ export interface NodeProcess {
 
 const root = fileURLToPath(new URL('../../..', import.meta.url));
 
-/** The script as `npm test` has bundled it (scripts/bundle-tests.ts), where it has: that starts much sooner. */
+/** The script as `npm test` has bundled it (scripts/bundle-for-tests.ts), where it has: that starts much sooner. */
 function findBundled(script: string): string | undefined {
   const { STILLHOUSE_TEST_SCRIPTS } = process.env;
-  if (STILLHOUSE_TEST_SCRIPTS === undefined) return undefined;
-  const path = join(STILLHOUSE_TEST_SCRIPTS, relative(root, script)).replace(/\.ts$/, '.js');
+  const place = relative(root, script);
+  if (STILLHOUSE_TEST_SCRIPTS === undefined || place.startsWith('..') || isAbsolute(place)) return undefined;
+  const path = join(STILLHOUSE_TEST_SCRIPTS, place).replace(/\.ts$/, '.js');
   return existsSync(path) ? path : undefined;
 }
 
 /**
  * Starts a real Node.js process that understands TypeScript: `args` are a script and its arguments, as after `node`.
- * The process does not see that it runs inside a test, so it may run tests itself.
  */
 export function startNode(args: readonly string[], options: NodeOptions = {}): NodeProcess {
   const bundled = options.asSource === true ? undefined : findBundled(args[0]!);
@@ -49,7 +49,7 @@ export function startNode(args: readonly string[], options: NodeOptions = {}): N
     bundled === undefined ? ['--import', import.meta.resolve('tsx'), ...args] : [bundled, ...args.slice(1)];
   const child = spawn(process.execPath, command, {
     cwd: options.cwd,
-    env: { ...process.env, NODE_TEST_CONTEXT: undefined, ...options.env },
+    env: { ...process.env, ...options.env },
     stdio: ['pipe', 'pipe', 'pipe'],
     timeout: options.timeoutMs ?? 300_000,
     killSignal: 'SIGKILL',

@@ -2,8 +2,8 @@ import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import * as fc from 'fast-check';
+import { describe, test } from 'vitest';
 import { expectClose, expectSmallDifference, makeTemporaryFolder, quantile, runNode, startNode } from './index.ts';
 
 const where = 'x';
@@ -69,13 +69,13 @@ test('runNode runs TypeScript anywhere with the input, the environment and the e
   const folder = await makeTemporaryFolder(t);
   const source = `
     const text: string = await new Promise((done) => process.stdin.once('data', (data) => done(String(data))));
-    console.log(text, process.argv[2], process.env.ADDED, process.env.NODE_TEST_CONTEXT, process.cwd());
+    console.log(text, process.argv[2], process.env.ADDED, process.cwd());
     console.error('to stderr');
     process.exitCode = 3;`;
   await writeFile(join(folder, 'script.mts'), source);
   const result = await runNode(['script.mts', 'argument'], { cwd: folder, input: 'in', env: { ADDED: 'added' } });
   assert.equal(result.stderr, 'to stderr\n');
-  assert.match(result.stdout, /^in argument added undefined .*stillhouse-/);
+  assert.match(result.stdout, /^in argument added .*stillhouse-/);
   assert.deepEqual([result.code, result.signal], [3, null]);
 });
 
@@ -87,11 +87,11 @@ test('a started process can be killed, and one that hangs is', async () => {
   assert.equal(hanging.signal, 'SIGKILL');
 });
 
-test('a temporary folder goes with its test', async (t) => {
+describe('a temporary folder goes with its test', () => {
   let folder = '';
-  await t.test('inner', async (inner) => {
-    folder = await makeTemporaryFolder(inner);
+  test('inner', async (t) => {
+    folder = await makeTemporaryFolder(t);
     await writeFile(join(folder, 'file'), 'x');
   });
-  assert.ok(folder !== '' && !existsSync(folder));
+  test('afterwards', () => assert.ok(folder !== '' && !existsSync(folder)));
 });

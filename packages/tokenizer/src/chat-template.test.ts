@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
-import { test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
+import { test } from 'vitest';
 import { createChatTemplate } from './chat-template.ts';
 import { type RenderingVectors, readVectors, vectorFolder } from './testing/vectors.ts';
 

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { test } from 'vitest';
 import { assertSameMeanings, compareMeanings } from './meanings.ts';
 
 const vocabulary = (tokens: readonly (string | undefined)[]) => ({

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { test } from 'vitest';
 import { strftime } from './strftime.ts';
 
 test('dates are written as Python writes them in the C locale', () => {

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { unless } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { assertSameMeanings, compareMeanings, hasTokenizer, openTokenizer } from './index.ts';
 import { checkConversationIds, checkEncodings, type RenderingVectors, readVectors } from './testing/vectors.ts';
 
@@ -23,7 +24,7 @@ const open = (name: keyof typeof FOLDERS) => openTokenizer(join(models!, FOLDERS
 
 for (const name of Object.keys(FOLDERS) as (keyof typeof FOLDERS)[]) {
   test(`${name}: texts and conversations have the ids that transformers gives them`, {
-    skip: await missing(name),
+    ...unless(await missing(name)),
   }, async () => {
     const tokenizer = await open(name);
     const vectors = readVectors(name);
@@ -37,7 +38,7 @@ interface Published {
   readonly ids: readonly number[];
 }
 
-test('published vectors hold', { skip: await missing('qwen2.5', 'r1-distill-qwen') }, async () => {
+test('published vectors hold', unless(await missing('qwen2.5', 'r1-distill-qwen')), async () => {
   const published = readVectors<Readonly<Record<string, readonly Published[]>>>('published');
   const qwen = await open('qwen2.5');
   const r1 = await open('r1-distill-qwen');
@@ -53,7 +54,7 @@ test('published vectors hold', { skip: await missing('qwen2.5', 'r1-distill-qwen
 });
 
 test('Qwen2.5 and R1-Distill-Qwen differ in ids 151643 to 151649', {
-  skip: await missing('qwen2.5', 'r1-distill-qwen'),
+  ...unless(await missing('qwen2.5', 'r1-distill-qwen')),
 }, async () => {
   const [qwen, r1] = [await open('qwen2.5'), await open('r1-distill-qwen')];
   const { differing, sharedCount } = compareMeanings(qwen, r1);
@@ -70,7 +71,7 @@ test('Qwen2.5 and R1-Distill-Qwen differ in ids 151643 to 151649', {
   });
 });
 
-test('SmolLM2 is of another family', { skip: await missing('qwen2.5', 'smollm2') }, async () => {
+test('SmolLM2 is of another family', unless(await missing('qwen2.5', 'smollm2')), async () => {
   const [qwen, smollm] = [await open('qwen2.5'), await open('smollm2')];
   assert.throws(() => assertSameMeanings(qwen, smollm, 'cache', 'student'), {
     code: 'TOKENIZER_MISMATCH',

@@ -2,8 +2,8 @@ import assert from 'node:assert/strict';
 import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { afterAll, test } from 'vitest';
 import { hasTokenizer, openTokenizer } from './index.ts';
 import {
   checkConversationIds,
@@ -15,7 +15,7 @@ import {
 
 const tinyFolder = fileURLToPath(new URL('tiny-bpe', vectorFolder));
 const scratch = mkdtempSync(join(tmpdir(), 'tokenizer-'));
-after(() => rmSync(scratch, { recursive: true }));
+afterAll(() => rmSync(scratch, { recursive: true }));
 
 /** A copy of the tiny tokenizer's folder with some files changed; null takes a file away. */
 function makeFolder(name: string, changes: Readonly<Record<string, string | object | null>>): string {

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { openCache, openCacheWriter, verifyCache } from '@stillhouse/teacher-cache';
 import { asyncBufferFromFile, parquetReadObjects } from 'hyparquet';
+import { test } from 'vitest';
 import { exportAxolotl, importAxolotl } from '../index.ts';
 import { float32, int32, listColumn, nestedColumn, type ParquetColumn } from '../parquet/parquet-columns.ts';
 import { writeParquetFile } from '../parquet/parquet-file.ts';

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import fc from 'fast-check';
+import { test } from 'vitest';
 import { packBits, packedBytes, unpackBits } from './bit-strings.ts';
 
 test('the first bit of each number comes first, and zeros fill the last byte', () => {

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { openCache, verifyCache } from '@stillhouse/teacher-cache';
+import { test } from 'vitest';
 import { DISTILLKIT_PRESETS, exportDistillKit, importDistillKit } from '../index.ts';
 import { listColumn, nestedColumn, type ParquetColumn, textColumn, uint8, uint64 } from '../parquet/parquet-columns.ts';
 import { writeParquetFile } from '../parquet/parquet-file.ts';

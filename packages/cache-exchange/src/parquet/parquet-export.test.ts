@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { mkdir, readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { dequantiseHidden, openCache } from '@stillhouse/teacher-cache';
 import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from 'hyparquet';
+import { test } from 'vitest';
 import { toCacheRow } from '../export/cache-columns.ts';
 import { exportParquet } from '../index.ts';
 import { buildRandomCache, channelRms, inFolder, randomRow, SHAPE as shape } from '../testing/random-cache.ts';

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import fc from 'fast-check';
+import { test } from 'vitest';
 import { withParquetFiles } from '../import/import-cache.ts';
 import { inFolder } from '../testing/random-cache.ts';
 import { int32, listColumn, nestedColumn, textColumn, uint8, uint64 } from './parquet-columns.ts';

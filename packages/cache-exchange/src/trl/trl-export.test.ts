@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { openCache } from '@stillhouse/teacher-cache';
 import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from 'hyparquet';
+import { test } from 'vitest';
 import { exportDatasets, exportTrl } from '../index.ts';
 import { buildRandomCache, inFolder, randomRow, SHAPE } from '../testing/random-cache.ts';
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { resolve } from 'node:path';
-import { test } from 'node:test';
+import { test } from 'vitest';
 import { hasScheme, parseLocation } from '../index.ts';
 import { explainCause, redact } from '../transfer/redact.ts';
 
@@ -58,7 +58,7 @@ test('locations that are none are refused; credentials in one are not repeated',
 
 test('messages of others lose whatever could be a credential', (t) => {
   process.env.AWS_SESSION_TOKEN = 'the-session-token';
-  t.after(() => {
+  t.onTestFinished(() => {
     delete process.env.AWS_SESSION_TOKEN;
   });
   const texts = [

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { readManifest } from '@stillhouse/teacher-cache';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { listRemote, openRemoteCache, pullCache, pushCache } from '../index.ts';
 import { QUICK } from '../testing/policy.ts';
 import { buildScratchCache } from '../testing/scratch-cache.ts';

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { cp, mkdir, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { openCache, readManifest, verifyCache } from '@stillhouse/teacher-cache';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { listRemote, pullCache, pushCache } from '../index.ts';
 import { serveFolder } from '../testing/file-server.ts';
 import { QUICK } from '../testing/policy.ts';

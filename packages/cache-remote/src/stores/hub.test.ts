@@ -2,9 +2,9 @@ import assert from 'node:assert/strict';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, afterEach, before, test } from 'node:test';
 import { openCache, readManifest } from '@stillhouse/teacher-cache';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { afterAll, afterEach, beforeAll, test } from 'vitest';
 import { listRemote, openRemoteCache, pullCache, pushCache } from '../index.ts';
 import { startFaultProxy } from '../testing/fault-proxy.ts';
 import { HUB_TOKEN, type HubServer, startHub } from '../testing/hub-server.ts';
@@ -16,13 +16,13 @@ const policy = QUICK;
 let folder = '';
 let cache = '';
 let digest = '';
-before(async () => {
+beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'stillhouse-hub-'));
   cache = join(folder, 'cache');
   await buildScratchCache(cache, { rows: 4, rowsPerShard: 2, tokens: 60, hiddenSize: 1024 });
   digest = (await readManifest(cache)).digest;
 });
-after(() => rm(folder, { recursive: true, force: true }));
+afterAll(() => rm(folder, { recursive: true, force: true }));
 
 const names = ['HF_ENDPOINT', 'HF_TOKEN', 'HF_TOKEN_PATH', 'HF_HOME'] as const;
 const saved = names.map((name) => process.env[name]);

@@ -2,7 +2,6 @@ import assert from 'node:assert/strict';
 import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import {
   CreateMultipartUploadCommand,
@@ -11,7 +10,8 @@ import {
   UploadPartCommand,
 } from '@aws-sdk/client-s3';
 import { readManifest } from '@stillhouse/teacher-cache';
-import { makeTemporaryFolder, runNode, startNode } from '@stillhouse/testing';
+import { makeTemporaryFolder, runNode, startNode, unless } from '@stillhouse/testing';
+import { afterAll, beforeAll, describe, test } from 'vitest';
 import { listRemote, pullCache, pushCache } from '../index.ts';
 import { type Fault, startFaultProxy } from '../testing/fault-proxy.ts';
 import { findMoto, startMoto } from '../testing/moto-server.ts';
@@ -44,21 +44,21 @@ function setEnvironment(endpoint: string): void {
   });
 }
 
-before(async () => {
+beforeAll(async () => {
   if (skip !== false || 'why' in moto) return;
   folder = await mkdtemp(join(tmpdir(), 'stillhouse-s3-'));
   cache = join(folder, 'cache');
   await buildScratchCache(cache, { rows: 3, rowsPerShard: 3, tokens: 802, hiddenSize: 2048 });
   digest = (await readManifest(cache)).digest;
-  url = await startMoto({ after: (work: () => unknown) => cleanups.push(work) } as never, moto.python);
+  url = await startMoto({ onTestFinished: (work) => cleanups.push(work) }, moto.python);
   setEnvironment(url);
 });
-after(async () => {
+afterAll(async () => {
   for (const work of cleanups) await work();
   if (folder !== '') await rm(folder, { recursive: true, force: true });
 });
 
-test('S3: push, list, pull, nothing twice, large files in parts', { skip }, async (t) => {
+test('S3: push, list, pull, nothing twice, large files in parts', unless(skip), async (t) => {
   const first = await pushCache(cache, 's3://caches/team/one#gsm8k', { policy });
   assert.deepEqual([first.digest, first.filesPresent], [digest, 0]);
   const again = await pushCache(cache, 's3://caches/team/one#gsm8k', { policy });
@@ -71,7 +71,7 @@ test('S3: push, list, pull, nothing twice, large files in parts', { skip }, asyn
   assert.deepEqual(await listRemote('s3://caches/empty', { policy }), []);
 });
 
-test('S3: 5xx, resets, truncation, drip and flipped bytes, both ways', { skip }, async (t) => {
+describe('S3: 5xx, resets, truncation, drip and flipped bytes, both ways', unless(skip), () => {
   const faults: readonly (readonly [string, (method: string, path: string, nth: number) => Fault | undefined])[] = [
     ['5xx', (_, __, nth) => (nth < 2 ? { kind: 'status', status: 503 } : undefined)],
     ['reset', (_, __, nth) => (nth < 2 ? { kind: 'reset' } : undefined)],
@@ -96,10 +96,10 @@ test('S3: 5xx, resets, truncation, drip and flipped bytes, both ways', { skip },
     ],
   ];
   for (const [name, plan] of faults) {
-    await t.test(name, async (t) => {
+    test(name, async (t) => {
       const proxy = await startFaultProxy(t, url, ({ method, path, nth }) => plan(method, path, nth));
       setEnvironment(proxy.url);
-      t.after(() => setEnvironment(url));
+      t.onTestFinished(() => setEnvironment(url));
       const remote = `s3://caches/faults-${name}`;
       const own = name === 'drip' ? { ...policy, windowMs: 1500 } : policy;
       await pushCache(cache, remote, { policy });
@@ -111,7 +111,7 @@ test('S3: 5xx, resets, truncation, drip and flipped bytes, both ways', { skip },
   }
 });
 
-test('S3: an upload that is killed goes on; parts that are there are not sent again', { skip }, async (t) => {
+test('S3: an upload that is killed goes on; parts that are there are not sent again', unless(skip), async (t) => {
   const parts: string[] = [];
   let hold = true;
   const proxy = await startFaultProxy(t, url, ({ method, path }) => {
@@ -143,7 +143,7 @@ test('S3: an upload that is killed goes on; parts that are there are not sent ag
   assert.deepEqual(await readTree(target, ['.pulled.json']), await readTree(cache));
 });
 
-test('S3: an upload begun with other bytes is finished with ours', { skip }, async (t) => {
+test('S3: an upload begun with other bytes is finished with ours', unless(skip), async (t) => {
   const { shards } = await readManifest(cache);
   const { sha256 } = shards[0]!.files['hidden-final']!;
   const client = new S3Client({ endpoint: url, forcePathStyle: true });
@@ -159,7 +159,7 @@ test('S3: an upload begun with other bytes is finished with ours', { skip }, asy
   client.destroy();
 });
 
-test('S3: a file that changes while it is sent is not published', { skip }, async (t) => {
+test('S3: a file that changes while it is sent is not published', unless(skip), async (t) => {
   const home = await makeTemporaryFolder(t);
   const other = join(home, 'cache');
   await cp(cache, other, { recursive: true });
@@ -176,7 +176,7 @@ test('S3: a file that changes while it is sent is not published', { skip }, asyn
     return undefined;
   });
   setEnvironment(proxy.url);
-  t.after(() => setEnvironment(url));
+  t.onTestFinished(() => setEnvironment(url));
   await assert.rejects(pushCache(other, 's3://caches/changed', { policy: { ...policy, firstDelayMs: 200 } }), {
     code: 'CACHE_FILE_DAMAGED',
     message: /not sent/,
@@ -184,7 +184,7 @@ test('S3: a file that changes while it is sent is not published', { skip }, asyn
   assert.deepEqual(await listRemote('s3://caches/changed', { policy }), []);
 });
 
-test('S3: what is missing is said; credentials are never', { skip }, async (t) => {
+test('S3: what is missing is said; credentials are never', unless(skip), async (t) => {
   const home = await makeTemporaryFolder(t);
   await assert.rejects(listRemote('s3://no-such-bucket/x', { policy }), {
     code: 'REMOTE_NOT_FOUND',
@@ -193,7 +193,7 @@ test('S3: what is missing is said; credentials are never', { skip }, async (t) =
   await assert.rejects(pushCache(cache, 's3://no-such-bucket/x', { policy }), { code: 'REMOTE_NOT_FOUND' });
   const denied = await startFaultProxy(t, url, () => ({ kind: 'status', status: 403 }));
   setEnvironment(denied.url);
-  t.after(() => setEnvironment(url));
+  t.onTestFinished(() => setEnvironment(url));
   await assert.rejects(pullCache('s3://caches/team/one', join(home, 'x'), { policy }), {
     code: 'REMOTE_ACCESS_DENIED',
   });

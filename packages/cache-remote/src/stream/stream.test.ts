@@ -3,9 +3,9 @@ import { readdirSync, statSync } from 'node:fs';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
 import { type LabelledRow, openCache, type TeacherCache } from '@stillhouse/teacher-cache';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { afterAll, beforeAll, test } from 'vitest';
 import { openCacheAt, openRemoteCache, pushCache } from '../index.ts';
 import { startFaultProxy } from '../testing/fault-proxy.ts';
 import { serveFolder } from '../testing/file-server.ts';
@@ -16,14 +16,14 @@ const policy = QUICK;
 let folder = '';
 let remote = '';
 let local: TeacherCache;
-before(async () => {
+beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'stillhouse-stream-'));
   remote = join(folder, 'remote');
   await buildScratchCache(join(folder, 'cache'), { rows: 24, rowsPerShard: 2, tokens: 40, hiddenSize: 256 });
   await pushCache(join(folder, 'cache'), remote, { policy });
   local = await openCache(join(folder, 'cache'));
 });
-after(async () => {
+afterAll(async () => {
   await local.close();
   await rm(folder, { recursive: true, force: true });
 });
@@ -49,7 +49,7 @@ test('a cache is read where it is, in any order, and the folder on this machine 
   const cacheFolder = await makeTemporaryFolder(t);
   const cacheBytes = 300_000;
   const cache = await openRemoteCache(server.url, { policy, cacheFolder, cacheBytes, batchCacheBytes: 1 });
-  t.after(() => cache.close());
+  t.onTestFinished(() => cache.close());
   assert.deepEqual([cache.digest, cache.rowCount, cache.folder], [local.digest, 24, `${server.url}#main`]);
   let most = 0;
   const watch = setInterval(() => {
@@ -153,7 +153,7 @@ test('a bound that one file exceeds, a bound that is none; plain folders open as
   await cache.readRow(0, { topk: true });
   await cache.close();
   process.env.STILLHOUSE_CACHE_BYTES = 'plenty';
-  t.after(() => {
+  t.onTestFinished(() => {
     delete process.env.STILLHOUSE_CACHE_BYTES;
   });
   await assert.rejects(openRemoteCache(`file://${remote}`, { cacheFolder }), { code: 'STREAM_BOUND_INVALID' });

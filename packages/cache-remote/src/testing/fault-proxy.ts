@@ -1,5 +1,5 @@
 import { createServer, request as httpRequest, type IncomingMessage } from 'node:http';
-import type { TestContext } from 'node:test';
+import type { Lifetime } from '@stillhouse/testing';
 import { listen } from './file-server.ts';
 
 /** What goes wrong with one exchange. */
@@ -25,7 +25,7 @@ export interface FaultProxy {
 
 /** A real HTTP proxy in front of a server; `plan` says what happens to the nth request of one path (from 0). */
 export async function startFaultProxy(
-  t: Pick<TestContext, 'after'>,
+  t: Lifetime,
   target: string,
   plan: (request: { readonly method: string; readonly path: string; readonly nth: number }) => Fault | undefined,
 ): Promise<FaultProxy> {

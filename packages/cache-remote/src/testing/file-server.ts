@@ -3,7 +3,7 @@ import { stat } from 'node:fs/promises';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
-import type { TestContext } from 'node:test';
+import type { Lifetime } from '@stillhouse/testing';
 
 export interface FileServer {
   readonly url: string;
@@ -11,9 +11,9 @@ export interface FileServer {
   readonly requests: readonly string[];
 }
 
-export async function listen(server: Server, t: Pick<TestContext, 'after'>): Promise<string> {
+export async function listen(server: Server, t: Lifetime): Promise<string> {
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  t.after(() => {
+  t.onTestFinished(() => {
     server.closeAllConnections();
     server.close();
   });
@@ -22,7 +22,7 @@ export async function listen(server: Server, t: Pick<TestContext, 'after'>): Pro
 
 /** Serves a folder as plain web servers do, with ranges unless they are switched off. */
 export async function serveFolder(
-  t: Pick<TestContext, 'after'>,
+  t: Lifetime,
   folder: string,
   options: { readonly ranges?: boolean; readonly token?: string } = {},
 ): Promise<FileServer> {

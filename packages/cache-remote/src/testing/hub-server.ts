@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
-import type { TestContext } from 'node:test';
+import type { Lifetime } from '@stillhouse/testing';
 import { listen } from './file-server.ts';
 
 export interface HubServer {
@@ -26,7 +26,7 @@ interface Entry {
  * A web server with the endpoints of Hugging Face that its client uses for a data set: preupload, Git LFS (plain and in
  * parts), commit, paths-info, tree, resolve. It checks tokens, hashes and sizes as the hub does. One repository, `team/caches`.
  */
-export async function startHub(t: Pick<TestContext, 'after'>): Promise<HubServer> {
+export async function startHub(t: Lifetime): Promise<HubServer> {
   const files = new Map<string, Entry>();
   const stored = new Map<string, Buffer>();
   const parts = new Map<string, Map<number, Buffer>>();

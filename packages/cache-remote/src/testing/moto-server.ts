@@ -1,6 +1,6 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { createServer } from 'node:net';
-import type { TestContext } from 'node:test';
+import type { Lifetime } from '@stillhouse/testing';
 
 /**
  * The Python that has moto: `STILLHOUSE_MOTO_PYTHON`, `STILLHOUSE_PYTHON` or `python3`.
@@ -25,10 +25,10 @@ async function freePort(): Promise<number> {
 }
 
 /** Starts a real S3 server process with an empty bucket `caches`. */
-export async function startMoto(t: Pick<TestContext, 'after'>, python: string): Promise<string> {
+export async function startMoto(t: Lifetime, python: string): Promise<string> {
   const port = await freePort();
   const child = spawn(python, ['-m', 'moto.server', '-H', '127.0.0.1', '-p', String(port)], { stdio: 'ignore' });
-  t.after(() => child.kill('SIGKILL'));
+  t.onTestFinished(() => child.kill('SIGKILL'));
   const url = `http://127.0.0.1:${port}`;
   for (let attempt = 0; ; attempt++) {
     try {

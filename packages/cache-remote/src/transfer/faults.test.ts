@@ -2,9 +2,9 @@ import assert from 'node:assert/strict';
 import { cp, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { makeTemporaryFolder, startNode } from '@stillhouse/testing';
+import { afterAll, beforeAll, test } from 'vitest';
 import { pullCache, pushCache } from '../index.ts';
 import { type Fault, startFaultProxy } from '../testing/fault-proxy.ts';
 import { serveFolder } from '../testing/file-server.ts';
@@ -18,7 +18,7 @@ let folder = '';
 let remote = '';
 let cache = '';
 let large = '';
-before(async () => {
+beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'stillhouse-remote-'));
   [cache, remote] = [join(folder, 'cache'), join(folder, 'remote')];
   await buildScratchCache(cache, { rows: 3, rowsPerShard: 3, tokens: 110, hiddenSize: 2048 });
@@ -27,7 +27,7 @@ before(async () => {
   for (const name of blobs) if ((await stat(join(remote, 'blobs/sha256', name))).size > 2e6) large = name.slice(-64);
   assert.notEqual(large, '');
 });
-after(() => rm(folder, { recursive: true, force: true }));
+afterAll(() => rm(folder, { recursive: true, force: true }));
 
 /** Pulls through a proxy with faults and checks that what arrives is the cache. */
 async function pullThrough(

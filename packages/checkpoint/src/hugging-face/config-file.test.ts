@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { isStillhouseError } from '@stillhouse/errors';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { countParameters, describeParameters, parseModelConfig, readModelConfig } from '../index.ts';
 
 const CONFIGS = fileURLToPath(new URL('../../../../test/configs/', import.meta.url));

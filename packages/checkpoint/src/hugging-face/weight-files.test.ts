@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { cp, mkdir, realpath, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { isStillhouseError } from '@stillhouse/errors';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { test } from 'vitest';
 import {
   assertFinite,
   digestModel,

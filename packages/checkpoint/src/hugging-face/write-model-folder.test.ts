@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { isStillhouseError } from '@stillhouse/errors';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { test } from 'vitest';
 import {
   describeParameters,
   type ModelToWrite,
@@ -35,7 +35,7 @@ async function prepare(t: Parameters<typeof makeTemporaryFolder>[0], name: strin
   const folder = await makeTemporaryFolder(t);
   const config = await readModelConfig(join(GOLDEN, name));
   const source = await openModelWeights(join(GOLDEN, name), config);
-  t.after(() => source.close());
+  t.onTestFinished(() => source.close());
   const model = {
     out: join(folder, 'model'),
     config: config.raw,

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { makeTemporaryFolder } from '@stillhouse/testing';
 import fc from 'fast-check';
+import { test } from 'vitest';
 import { chooseRuns } from './choose-runs.ts';
 import { nameRuns } from './run-names.ts';
 import { expandAxes, type Overrides } from './sweep-axes.ts';
@@ -150,7 +150,7 @@ test('runs are shared out by name and by partition, each to one process', (t) =>
   });
   assert.throws(() => choose({ partition: '3/2' }), { code: 'PARTITION_INVALID' });
   const before = { ...process.env };
-  t.after(() => {
+  t.onTestFinished(() => {
     process.env = before;
   });
   Object.assign(process.env, { JOB_COMPLETION_INDEX: '1', JOB_COMPLETIONS: '3' });

@@ -3,12 +3,12 @@ import { existsSync, writeFileSync } from 'node:fs';
 import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { openCacheAt } from '@stillhouse/cache-remote';
 import type { ExactMatchResult } from '@stillhouse/evaluation';
-import { type NodeResult, runNode, startNode, writeDataRows } from '@stillhouse/testing';
+import { type NodeResult, runNode, startNode, unless, writeDataRows } from '@stillhouse/testing';
+import { afterAll, beforeAll, test } from 'vitest';
 import { carryOutSweep } from './carry-out-sweep.ts';
 import { checkSweep } from './check-sweep.ts';
 import { shareInputs } from './shared-inputs.ts';
@@ -19,7 +19,7 @@ import { writeSweepReport } from './sweep-report.ts';
 
 const bin = fileURLToPath(new URL('../../bin/stillhouse.js', import.meta.url));
 const golden = (name: string) => fileURLToPath(new URL(`../../../../test/golden/${name}`, import.meta.url));
-const skip = process.platform === 'win32';
+const skip = process.platform === 'win32' && 'Windows has no such signals';
 
 const STEPS = 60;
 const shared = {
@@ -35,7 +35,7 @@ const sweep = (...args: readonly string[]) => runNode([bin, 'sweep', ...args], {
 const readText = (...path: readonly string[]) => readFile(join(folder, ...path), 'utf8');
 const writeRecipe = (name: string, recipe: object) => writeFile(join(folder, name), JSON.stringify(recipe));
 
-before(async () => {
+beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'stillhouse-'));
   await writeDataRows(join(folder, 'rows.jsonl'));
   const build = ['cache', 'build', '--teacher', golden('qwen2-tiny-untied'), '--data', 'rows.jsonl', '--out', 'cache'];
@@ -47,7 +47,7 @@ before(async () => {
   assert.match(whole.stderr, /sweep: run 3 of 3, lr=1e\+38: failed, the others go on: .*\[TRAINING_DIVERGED\]/);
   assert.match(whole.stdout, /^failed: lr=1e\+38: .*\[TRAINING_DIVERGED\]$/m);
 });
-after(() => rm(folder, { recursive: true, force: true }));
+afterAll(() => rm(folder, { recursive: true, force: true }));
 
 async function readFigures(out: string): Promise<SweepFigures> {
   return JSON.parse(await readText(out, 'report.json')) as SweepFigures;
@@ -133,7 +133,7 @@ test('the report has what eval finds of each student, the best first, and the pa
   assert.equal(new Set(markdown.slice(0, -1).map((line) => line.split('|').length)).size, 1);
 });
 
-test('a sweep that is killed again and again ends as one that was not', { skip }, async () => {
+test('a sweep that is killed again and again ends as one that was not', unless(skip), async () => {
   const countWork = async () => {
     const counts = await Promise.all([ONE!, TWO!].map(async (name) => (await readSteps('killed', name)).length));
     const done = await Promise.all(
@@ -173,7 +173,7 @@ test('a sweep that is killed again and again ends as one that was not', { skip }
   assert.equal(await readText('killed/runs', ONE!, 'training.json'), trained);
 });
 
-test('SIGINT ends a sweep after the step, saved; called again it goes on there', { skip }, async () => {
+test('SIGINT ends a sweep after the step, saved; called again it goes on there', unless(skip), async () => {
   // Long enough for the signal to come in its middle.
   await writeRecipe('longer.json', { ...shared, steps: 300, checkpointEvery: 1000, sweep: SWEEP });
   const { child, finished } = startNode([bin, 'sweep', 'longer.json', '--out', 'stopped', '--only', TWO!], {
@@ -227,7 +227,7 @@ test('parts of a sweep by separate processes make the whole, with one report', a
   assert.equal(await readText('parts/report.csv'), written);
 });
 
-test('two processes never work on one run', { skip }, async () => {
+test('two processes never work on one run', unless(skip), async () => {
   await writeRecipe('long.json', { ...shared, steps: 100_000, sweep: { grid: { seed: [1, 2] } } });
   const { child, finished } = startNode([bin, 'sweep', 'long.json', '--out', 'busy'], { cwd: folder });
   while ((await readSteps('busy', 'seed=1')).length === 0) await sleep(20);

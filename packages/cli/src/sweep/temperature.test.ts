@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import type { KdRecord, KdResult } from '@stillhouse/evaluation';
 import { resolveSettings } from '@stillhouse/settings';
 import { estimateRatio } from '@stillhouse/statistics';
 import { makeTemporaryFolder, runNode, writeDataRows } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { shareInputs } from './shared-inputs.ts';
 import { chooseTemperature, type TemperatureChoice } from './temperature-choice.ts';
 import { explainChoice, tabulateTemperatures } from './temperature-report.ts';

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { test } from 'vitest';
 import { printPairs, printTable } from './text-table.ts';
 
 test('columns are aligned', () => {

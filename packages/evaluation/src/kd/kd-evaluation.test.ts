@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
-import { after, type TestContext, test } from 'node:test';
 import { loadDecoder } from '@stillhouse/model-runner';
 import type { RefineMode } from '@stillhouse/objectives';
 import { openEngine } from '@stillhouse/runtime';
 import { openCache } from '@stillhouse/teacher-cache';
 import { expectClose, makeTemporaryFolder } from '@stillhouse/testing';
+import { afterAll, type TestContext, test } from 'vitest';
 import { evaluateKd, type KdFigures, resolveKdLabels, selectKdRows } from '../index.ts';
 import {
   logSoftmax,
@@ -17,7 +17,7 @@ import {
 import { GOLDEN, VOCAB_SIZE, writeTinyTokenizer } from '../testing/tiny-models.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 const rows = await readTinyRows(engine);
 
 interface Options extends Omit<TinyCacheOptions, 'tokenizer'> {
@@ -41,7 +41,7 @@ async function evaluate(t: TestContext, options: Options) {
   const folder = await makeTemporaryFolder(t);
   await writeTinyTokenizer(folder);
   const cache = await openCache(await writeTinyCache(join(folder, 'cache'), rows, { ...labels, tokenizer: folder }));
-  t.after(() => cache.close());
+  t.onTestFinished(() => cache.close());
   const model = await loadDecoder(engine, join(GOLDEN, name));
   const resolved = resolveKdLabels(cache.description, model.config, {
     temperatures: asked,

@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { access, mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { after, before, type TestContext, test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
 import { type Engine, openEngine } from '@stillhouse/runtime';
 import { resolveSettings } from '@stillhouse/settings';
 import { expectClose, makeTemporaryFolder } from '@stillhouse/testing';
+import { afterAll, beforeAll, type TestContext, test } from 'vitest';
 import { type CacheQuality, measureCacheQuality, QUALITY_SETTINGS } from '../index.ts';
 import {
   logSoftmax,
@@ -18,11 +18,11 @@ import { makeTinyModel } from '../testing/tiny-models.ts';
 
 let engine: Engine;
 let rows: readonly TinyRow[];
-before(async () => {
+beforeAll(async () => {
   engine = await openEngine({ threads: 1 });
   rows = await readTinyRows(engine);
 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 /** A student, a teacher, and a cache of the teacher's labels. */
 async function prepare(t: TestContext, labels: Partial<TinyCacheOptions>) {

@@ -1,13 +1,13 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { openEngine } from '@stillhouse/runtime';
 import type { CacheDescription, CachedRow, LabelledRow, SampledLabels, TopKLabels } from '@stillhouse/teacher-cache';
 import { expectClose, randomNormals, randomUniforms } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { type LabelFigures, listLabelModes, measureLabelQuality } from '../index.ts';
 import { logSoftmax } from '../testing/tiny-cache.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const V = 24;
 const [D, H, K, DRAWS] = [5, 4, 4, 20];

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { emitSegmentBias } from '@stillhouse/decoder';
 import { GraphBuilder } from '@stillhouse/onnx-graph';
 import { openEngine } from '@stillhouse/testing';
 import fc from 'fast-check';
+import { afterAll, test } from 'vitest';
 import {
   blockCall,
   compileForwardPrograms,
@@ -18,7 +18,7 @@ import {
 } from '../index.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const sequences = fc
   .array(fc.array(fc.integer({ min: 0, max: 500 }), { minLength: 1, maxLength: 9 }), { minLength: 2, maxLength: 7 })

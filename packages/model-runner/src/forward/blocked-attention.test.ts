@@ -1,5 +1,4 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { openModelWeights } from '@stillhouse/checkpoint';
 import {
   ATTENTION_OUTPUT,
@@ -17,10 +16,11 @@ import {
 import type { GraphBuilder } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Program } from '@stillhouse/runtime';
 import { expectClose, gradientError, openEngine } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { compileForwardPrograms, freeBatch, packSequences, type TokenBatch, uploadBatch } from '../index.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const GOLDEN = new URL('../../../../test/golden/qwen2-tiny', import.meta.url).pathname;
 const model = await openModelWeights(GOLDEN);

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { arrangeByPlace, openModelWeights, openSafetensors } from '@stillhouse/checkpoint';
 import { blockGradientGraph, blockGraph, gradientName } from '@stillhouse/decoder';
 import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import { type DeviceTensor, openEngine, type TensorData } from '@stillhouse/runtime';
 import { expectClose } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import {
   blockCall,
   compileForwardPrograms,
@@ -18,7 +18,7 @@ import {
 } from '../index.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const GOLDEN = new URL('../../../../test/golden/', import.meta.url).pathname;
 const MODELS = ['qwen2-tiny', 'qwen2-tiny-untied', 'llama-tiny', 'llama3-rope-tiny'];

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { openEngine } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { createGenerator, loadDecoder } from '../index.ts';
 
 /** What transformers 5.23 generates from SmolLM2-135M in float32, greedily. */
@@ -25,7 +25,7 @@ test('SmolLM2-135M says what transformers says, one prompt at a time and both to
   const models = process.env.STILLHOUSE_MODELS;
   if (models === undefined) return t.skip('set STILLHOUSE_MODELS to a folder of model folders to run this');
   const engine = await openEngine();
-  t.after(() => engine.close());
+  t.onTestFinished(() => engine.close());
   const model = await loadDecoder(engine, join(models, 'smollm2-135m'));
   const generator = await createGenerator(engine, model);
   const generate = async (cases: typeof CASES) => {

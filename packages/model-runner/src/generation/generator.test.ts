@@ -1,6 +1,5 @@
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
-import { after, test } from 'node:test';
 import {
   createModelWeights,
   FINAL_NORM_NAME,
@@ -13,6 +12,7 @@ import { isStillhouseError } from '@stillhouse/errors';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import { openEngine } from '@stillhouse/runtime';
 import { expectClose } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import {
   compileForwardPrograms,
   createGenerator,
@@ -24,7 +24,7 @@ import {
 } from '../index.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const GOLDEN = new URL('../../../../test/golden/', import.meta.url).pathname;
 const MODELS = ['qwen2-tiny', 'qwen2-tiny-untied', 'llama-tiny', 'llama3-rope-tiny'];

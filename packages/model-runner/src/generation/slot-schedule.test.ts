@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import fc from 'fast-check';
+import { test } from 'vitest';
 import { createSlotSchedule } from './slot-schedule.ts';
 
 test('a row that is left goes to the next that waits, and the last row fills the gap where none does', () => {

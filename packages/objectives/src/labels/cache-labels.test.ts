@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import type { CacheDescription } from '@stillhouse/teacher-cache';
+import { test } from 'vitest';
 import { describeOpenLabels } from './cache-labels.ts';
 
 test('labels whose files were left out are not there, the output matrix among them', () => {

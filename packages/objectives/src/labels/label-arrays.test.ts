@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import type { LabelledRow, SampledLabels, TopKLabels } from '@stillhouse/teacher-cache';
 import { expectClose } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { ABSENT_LOGPROB, collectLabels, type LabelOptions, type SoftLabels } from '../index.ts';
 
 /** A row of five tokens with labels at its last three positions; the loss leaves out the middle one. */

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { test } from 'vitest';
 import { ABSENT_LOGPROB, joinLabels } from '../index.ts';
 import type { LabelArrays } from './label-arrays.ts';
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { expectClose, gradientError, openEngine, randomNormals } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import {
   ABSENT_LOGPROB,
   emitDivergence,
@@ -12,7 +12,7 @@ import {
 import { computeSoftLoss, floats, ids, logSoftmaxAt } from '../testing/soft-loss.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const V = 40;
 const D = 6;

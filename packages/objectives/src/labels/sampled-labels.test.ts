@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { expectClose, gradientError, openEngine, randomNormals, randomUniforms } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { ABSENT_LOGPROB, emitDivergence, emitSampledDistributions, type LabelArray } from '../index.ts';
 import { computeSoftLoss, floats, ids, logSoftmaxAt } from '../testing/soft-loss.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const V = 12;
 

@@ -1,5 +1,4 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { openEngine } from '@stillhouse/runtime';
 import {
   type CacheDescription,
@@ -9,11 +8,12 @@ import {
   type LabelledRow,
 } from '@stillhouse/teacher-cache';
 import { expectClose, randomNormals } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { collectLabels } from './label-arrays.ts';
 import { describeFullLabels, uploadTeacherHead } from './teacher-head.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const [V, WIDTH, RANK] = [9000, 12, 7];
 const normal = randomNormals(5);

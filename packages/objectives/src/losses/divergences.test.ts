@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { GraphBuilder, type Value } from '@stillhouse/onnx-graph';
 import { expectClose, type GradientCase, gradientError, openEngine, randomNormals } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import {
   ABSENT_LOGPROB,
   type Divergence,
@@ -15,7 +15,7 @@ import {
 import { computeSoftLoss, floats, ids, logSoftmaxAt } from '../testing/soft-loss.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const V = 12;
 const KL: Divergence = { kind: 'forward-kl' };

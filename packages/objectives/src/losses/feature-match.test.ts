@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { openSafetensors } from '@stillhouse/checkpoint';
 import { expectClose, gradientError, openEngine } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { emitHiddenLoss, type FeatureMatch, featureLossGraph } from './feature-match.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const GOLDEN = new URL('../../../../test/golden/features/losses.safetensors', import.meta.url).pathname;
 const KINDS = (['mse', 'cosine'] as const).flatMap((loss) =>

@@ -1,7 +1,7 @@
-import { after, test } from 'node:test';
 import { openSafetensors } from '@stillhouse/checkpoint';
 import { differentiate, type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
 import { expectClose, openEngine } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import {
   type Divergence,
   emitCrossEntropy,
@@ -13,7 +13,7 @@ import {
 } from '../index.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const GOLDEN = new URL('../../../../test/golden/kd-losses/', import.meta.url).pathname;
 const FORWARD: Divergence = { kind: 'forward-kl' };

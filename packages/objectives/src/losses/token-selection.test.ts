@@ -1,13 +1,13 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { GraphBuilder } from '@stillhouse/onnx-graph';
 import { expectClose, openEngine, randomNormals } from '@stillhouse/testing';
 import fc from 'fast-check';
+import { afterAll, test } from 'vitest';
 import { countSelected, emitEntropy, selectionGraph } from '../index.ts';
 import { logSoftmaxAt } from '../testing/soft-loss.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 test('a share is rounded up, and one position is always kept', () => {
   assert.deepEqual(

@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { GraphBuilder } from '@stillhouse/onnx-graph';
 import { gradientError, openEngine, randomNormals } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { emitLogSumExp, emitRowSum, REMOVED_SCORE } from '../index.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const ROWS = 2;
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { encodeModel } from '@stillhouse/onnx-graph';
+import { test } from 'vitest';
 import { type Divergence, entropyGraph, lossGraph, type SoftLabels, selectionGraph } from '../index.ts';
 import { type FeatureMatch, featureLossGraph } from './feature-match.ts';
 

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
-import { test } from 'node:test';
 import { openEngine } from '@stillhouse/testing';
 import protobuf from 'protobufjs';
+import { test } from 'vitest';
 import { encodeModel, GraphBuilder, type ProductPrecision } from '../index.ts';
 
 const modelType = protobuf

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { expectClose, openEngine } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { type EncodingTarget, encodeModel, type FloatDtype, GraphBuilder } from '../index.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const [BATCH, LENGTH, HEADS, HALF] = [2, 3, 2, 2];
 const WIDTH = HEADS * 2 * HALF;

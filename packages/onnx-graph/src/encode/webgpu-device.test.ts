@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { after, before, describe, test } from 'node:test';
-import { chooseSoftwareAdapter, expectClose, openEngine } from '@stillhouse/testing';
+import { chooseSoftwareAdapter, expectClose, openEngine, unless } from '@stillhouse/testing';
+import { afterAll, beforeAll, describe, test } from 'vitest';
 import { type Dtype, GraphBuilder, type OperatorName, type Value, WEBGPU_OPERATORS } from '../index.ts';
 
 type Engine = Awaited<ReturnType<typeof openEngine>>;
@@ -159,14 +159,14 @@ async function compute(engine: Engine, one: OperatorCase) {
   return results.map((values) => Array.from<number | bigint, number>(values, Number));
 }
 
-describe('what the table says of WebGPU is so', { skip: chooseSoftwareAdapter() }, () => {
+describe('what the table says of WebGPU is so', unless(chooseSoftwareAdapter()), () => {
   let gpu: Engine;
   let cpu: Engine;
-  before(async () => {
+  beforeAll(async () => {
     gpu = await openEngine({ device: 'webgpu', threads: 1 });
     cpu = await openEngine({ device: 'cpu', threads: 1 });
   });
-  after(async () => {
+  afterAll(async () => {
     await gpu.close();
     await cpu.close();
   });

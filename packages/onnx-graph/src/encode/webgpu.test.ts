@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
 import { expectClose, openEngine } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { encodeModel, GraphBuilder } from '../index.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const ROWS = 3;
 const WIDTH = 5;

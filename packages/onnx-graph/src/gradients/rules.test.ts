@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { type GradientCase, gradientError, openEngine } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { differentiate, GRADIENT_RULES, GraphBuilder, type OperatorName, type Value } from '../index.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const ids = (g: GraphBuilder, values: readonly number[], shape: readonly number[]) =>
   g.constant(BigInt64Array.from(values, BigInt), 'int64', shape);

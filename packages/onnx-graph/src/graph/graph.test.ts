@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
 import { openEngine } from '@stillhouse/testing';
 import fc from 'fast-check';
+import { test } from 'vitest';
 import { emitSumTo } from '../gradients/broadcast-sum.ts';
 import {
   differentiate,
@@ -152,7 +152,7 @@ test('the text dump has a line a node, names that mirror scopes, and no dead nod
 
 test('an encoded graph computes what it says at any value of its symbols', async (t) => {
   const engine = await openEngine({ threads: 1 });
-  t.after(() => engine.close());
+  t.onTestFinished(() => engine.close());
   const g = new GraphBuilder('symbols', 'float64');
   const x = g.floatInput('x', ['B*T', 6]);
   g.input('shape', 'int64', ['B', 'T']);

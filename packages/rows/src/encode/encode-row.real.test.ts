@@ -1,6 +1,7 @@
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { unless } from '@stillhouse/testing';
 import { hasTokenizer, openTokenizer } from '@stillhouse/tokenizer';
+import { test } from 'vitest';
 import { checkMasks } from '../testing/mask-vectors.ts';
 
 const models = process.env.STILLHOUSE_MODELS;
@@ -15,7 +16,7 @@ for (const [name, folder] of [
     : models === undefined
       ? 'STILLHOUSE_MODELS is not set'
       : `STILLHOUSE_MODELS has no ${folder}`;
-  test(`${name}: conversations have transformers' ids and assistant masks`, { skip }, async () => {
+  test(`${name}: conversations have transformers' ids and assistant masks`, unless(skip), async () => {
     checkMasks(await openTokenizer(join(models!, folder)), name);
   });
 }

@@ -2,16 +2,16 @@ import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, test } from 'node:test';
 import { copyTinyTokenizer, makeTinyR1, tinyQwenFolder } from '@stillhouse/testing';
 import { type ChatMessage, openTokenizer, type Tokenizer } from '@stillhouse/tokenizer';
+import { afterAll, test } from 'vitest';
 import type { RowContent } from '../read/row-content.ts';
 import { checkMasks } from '../testing/mask-vectors.ts';
 import { type EncodedRow, type EncodeOptions, encodeRow } from './encode-row.ts';
 import { summariseRows } from './row-summary.ts';
 
 const scratch = mkdtempSync(join(tmpdir(), 'encode-row-'));
-after(() => rmSync(scratch, { recursive: true }));
+afterAll(() => rmSync(scratch, { recursive: true }));
 
 const qwen = await openTokenizer(tinyQwenFolder);
 const r1 = await openTokenizer(makeTinyR1(join(scratch, 'r1'), 'r1-distill-qwen'));

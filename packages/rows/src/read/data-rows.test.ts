@@ -2,12 +2,12 @@ import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, test } from 'node:test';
+import { afterAll, test } from 'vitest';
 import { readDataRows } from './data-rows.ts';
 import type { DataRow } from './row-content.ts';
 
 const scratch = mkdtempSync(join(tmpdir(), 'data-rows-'));
-after(() => rmSync(scratch, { recursive: true }));
+afterAll(() => rmSync(scratch, { recursive: true }));
 let files = 0;
 
 function writeData(content: string | Uint8Array): string {

@@ -1,15 +1,15 @@
 import assert from 'node:assert/strict';
-import { after, before, describe, test } from 'node:test';
-import { findCudaObstacle } from '@stillhouse/testing';
+import { findCudaObstacle, unless } from '@stillhouse/testing';
+import { afterAll, beforeAll, describe, test } from 'vitest';
 import { type Engine, measureAvailableMemory, measureTensorMemory, openEngine } from '../index.ts';
 import { readTensor, testDeviceTensors, uploadFloats } from '../testing/device-tensors.ts';
 
-describe('tensors in the memory of a CUDA device', { skip: await findCudaObstacle() }, () => {
+describe('tensors in the memory of a CUDA device', unless(await findCudaObstacle()), () => {
   let engine: Engine;
-  before(async () => {
+  beforeAll(async () => {
     engine = await openEngine({ device: 'cuda', threads: 1 });
   });
-  after(() => engine.close());
+  afterAll(() => engine.close());
 
   testDeviceTensors(() => engine);
 

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
-import { test } from 'node:test';
 import { setImmediate } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
+import { test } from 'vitest';
 import type { WorkerOptions } from '../protocol.ts';
 import { openHostDevice } from './host-device.ts';
 import { createNativeMemory } from './native-memory.ts';

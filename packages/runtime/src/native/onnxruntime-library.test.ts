@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { findCudaProvider } from './onnxruntime-library.ts';
 
 test('an empty file in the place of the CUDA provider is no provider', async (t) => {

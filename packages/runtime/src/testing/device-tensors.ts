@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
-import { test } from 'node:test';
 import { expectClose } from '@stillhouse/testing';
+import { test } from 'vitest';
 import type { DeviceTensor, Engine, Program, TensorData, TensorDtype } from '../index.ts';
 
 /** A model of test/runtime. */

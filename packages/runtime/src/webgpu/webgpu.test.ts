@@ -2,19 +2,19 @@ import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, describe, test } from 'node:test';
-import { chooseSoftwareAdapter, expectClose, makeTemporaryFolder, runNode } from '@stillhouse/testing';
+import { chooseSoftwareAdapter, expectClose, makeTemporaryFolder, runNode, unless } from '@stillhouse/testing';
+import { afterAll, beforeAll, describe, test } from 'vitest';
 import { type DeviceTensor, type Engine, openEngine } from '../index.ts';
 import { loadModel, makeProduct, readTensor, testDeviceTensors, uploadFloats } from '../testing/device-tensors.ts';
 
 const obstacle = chooseSoftwareAdapter();
 
-describe('tensors in buffers of a WebGPU device', { skip: obstacle }, () => {
+describe('tensors in buffers of a WebGPU device', unless(obstacle), () => {
   let engine: Engine;
-  before(async () => {
+  beforeAll(async () => {
     engine = await openEngine({ device: 'webgpu', threads: 1 });
   });
-  after(() => engine.close());
+  afterAll(() => engine.close());
 
   const upload = (values: readonly number[], shape?: readonly number[]) => uploadFloats(engine, values, shape);
   const read = (tensor: DeviceTensor) => readTensor(engine, tensor);

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { shuffledOrder } from '@stillhouse/seeded-random';
 import fc from 'fast-check';
+import { test } from 'vitest';
 import { learningRateAt } from '../optimiser/learning-rate.ts';
 import { countSteps, type OrderedSource, openDataOrder, type SourceRow, sumLengths } from './data-order.ts';
 

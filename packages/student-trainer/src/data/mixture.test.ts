@@ -1,13 +1,13 @@
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { readModelConfig } from '@stillhouse/checkpoint';
 import { isStillhouseError } from '@stillhouse/errors';
 import { collectLabels } from '@stillhouse/objectives';
 import { resolveSettings } from '@stillhouse/settings';
 import { openCache } from '@stillhouse/teacher-cache';
 import { expectClose, makeTemporaryFolder } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { TRAINING_SETTINGS, type TrainingSettings, type TrainingStart, trainStudent } from '../index.ts';
 import { type SyntheticTeacher, writeSyntheticCache } from '../testing/synthetic-cache.ts';
 import { readMetrics, stopAt } from '../testing/tiny-run.ts';
@@ -124,7 +124,7 @@ test('every row brings the labels of its own cache, whatever differs between the
       batchTokens: 90,
     });
     const opened = await openCaches(all, (location) => openCache(location));
-    t.after(opened.close);
+    t.onTestFinished(opened.close);
     const { sources, resolved } = await resolveSources(opened, all, config);
     const stepSources = readSources({ sources, resolved }, all);
     const order = openDataOrder(orderSources(sources), 1);

@@ -1,15 +1,15 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
 import type { TokenBatch } from '@stillhouse/model-runner';
 import { expectClose, openEngine, randomNormals, randomUniforms } from '@stillhouse/testing';
 import fc from 'fast-check';
+import { afterAll, test } from 'vitest';
 import type { MicroBatch } from '../step/micro-batch.ts';
 import { createStudent } from '../step/student.ts';
 import { groupByLength, layOut, measureColumnCost } from './step-layout.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const STUDENT = new URL('../../../../test/golden/qwen2-tiny', import.meta.url).pathname;
 const lengths = fc.array(fc.integer({ min: 1, max: 50 }), { minLength: 1, maxLength: 40 });

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { test } from 'vitest';
 import type { DataPosition } from './data-order.ts';
 import type { StepData } from './step-data.ts';
 import { openStepReader } from './step-reader.ts';

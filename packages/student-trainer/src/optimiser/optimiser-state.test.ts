@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { readdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { after, test } from 'node:test';
 import { openSafetensors } from '@stillhouse/checkpoint';
 import { isStillhouseError } from '@stillhouse/errors';
 import { expectClose, makeTemporaryFolder, openEngine, randomNormals } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { type TrainingSettings, trainStudent } from '../index.ts';
 import type { Parameter } from '../step/parameters.ts';
 import { writeSyntheticCache } from '../testing/synthetic-cache.ts';
@@ -13,7 +13,7 @@ import { checkOptimiserState, createAdamW } from './adamw.ts';
 import { measureMoments, OPTIMISER_STATE_FORMATS, type OptimiserStateFormat } from './optimiser-state.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const SETTINGS = { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weightDecay: 0.1, clip: 1 };
 const BLOCK = 256;

@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { countParameters, readModelConfig } from '@stillhouse/checkpoint';
 import { isStillhouseError } from '@stillhouse/errors';
 import { resolveSettings } from '@stillhouse/settings';
 import { makeTemporaryFolder, openEngine } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { planTraining, TRAINING_SETTINGS, type TrainingSettings, trainStudent } from '../index.ts';
 import { measureActivations } from '../step/activation-store.ts';
 import { openGoldenStudent, readStep } from '../testing/golden-student.ts';

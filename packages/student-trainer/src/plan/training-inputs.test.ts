@@ -2,10 +2,10 @@ import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { resolveSettings } from '@stillhouse/settings';
 import { openCache } from '@stillhouse/teacher-cache';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { checkTraining, TRAINING_SETTINGS, type TrainingSettings, trainStudent } from '../index.ts';
 import { writeSyntheticCache } from '../testing/synthetic-cache.ts';
 

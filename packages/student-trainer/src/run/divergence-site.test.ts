@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { openModelWeights, readModelConfig } from '@stillhouse/checkpoint';
 import type { Objective } from '@stillhouse/objectives';
 import { type Engine, openEngine } from '@stillhouse/runtime';
+import { test } from 'vitest';
 import { makeTrainingPlan } from '../plan/training-plan.ts';
 import type { MicroBatch } from '../step/micro-batch.ts';
 import { createParameterStore, type FloatData, type ParameterStore } from '../step/parameters.ts';

@@ -2,9 +2,9 @@ import assert from 'node:assert/strict';
 import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
 import { resolveSettings } from '@stillhouse/settings';
+import { afterAll, test } from 'vitest';
 import {
   resolveStages,
   type StagedSettings,
@@ -19,7 +19,7 @@ import { readMetrics, stopAt } from '../testing/tiny-run.ts';
 
 const STUDENT = new URL('../../../../test/golden/qwen2-tiny', import.meta.url).pathname;
 const root = await mkdtemp(join(tmpdir(), 'stillhouse-'));
-after(() => rm(root, { recursive: true, force: true }));
+afterAll(() => rm(root, { recursive: true, force: true }));
 const cache = join(root, 'cache');
 await writeSyntheticCache(
   cache,

@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { countParameters, openModelWeights, readModelConfig } from '@stillhouse/checkpoint';
 import { isStillhouseError } from '@stillhouse/errors';
 import { resolveSettings } from '@stillhouse/settings';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { INIT_SETTINGS, initStudent } from './init-student.ts';
 
 const LIKE = new URL('../../../../test/golden/qwen2-tiny-untied', import.meta.url).pathname;

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
 import type { HiddenLayer } from '@stillhouse/teacher-cache';
+import { test } from 'vitest';
 import { isAttentionPair, isLayerPair, resolveLayerPairs } from './layer-pairs.ts';
 
 const resolve = (

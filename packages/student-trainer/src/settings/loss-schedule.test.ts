@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
+import { test } from 'vitest';
 import { checkLossSchedule, lossScalarsAt } from './loss-schedule.ts';
 
 const BASE = { temperature: 4, temperatureEnd: 2, alpha: 0.9, alphaEnd: undefined } as const;

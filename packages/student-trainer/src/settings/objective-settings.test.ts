@@ -2,10 +2,10 @@ import assert from 'node:assert/strict';
 import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
 import { resolveSettings } from '@stillhouse/settings';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { type StepMetrics, TRAINING_SETTINGS, type TrainingSettings, trainStudent } from '../index.ts';
 import { writeSyntheticCache } from '../testing/synthetic-cache.ts';
 
@@ -14,7 +14,7 @@ const TEACHER = { vocabSize: 512, hiddenSize: 24, rows: 9, k: 12, temperatures: 
 const BASE = { student: STUDENT, steps: 3, batchTokens: 30, lr: 1e-3, threads: 1 } as const;
 
 const root = await mkdtemp(join(tmpdir(), 'stillhouse-'));
-after(() => rm(root, { recursive: true, force: true }));
+afterAll(() => rm(root, { recursive: true, force: true }));
 const cache = join(root, 'cache');
 await writeSyntheticCache(cache, TEACHER);
 let runs = 0;

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import type { CachedRow } from '@stillhouse/teacher-cache';
+import { test } from 'vitest';
 import { checkFilter, describeFilter, keepsRow, type RowFilter } from './row-filter.ts';
 
 const ANY: RowFilter = { split: undefined, tasks: undefined, sources: undefined, verifiedOnly: false };

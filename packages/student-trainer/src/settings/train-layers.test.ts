@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { readModelConfig } from '@stillhouse/checkpoint';
 import { isStillhouseError } from '@stillhouse/errors';
 import { resolveSettings } from '@stillhouse/settings';
+import { test } from 'vitest';
 import { planBackward } from '../plan/backward-plan.ts';
 import { resolveTrainLayers, trainedNames } from './train-layers.ts';
 import { TRAINING_SETTINGS } from './training-settings.ts';

@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict';
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { after, test } from 'node:test';
 import { adapterNames, isAdapterName, openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
 import { LINEAR_NAMES } from '@stillhouse/decoder';
 import { isStillhouseError } from '@stillhouse/errors';
@@ -12,6 +11,7 @@ import {
   packSequences,
 } from '@stillhouse/model-runner';
 import { expectClose, makeTemporaryFolder, openEngine, randomNormals } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { type TrainingSettings, trainStudent } from '../index.ts';
 import { resolveLearning } from '../plan/learning.ts';
 import { isProjection } from '../plan/projections.ts';
@@ -24,7 +24,7 @@ import type { Student } from './student.ts';
 import { viewAsDecoder } from './student-decoder.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const config = await readModelConfig(TINY_STUDENT);
 
@@ -38,9 +38,9 @@ const everywhere: StudentAdapter = {
 const upperOnly: StudentAdapter = { ...everywhere, targets: ['v_proj', 'down_proj'], layers: new Set([1]) };
 
 const base = await openSafetensors(`${TINY_STUDENT}/model.safetensors`);
-after(() => base.close());
+afterAll(() => base.close());
 const projection = await openSafetensors(`${TINY_STUDENT}/../train-10-steps/projection.safetensors`);
-after(() => projection.close());
+afterAll(() => projection.close());
 
 /** Values of A and B that are zero nowhere. */
 function randomAdapter(adapter: StudentAdapter): Map<string, Float64Array<ArrayBuffer>> {

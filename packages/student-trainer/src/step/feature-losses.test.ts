@@ -2,13 +2,13 @@ import assert from 'node:assert/strict';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, test } from 'node:test';
 import { openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
 import { isStillhouseError } from '@stillhouse/errors';
 import type { FeatureMatch, LabelArrays, Objective } from '@stillhouse/objectives';
 import { resolveSettings } from '@stillhouse/settings';
 import type { HiddenLayer } from '@stillhouse/teacher-cache';
 import { expectClose, openEngine, randomNormals } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { type StepMetrics, TRAINING_SETTINGS, type TrainingSettings, trainStudent } from '../index.ts';
 import { reachedBy } from '../plan/feature-reach.ts';
 import { isProjection } from '../plan/projections.ts';
@@ -18,7 +18,7 @@ import type { FloatData } from './parameters.ts';
 import { createStudent, type Student, type StudentOptions } from './student.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const STUDENT = new URL('../../../../test/golden/qwen2-tiny', import.meta.url).pathname;
 const GOLDEN = new URL('../../../../test/golden/features/', import.meta.url).pathname;
@@ -87,7 +87,7 @@ const openStudent = (more: Partial<StudentOptions> = {}) =>
   });
 
 const root = await mkdtemp(join(tmpdir(), 'stillhouse-'));
-after(() => rm(root, { recursive: true, force: true }));
+afterAll(() => rm(root, { recursive: true, force: true }));
 const cache = join(root, 'cache');
 await writeSyntheticCache(
   cache,

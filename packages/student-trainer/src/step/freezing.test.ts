@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { cp, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { after, test } from 'node:test';
 import { type ModelConfig, openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
 import { isStillhouseError } from '@stillhouse/errors';
 import { expectClose, makeTemporaryFolder, openEngine } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { trainStudent } from '../index.ts';
 import { PROJECTION_NAME } from '../plan/projections.ts';
 import { resolveTrainLayers, trainedNames } from '../settings/train-layers.ts';
@@ -13,7 +13,7 @@ import { writeSyntheticCache } from '../testing/synthetic-cache.ts';
 import { stopAt, TINY_STUDENT, TINY_TEACHER, tinyRun } from '../testing/tiny-run.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const config = await readModelConfig(TINY_STUDENT);
 

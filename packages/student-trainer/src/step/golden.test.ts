@@ -1,14 +1,14 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { packSequences } from '@stillhouse/model-runner';
 import { encodeModel, type GraphBuilder } from '@stillhouse/onnx-graph';
 import { expectClose, openEngine } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { openGoldenStudent, readStep } from '../testing/golden-student.ts';
 import { expectTenSteps } from '../testing/ten-steps.ts';
 import type { StudentOptions } from './student.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 for (const float of ['float32', 'float64'] as const) {
   for (const tail of ['tail', 'bucket'] as const) {

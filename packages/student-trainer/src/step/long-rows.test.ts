@@ -1,14 +1,14 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { describeParameters, readModelConfig } from '@stillhouse/checkpoint';
 import { packSequences } from '@stillhouse/model-runner';
 import { openEngine, randomNormals } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { createStudent, type MicroBatch } from '../index.ts';
 import { type BatchLayout, forecastMemory, gatherLayouts, type MemoryQuestion } from '../plan/memory-forecast.ts';
 import { makeTrainingPlan } from '../plan/training-plan.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 const config = {
   ...(await readModelConfig(new URL('../../../../test/golden/qwen2-tiny', import.meta.url).pathname)),

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { openEngine } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { openRowTiles, tileBoundaries } from './row-tiles.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 test('tiles are about equal, hold 512 tokens at most, and a longer row alone', () => {
   assert.deepEqual(tileBoundaries(8, 256, 512), [0, 2, 4, 6, 8]);

@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict';
-import { after, test } from 'node:test';
 import { readModelConfig } from '@stillhouse/checkpoint';
 import { openEngine } from '@stillhouse/testing';
+import { afterAll, test } from 'vitest';
 import { makeTrainingPlan } from '../plan/training-plan.ts';
 import { compileStepPrograms } from './step-programs.ts';
 
 const engine = await openEngine({ threads: 1 });
-after(() => engine.close());
+afterAll(() => engine.close());
 
 test('the plain program of a layer is compiled only where a layer goes forwards by it', async () => {
   const config = await readModelConfig(new URL('../../../../test/golden/qwen2-tiny', import.meta.url).pathname);

@@ -1,22 +1,22 @@
 import assert from 'node:assert/strict';
-import { after, before, describe, test } from 'node:test';
 import { openSafetensors } from '@stillhouse/checkpoint';
 import { packSequences } from '@stillhouse/model-runner';
 import { type Engine, openEngine } from '@stillhouse/runtime';
-import { chooseSoftwareAdapter, expectClose, expectSmallDifference } from '@stillhouse/testing';
+import { chooseSoftwareAdapter, expectClose, expectSmallDifference, unless } from '@stillhouse/testing';
+import { afterAll, beforeAll, describe, test } from 'vitest';
 import { openGoldenStudent, readStep } from '../testing/golden-student.ts';
 import { expectResumedRunIsStraight } from '../testing/resumed-run.ts';
 import { expectTenSteps } from '../testing/ten-steps.ts';
 
 const obstacle = chooseSoftwareAdapter();
 
-describe('a training step on WebGPU', { skip: obstacle }, () => {
+describe('a training step on WebGPU', unless(obstacle), () => {
   // Open for as long as the tests run: what one engine has compiled for the device the next need not compile again.
   let engine: Engine;
-  before(async () => {
+  beforeAll(async () => {
     engine = await openEngine({ device: 'webgpu', threads: 1 });
   });
-  after(() => engine.close());
+  afterAll(() => engine.close());
 
   test('ten steps are those of PyTorch, as closely as on a CPU', () => expectTenSteps(engine, 'tail', 'float32'));
 

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { TestContext } from 'node:test';
 import { resolveSettings } from '@stillhouse/settings';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import type { TestContext } from 'vitest';
 import { TRAINING_SETTINGS, type TrainingResult, type TrainingSettings, trainStudent } from '../index.ts';
 import { writeSyntheticCache } from './synthetic-cache.ts';
 

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { appendFile, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { resolveSettings } from '@stillhouse/settings';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { TRAINING_SETTINGS, type TrainingSettings, trainStudent } from '../index.ts';
 import { writeSyntheticCache } from '../testing/synthetic-cache.ts';
 import { stopAt } from '../testing/tiny-run.ts';

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { cp, mkdir, readFile, rename, rm, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
+import { afterAll, beforeAll, test } from 'vitest';
 import { canonicalJson } from '../format/canonical-json.ts';
 import { digestManifest, listFiles } from '../format/manifest.ts';
 import { type CacheManifest, openCache, readManifest, verifyCache } from '../index.ts';
@@ -23,7 +23,7 @@ type Damageable = any;
 
 let sound = '';
 let release = () => {};
-before(
+beforeAll(
   () =>
     new Promise<void>((resolve, reject) => {
       inFolder(async (folder) => {
@@ -36,7 +36,7 @@ before(
       }).catch(reject);
     }),
 );
-after(() => release());
+afterAll(() => release());
 
 /** A copy of a sound cache to damage. */
 const damaged = (work: (folder: string) => Promise<void>) =>

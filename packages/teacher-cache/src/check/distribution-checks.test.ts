@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { randomUniforms } from '@stillhouse/testing';
 import fc from 'fast-check';
+import { test } from 'vitest';
 import { normaliseDescription, type SampledLabels, type TopKLabels, type TopKPolicy } from '../index.ts';
 import { describeRandomCache, randomSampled, randomTopK } from '../testing/random-cache.ts';
 import { checkSampled, checkTopK } from './distribution-checks.ts';

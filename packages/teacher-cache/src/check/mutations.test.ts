@@ -4,9 +4,9 @@
  * but a StillhouseError comes out, in bounded memory.
  */
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { runNode } from '@stillhouse/testing';
+import { test } from 'vitest';
 import type { RandomCacheShape } from '../testing/random-cache.ts';
 
 const BASE = { rows: 4, rowsPerShard: 3, maxTokens: 9, vocabSize: 30, k: 6, temperatures: [1, 2] } as const;

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { randomUniforms } from '@stillhouse/testing';
 import fc from 'fast-check';
+import { test } from 'vitest';
 import type { TopKPolicy } from '../format/label-policy.ts';
 import type { TopKLabels } from '../format/labelled-row.ts';
 import { openSoundCheck, TOLERANCE } from './sound-topk.ts';

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { describe, it } from 'node:test';
 import { randomUniforms } from '@stillhouse/testing';
 import fc from 'fast-check';
+import { describe, it } from 'vitest';
 import { decodeStates, fitCoordinateCoder, measureCodedBytes, openHiddenCoder } from './hidden-codebook.ts';
 import { FREQUENCY_SUM, makeSymbolTable } from './rans.ts';
 

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import { narrowToFloat16, widenFloat16 } from '@stillhouse/float-formats';
 import fc from 'fast-check';
+import { test } from 'vitest';
 import { dequantiseHidden, labelPositions, measureChannelRms, quantiseHidden, quantiseHiddenGroups } from '../index.ts';
 
 test('int8 states are never off by more than half a level', () => {

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { test } from 'vitest';
 import { shardSchema } from '../format/arrow-schemas.ts';
 import { digestManifest } from '../format/manifest.ts';
 import { openCache } from '../index.ts';

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
 import fc from 'fast-check';
+import { test } from 'vitest';
 import type { SampledLabels } from '../format/labelled-row.ts';
 import { packSampled, unpackSampled } from './sampled-packing.ts';
 import { loadZstd } from './zstd.ts';

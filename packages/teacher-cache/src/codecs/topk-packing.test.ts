@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
-import { describe, it } from 'node:test';
 import fc from 'fast-check';
+import { describe, it } from 'vitest';
 import type { TopKLabels } from '../format/labelled-row.ts';
 import { boundLogprobs, type LogprobDtype } from './logprob-codes.ts';
 import { packTopK, roundTopK, unpackTopK } from './topk-packing.ts';

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { readdirSync, readFileSync } from 'node:fs';
-import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { test } from 'vitest';
 import { openCache, verifyCache } from '../index.ts';
 import { dumpCache } from '../testing/dump-cache.ts';
 

@@ -2,8 +2,9 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { unless } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { dequantiseHidden, openCache, verifyCache } from '../index.ts';
 import { buildRandomCache, fixedChannelRms, type RandomCacheShape, randomRow } from '../testing/random-cache.ts';
 import { inFolder } from '../testing/scratch-folder.ts';
@@ -25,7 +26,7 @@ function cut(values: ArrayLike<number>, lengths: readonly number[]): number[][] 
   });
 }
 
-test('pyarrow and polars read a cache, value for value', { skip }, () =>
+test('pyarrow and polars read a cache, value for value', unless(skip), () =>
   inFolder(async (folder) => {
     const shape: RandomCacheShape = {
       seed: 5,
@@ -98,7 +99,7 @@ test('pyarrow and polars read a cache, value for value', { skip }, () =>
 );
 
 for (const logprobDtype of ['float32', 'float16', 'uint16', 'uint8'] as const) {
-  test(`pyarrow and NumPy read packed labels with ${logprobDtype} logprobs, and sampled ones`, { skip }, () =>
+  test(`pyarrow and NumPy read packed labels with ${logprobDtype} logprobs, and sampled ones`, unless(skip), () =>
     inFolder(async (folder) => {
       const shape: RandomCacheShape = {
         seed: 6,
@@ -133,7 +134,7 @@ for (const logprobDtype of ['float32', 'float16', 'uint16', 'uint8'] as const) {
   );
 }
 
-test('a cache that pyarrow wrote is read and verified', { skip }, () =>
+test('a cache that pyarrow wrote is read and verified', unless(skip), () =>
   inFolder(async (folder) => {
     await mkdir(folder);
     runPython('write_cache.py', folder);

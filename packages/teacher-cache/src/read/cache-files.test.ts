@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { readFile, rm, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { test } from 'vitest';
 import { readManifest } from '../index.ts';
 import { buildRandomCache } from '../testing/random-cache.ts';
 import { inFolder } from '../testing/scratch-folder.ts';

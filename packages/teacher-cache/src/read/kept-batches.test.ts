@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { truncate } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { test } from 'vitest';
 import { listFiles } from '../format/manifest.ts';
 import { describeSize, measureKeptBatches, openCache, readManifest } from '../index.ts';
 import { buildRandomCache, type RandomCacheShape } from '../testing/random-cache.ts';

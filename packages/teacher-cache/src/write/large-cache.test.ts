@@ -2,9 +2,9 @@ import assert from 'node:assert/strict';
 import { mkdtemp, rm, statfs } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { runNode } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { describeSize, openCacheWriter, readManifest } from '../index.ts';
 import { describeRandomCache } from '../testing/random-cache.ts';
 

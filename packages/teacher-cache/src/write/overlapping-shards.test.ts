@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { readdirSync, readFileSync, statSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { test } from 'vitest';
 import { type CacheWriter, type LabelledRow, openCacheWriter, verifyCache } from '../index.ts';
 import {
   buildRandomCache,

@@ -4,11 +4,11 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { mkdir, readdir, rm, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { isStillhouseError } from '@stillhouse/errors';
 import { randomUniforms, startNode } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { openCache, openCacheWriter, verifyCache } from '../index.ts';
 import {
   buildRandomCache,

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { mkdir, symlink, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { test } from 'node:test';
 import { isStillhouseError } from '@stillhouse/errors';
 import { makeTemporaryFolder } from '@stillhouse/testing';
+import { test } from 'vitest';
 import { openSafetensors, writeSafetensors } from '../../index.ts';
 
 /** A file of any header text and data; `length` overrules the length field. */
