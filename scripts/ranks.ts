@@ -5,6 +5,7 @@
 export const ranks: Readonly<Record<string, number>> = {
   errors: 0,
   'float-formats': 0,
+  'tensor-types': 0,
   settings: 1,
   'durable-files': 1,
   'onnx-graph': 1,

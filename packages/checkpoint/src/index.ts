@@ -30,4 +30,4 @@ export {
   outputMatrixName,
   type TensorPlace,
 } from './tensor-names.ts';
-export { countElements, type FloatArrays, type StoredTensor, type TensorSource } from './tensor-source.ts';
+export type { FloatArrays, StoredTensor, TensorSource } from './tensor-source.ts';

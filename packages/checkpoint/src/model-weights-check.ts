@@ -1,8 +1,9 @@
 import { StillhouseError } from '@stillhouse/errors';
+import { formatTensorType } from '@stillhouse/tensor-types';
 import type { ModelConfig } from './model-config.ts';
 import { describeParameters } from './parameters.ts';
 import { OUTPUT_MATRIX_NAME } from './tensor-names.ts';
-import { formatTensorType, type TensorSource } from './tensor-source.ts';
+import type { TensorSource } from './tensor-source.ts';
 
 /** Buffers that old checkpoints hold though they follow from the config. */
 const DERIVED_BUFFER = /(^|\.)(rotary_emb\.inv_freq|attn\.masked_bias|self_attn\.bias)$/;

@@ -1,6 +1,6 @@
+import { countElements } from '@stillhouse/tensor-types';
 import type { ModelConfig } from './model-config.ts';
 import { EMBEDDING_NAME, FINAL_NORM_NAME, isHeadTied, layerTensorName, OUTPUT_MATRIX_NAME } from './tensor-names.ts';
-import { countElements } from './tensor-source.ts';
 
 /** A tensor that a model of some configuration has, in checkpoint layout: linear weights are [out, in]. */
 export interface ParameterSpec {

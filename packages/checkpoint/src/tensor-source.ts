@@ -43,9 +43,3 @@ export interface TensorSource {
 
 export const allocateFloats = <Float extends keyof FloatArrays>(float: Float, length: number) =>
   (float === 'float64' ? new Float64Array(length) : new Float32Array(length)) as FloatArrays[Float];
-
-/** The numbers that a tensor of this shape has. */
-export const countElements = (shape: readonly number[]): number => shape.reduce((count, size) => count * size, 1);
-
-/** `float32 [2, 3]`, for messages. */
-export const formatTensorType = (dtype: string, shape: readonly number[]): string => `${dtype} [${shape.join(', ')}]`;

@@ -1,4 +1,5 @@
-import { type Dim, type GraphBuilder, multiplyDims, type Value } from '@stillhouse/onnx-graph';
+import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
+import { type Dim, multiplyDims } from '@stillhouse/tensor-types';
 
 /**
  * What is added to a forbidden attention score. Its exponential is zero beside any real score, and unlike minus

@@ -1,5 +1,6 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
-import { type GraphBuilder, multiplyDims, type Value } from '@stillhouse/onnx-graph';
+import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
+import { multiplyDims } from '@stillhouse/tensor-types';
 import { type AdapterValues, emitAdapter } from './low-rank-adapter.ts';
 import type { RotaryTables } from './rotary.ts';
 import { type BlockedBias, emitBlockedAttention, emitSoftmaxAttention } from './softmax-attention.ts';

@@ -1,16 +1,14 @@
 import { describeLayer, type ModelConfig } from '@stillhouse/checkpoint';
 import {
-  type Dim,
   differentiate,
   type FloatDtype,
   findCut,
   GraphBuilder,
   type GraphHints,
-  multiplyDims,
   type OperatorName,
-  type Shape,
   type Value,
 } from '@stillhouse/onnx-graph';
+import { type Dim, multiplyDims, type Shape } from '@stillhouse/tensor-types';
 import { emitBlockBias, emitCacheBias, emitSegmentBias } from './attention-bias.ts';
 import { type BlockInputs, type BlockWeights, emitBlock } from './block.ts';
 import { type AdapterValues, adapterParameters, emitMerged, type LowRankAdapter } from './low-rank-adapter.ts';

@@ -1,4 +1,5 @@
-import { type Dim, type GraphBuilder, multiplyDims, type Value } from '@stillhouse/onnx-graph';
+import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
+import { type Dim, multiplyDims } from '@stillhouse/tensor-types';
 
 /**
  * A score so far below its row's largest counts as this far: its share is 1e-26, nothing to float32 and to float64. Left

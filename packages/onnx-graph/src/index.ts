@@ -13,7 +13,6 @@ export {
   type NoGradient,
 } from './gradients/rules.ts';
 export { GraphBuilder, type GraphHints } from './graph/builder.ts';
-export { elementCount, formatShape, multiplyDims, resolveDim, shapesEqual, symbolsOf } from './graph/dims.ts';
 export { OPERATORS } from './graph/operators.ts';
 export { printGraph } from './graph/print.ts';
 export { findCut, racesOnThreads } from './graph/reachable.ts';
@@ -21,13 +20,10 @@ export type {
   AttributeValue,
   ConstantData,
   Contribution,
-  Dim,
-  Dtype,
   FloatDtype,
   Node,
   OperatorAttributes,
   OperatorName,
-  Shape,
   TensorType,
   Value,
 } from './graph/types.ts';

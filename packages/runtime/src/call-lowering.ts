@@ -1,8 +1,9 @@
 import { StillhouseError } from '@stillhouse/errors';
+import { formatShape } from '@stillhouse/tensor-types';
 import type { Call } from './call.ts';
 import { checkBindings, type Program } from './program.ts';
 import type { WorkerCall } from './protocol.ts';
-import { type DeviceTensor, formatShape } from './tensor.ts';
+import type { DeviceTensor } from './tensor.ts';
 import type { TensorTable } from './tensor-table.ts';
 
 /** What calls name by value and the worker by number. */

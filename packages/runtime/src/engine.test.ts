@@ -1,16 +1,10 @@
 import assert from 'node:assert/strict';
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { TensorData, TensorDtype } from '@stillhouse/tensor-types';
 import { makeTemporaryFolder } from '@stillhouse/testing';
 import { afterAll, beforeAll, test } from 'vitest';
-import {
-  type DeviceTensor,
-  type Engine,
-  openEngine,
-  type Program,
-  type TensorData,
-  type TensorDtype,
-} from './index.ts';
+import { type DeviceTensor, type Engine, openEngine, type Program } from './index.ts';
 
 let engine: Engine;
 beforeAll(async () => {

@@ -1,18 +1,10 @@
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import { encodeModel, type GraphBuilder, type ProductPrecision, racesOnThreads } from '@stillhouse/onnx-graph';
+import { countElements, formatShape, TENSOR_ARRAYS, type TensorData, type TensorDtype } from '@stillhouse/tensor-types';
 import type { Call } from './call.ts';
 import { lowerCall, lowerCopy, lowerFill } from './call-lowering.ts';
 import { checkPorts, describeProgram, type Program } from './program.ts';
-import {
-  checkTensorData,
-  countElements,
-  type DeviceTensor,
-  formatShape,
-  measureTensor,
-  TENSOR_ARRAYS,
-  type TensorData,
-  type TensorDtype,
-} from './tensor.ts';
+import { checkTensorData, type DeviceTensor, measureTensor } from './tensor.ts';
 import { createTensorTable, type TensorTable } from './tensor-table.ts';
 import type { WorkerLink } from './worker-link.ts';
 

@@ -3,16 +3,10 @@ import { readFileSync } from 'node:fs';
 import { setTimeout } from 'node:timers/promises';
 import { isStillhouseError } from '@stillhouse/errors';
 import type { ProductPrecision } from '@stillhouse/onnx-graph';
+import type { TensorDtype } from '@stillhouse/tensor-types';
 import { afterAll, beforeAll, test } from 'vitest';
 import { createEngine } from './engine.ts';
-import {
-  type DeviceName,
-  type DeviceTensor,
-  type Engine,
-  openEngine,
-  type Program,
-  type TensorDtype,
-} from './index.ts';
+import { type DeviceName, type DeviceTensor, type Engine, openEngine, type Program } from './index.ts';
 import type { WorkerCommand } from './protocol.ts';
 import { startWorker } from './worker-link.ts';
 

@@ -4,4 +4,4 @@ export { type Accelerator, type DeviceName, type EngineOptions, openEngine } fro
 export type { Engine, MemoryUse, ModelOptions } from './engine.ts';
 export type { Program } from './program.ts';
 export type { Port } from './protocol.ts';
-export { type DeviceTensor, TENSOR_ARRAYS, type TensorData, type TensorDtype } from './tensor.ts';
+export type { DeviceTensor } from './tensor.ts';

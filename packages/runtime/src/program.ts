@@ -1,6 +1,7 @@
 import { StillhouseError } from '@stillhouse/errors';
+import { formatShape, isShapeInput, isTensorDtype, resolveDim, shapeInputDims } from '@stillhouse/tensor-types';
 import type { Port } from './protocol.ts';
-import { type DeviceTensor, formatShape, isTensorDtype } from './tensor.ts';
+import type { DeviceTensor } from './tensor.ts';
 
 /** A compiled model. */
 export interface Program {
@@ -10,7 +11,7 @@ export interface Program {
   /** Name, dtype and shape of every input; a dimension is a number, a symbol's name, or '' where unknown. */
   readonly inputs: readonly Port[];
   readonly outputs: readonly Port[];
-  /** Inputs that hold a shape, by name: see {@link isShapeInput}. The engine fills them in itself. */
+  /** Inputs that hold a shape, by name: see `shapeInputName`. The engine fills them in itself. */
   readonly shapeInputs: readonly string[];
   /** Frees the session after everything that was asked before. Further runs fail with PROGRAM_RELEASED. */
   release(): void;
@@ -82,33 +83,29 @@ export function checkBindings(
   return program.shapeInputs.map((name) => resolveShape(program, name, symbols));
 }
 
-const SHAPE_INPUT = /^shape\((.*)\)$/;
-
-/**
- * Whether an int64 input stands for a shape that depends on the run: it is called `shape(B*T,4,D)` after its sizes, which are
- * read off the dimensions of the other inputs and outputs.
- */
-export const isShapeInput = (name: string) => SHAPE_INPUT.test(name);
-
-function resolveShape(program: Program, name: string, symbols: ReadonlyMap<string, Binding>): readonly number[] {
-  return SHAPE_INPUT.exec(name)![1]!
-    .split(',')
-    .map((dim) => {
-      const size = /^\d+$/.test(dim) ? Number(dim) : (symbols.get(dim) ?? resolveProduct(dim, symbols))?.size;
-      if (size !== undefined) return size;
-      throw new StillhouseError({
-        code: 'PROGRAM_SHAPE_UNKNOWN',
-        where: `program ${program.name}, input ${name}`,
-        problem: `no other input or output says how large ${dim} is`,
-        remedy: 'Give the program an input with that dimension',
-      });
+function resolveShape(program: Program, name: string, symbols: Symbols): readonly number[] {
+  return shapeInputDims(name).map((dim) => {
+    const size = sizeOf(dim, symbols);
+    if (size !== undefined) return size;
+    throw new StillhouseError({
+      code: 'PROGRAM_SHAPE_UNKNOWN',
+      where: `program ${program.name}, input ${name}`,
+      problem: `no other input or output says how large ${dim} is`,
+      remedy: 'Give the program an input with that dimension',
     });
+  });
 }
 
 interface Binding {
   readonly size: number;
   readonly where: string;
 }
+
+type Symbols = ReadonlyMap<string, Binding>;
+
+/** Of a symbol or a product of symbols, if every one is known; a product can be bound as a whole too. */
+const sizeOf = (dim: string, symbols: Symbols): number | undefined =>
+  symbols.get(dim)?.size ?? resolveDim(dim, (symbol) => symbols.get(symbol)?.size);
 
 function checkNames(
   program: Program,
@@ -173,26 +170,12 @@ function checkPort(
       return;
     }
     if (dim === '') return;
-    const known = symbols.get(dim) ?? resolveProduct(dim, symbols);
+    const known = sizeOf(dim, symbols);
     if (known === undefined) symbols.set(dim, { size, where: says });
-    else if (known.size !== size) {
-      refuse(
-        `dimension ${axis} (${dim}) differs from what ${known.where} says`,
-        `${formatShape(port.shape)} with ${dim} = ${known.size}`,
-      );
+    else if (known !== size) {
+      const where = symbols.get(dim)?.where ?? 'the product of its factors';
+      const expected = `${formatShape(port.shape)} with ${dim} = ${known}`;
+      refuse(`dimension ${axis} (${dim}) differs from what ${where} says`, expected);
     }
   });
-}
-
-/** The value of `a*b*2` if every factor is known. */
-function resolveProduct(symbol: string, symbols: ReadonlyMap<string, Binding>): Binding | undefined {
-  const factors = symbol.split('*').map((factor) => factor.trim());
-  if (factors.length < 2) return undefined;
-  let size = 1;
-  for (const factor of factors) {
-    const value = /^\d+$/.test(factor) ? Number(factor) : symbols.get(factor)?.size;
-    if (value === undefined) return undefined;
-    size *= value;
-  }
-  return { size, where: 'the product of its factors' };
 }

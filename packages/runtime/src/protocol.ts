@@ -1,6 +1,6 @@
 /** Messages between the engine on the main thread and the worker that owns the sessions and the memory. */
 import type { ProductPrecision } from '@stillhouse/onnx-graph';
-import type { TensorData, TensorDtype } from './tensor.ts';
+import type { TensorData, TensorDtype } from '@stillhouse/tensor-types';
 
 /** Dimensions: a number, the name of a symbol such as `batch`, or '' for an unknown one. */
 export interface Port {

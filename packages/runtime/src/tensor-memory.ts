@@ -1,5 +1,5 @@
+import type { TensorData, TensorDtype } from '@stillhouse/tensor-types';
 import type { Port, WorkerOptions } from './protocol.ts';
-import type { TensorData, TensorDtype } from './tensor.ts';
 
 /** A loaded model with the tensors of one run, by port name; `shapes` are inputs in main memory. */
 export interface BoundRun<Session> {

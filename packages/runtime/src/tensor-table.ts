@@ -1,5 +1,6 @@
 import { StillhouseError } from '@stillhouse/errors';
-import { type DeviceTensor, formatShape, type TensorDtype } from './tensor.ts';
+import { formatShape, type TensorDtype } from '@stillhouse/tensor-types';
+import type { DeviceTensor } from './tensor.ts';
 
 interface Allocation {
   readonly sizeBytes: number;

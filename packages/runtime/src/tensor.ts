@@ -1,31 +1,13 @@
 import { StillhouseError } from '@stillhouse/errors';
-import type { Dtype } from '@stillhouse/onnx-graph';
-
-/** Element types that cross between JavaScript and the device. */
-export type TensorDtype = Exclude<Dtype, 'bfloat16'>;
-
-/** The arrays that hold tensor data in JavaScript; {@link TENSOR_ARRAYS} says which dtype uses which. */
-export type TensorData =
-  | Float32Array
-  | Float64Array
-  | BigInt64Array
-  | Int32Array
-  | Int8Array
-  | Uint8Array
-  | Uint16Array;
-
-/** float16 travels as its bit patterns in a Uint16Array, bool as 0 and 1 in a Uint8Array. */
-export const TENSOR_ARRAYS = {
-  float32: Float32Array,
-  float64: Float64Array,
-  int64: BigInt64Array,
-  int32: Int32Array,
-  int8: Int8Array,
-  uint8: Uint8Array,
-  uint16: Uint16Array,
-  float16: Uint16Array,
-  bool: Uint8Array,
-} as const satisfies Record<TensorDtype, unknown>;
+import {
+  countElements,
+  elementBytes,
+  formatShape,
+  isTensorDtype,
+  TENSOR_ARRAYS,
+  type TensorData,
+  type TensorDtype,
+} from '@stillhouse/tensor-types';
 
 /**
  * A named region of memory on an engine's device. The data stays there; only {@link Engine.download} brings it back.
@@ -37,18 +19,6 @@ export interface DeviceTensor {
   readonly dtype: TensorDtype;
   readonly shape: readonly number[];
   readonly sizeBytes: number;
-}
-
-export function isTensorDtype(dtype: string): dtype is TensorDtype {
-  return Object.hasOwn(TENSOR_ARRAYS, dtype);
-}
-
-export function countElements(shape: readonly number[]): number {
-  return shape.reduce((product, dim) => product * dim, 1);
-}
-
-export function formatShape(shape: readonly (number | string)[]): string {
-  return `[${shape.map((dim) => (dim === '' ? '?' : dim)).join(', ')}]`;
 }
 
 /**
@@ -73,7 +43,7 @@ export function measureTensor(where: string, dtype: TensorDtype, shape: readonly
       got: formatShape(shape),
     });
   }
-  return countElements(shape) * TENSOR_ARRAYS[dtype].BYTES_PER_ELEMENT;
+  return countElements(shape) * elementBytes(dtype);
 }
 
 /**

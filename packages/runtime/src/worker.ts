@@ -4,10 +4,11 @@
  * `session.run` blocks its thread, so the main thread keeps only handles, and `TensorMemory` the tensors.
  */
 import { parentPort, workerData } from 'node:worker_threads';
+import { isShapeInput, type TensorData } from '@stillhouse/tensor-types';
 import { Failure } from './failure.ts';
 import { openCpuBackend } from './native/cpu-backend.ts';
 import { openCudaBackend } from './native/cuda-backend.ts';
-import { describeUnsupportedDtype, isShapeInput } from './program.ts';
+import { describeUnsupportedDtype } from './program.ts';
 import type {
   FromWorker,
   ToWorker,
@@ -19,7 +20,6 @@ import type {
   WorkerRequest,
 } from './protocol.ts';
 import { SHARED_STATE } from './protocol.ts';
-import type { TensorData } from './tensor.ts';
 import type { Backend, LoadedModel } from './tensor-memory.ts';
 
 if (parentPort === null) throw new Error('worker.ts runs in a worker thread only');

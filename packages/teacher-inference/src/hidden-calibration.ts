@@ -1,6 +1,7 @@
 import type { GraphBuilder } from '@stillhouse/onnx-graph';
-import type { DeviceTensor, Engine, Program, TensorData } from '@stillhouse/runtime';
+import type { DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import type { HiddenCodebook } from '@stillhouse/teacher-cache';
+import type { TensorData } from '@stillhouse/tensor-types';
 import {
   distributionsGraph,
   momentsGraph,

@@ -1,6 +1,6 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
-import type { DeviceTensor, Engine, Program, TensorData, TensorDtype } from '@stillhouse/runtime';
+import type { DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import {
   type CacheDescription,
   describeHiddenLayer,
@@ -11,6 +11,7 @@ import {
   type HiddenLayer,
   type HiddenScale,
 } from '@stillhouse/teacher-cache';
+import type { TensorData, TensorDtype } from '@stillhouse/tensor-types';
 import { createDistributionReadout, type DistributionReadout } from './distribution-readout.ts';
 import { findRange, type LabelRange, requireFinite } from './label-range.ts';
 import { hiddenGraph } from './readout-graphs.ts';

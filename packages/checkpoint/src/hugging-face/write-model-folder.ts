@@ -9,11 +9,11 @@ import {
   writeFileAtomically,
 } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
+import { countElements } from '@stillhouse/tensor-types';
 import { assertFinite } from '../finite-weights.ts';
 import { elementBytes } from '../formats/safetensors/stored-dtype.ts';
 import { writeSafetensors } from '../formats/safetensors/write-safetensors.ts';
 import { describeParameters, type ParameterSpec } from '../parameters.ts';
-import { countElements } from '../tensor-source.ts';
 import { CONFIG_FILE, GENERATION_CONFIG_FILE, parseModelConfig, requireFolder } from './config-file.ts';
 import type { JsonObject } from './json-fields.ts';
 import { WEIGHT_FILE, WEIGHT_INDEX_FILE } from './weight-files.ts';

@@ -18,8 +18,9 @@ import {
   uploadTeacherHead,
 } from '@stillhouse/objectives';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
-import type { Call, DeviceTensor, Engine, Program, TensorData } from '@stillhouse/runtime';
+import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import type { HiddenScale, LabelledRow, TeacherCache } from '@stillhouse/teacher-cache';
+import type { TensorData } from '@stillhouse/tensor-types';
 import { kdGraph, perTemperature } from './kd-graph.ts';
 import type { KdLabels } from './kd-labels.ts';
 

@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { arrangeByPlace, openModelWeights, openSafetensors } from '@stillhouse/checkpoint';
 import { blockGradientGraph, blockGraph, gradientName } from '@stillhouse/decoder';
 import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
-import { type DeviceTensor, openEngine, type TensorData } from '@stillhouse/runtime';
+import { type DeviceTensor, openEngine } from '@stillhouse/runtime';
+import type { TensorData } from '@stillhouse/tensor-types';
 import { expectClose } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
 import {

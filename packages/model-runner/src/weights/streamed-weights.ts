@@ -1,5 +1,4 @@
 import {
-  countElements,
   describeLayer,
   type FloatArrays,
   type ModelConfig,
@@ -8,6 +7,7 @@ import {
 } from '@stillhouse/checkpoint';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
+import { countElements } from '@stillhouse/tensor-types';
 import type { LayerTensors } from '../forward/forward-programs.ts';
 import { uploadWeight } from './upload-weight.ts';
 

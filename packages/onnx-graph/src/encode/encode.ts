@@ -1,30 +1,17 @@
 import { readFileSync } from 'node:fs';
+import { type Dtype, ONNX_TYPES, type Shape, shapeInputName } from '@stillhouse/tensor-types';
 import protobuf from 'protobufjs';
 import type { GraphBuilder } from '../graph/builder.ts';
 import { reachableNodes } from '../graph/reachable.ts';
-import type { AttributeValue, Dtype, Node, OperatorName, Shape, Value } from '../graph/types.ts';
+import type { AttributeValue, Node, OperatorName, Value } from '../graph/types.ts';
 import { verifyGraph, verifyWebGpuGraph } from '../graph/verify.ts';
-import { chooseOldestOpset, type EncodingTarget, type ProductPrecision, shapeInputName } from './encoding-target.ts';
+import { chooseOldestOpset, type EncodingTarget, type ProductPrecision } from './encoding-target.ts';
 import { type LoweredNode, lowerGemmToBfloat16, lowerLogSum, lowerRotaryEmbedding } from './lowering.ts';
 import { emitShapeOperand } from './shape-operands.ts';
 
 const IR_VERSION = 10;
 /** 26 brings BitCast; every other operator here is older. */
 const OPSET_VERSION = 26;
-
-/** `TensorProto.DataType` of onnx.proto. */
-const DATA_TYPES: { readonly [D in Dtype]: number } = {
-  float32: 1,
-  uint8: 2,
-  int8: 3,
-  uint16: 4,
-  int32: 6,
-  int64: 7,
-  bool: 9,
-  float16: 10,
-  float64: 11,
-  bfloat16: 16,
-};
 
 const ATTRIBUTE_FLOAT = 1;
 const ATTRIBUTE_INT = 2;
@@ -60,7 +47,7 @@ function encodeOperator(g: GraphBuilder, node: Node, shapeOperand: ShapeOperand)
   switch (node.op satisfies OperatorName) {
     case 'Cast':
     case 'BitCast':
-      return { attributes: [int('to', DATA_TYPES[a.to as Dtype])], extraInputs: [] };
+      return { attributes: [int('to', ONNX_TYPES[a.to as Dtype])], extraInputs: [] };
     case 'Gemm':
       return { attributes: [int('transA', a.transA ? 1 : 0), int('transB', a.transB ? 1 : 0)], extraInputs: [] };
     case 'Transpose':
@@ -111,14 +98,14 @@ function encodeOperator(g: GraphBuilder, node: Node, shapeOperand: ShapeOperand)
 
 function encodeType(value: Value, name: string): object {
   const dim = value.shape.map((d) => (typeof d === 'number' ? { dim_value: d } : { dim_param: d }));
-  return { name, type: { tensor_type: { elem_type: DATA_TYPES[value.dtype], shape: { dim } } } };
+  return { name, type: { tensor_type: { elem_type: ONNX_TYPES[value.dtype], shape: { dim } } } };
 }
 
 function encodeConstant(value: Value): object {
   const data = value.constant!;
   return {
     name: value.name,
-    data_type: DATA_TYPES[value.dtype],
+    data_type: ONNX_TYPES[value.dtype],
     dims: value.shape,
     raw_data: new Uint8Array(data.buffer, data.byteOffset, data.byteLength),
   };
@@ -274,7 +261,7 @@ const encodeLowered = ({ op, inputs, outputs, axis, keepDims, to, transA, transB
   attribute: [
     ...(axis === undefined ? [] : [int('axis', axis)]),
     ...(keepDims === undefined ? [] : [int('keepdims', keepDims ? 1 : 0)]),
-    ...(to === undefined ? [] : [int('to', DATA_TYPES[to])]),
+    ...(to === undefined ? [] : [int('to', ONNX_TYPES[to])]),
     ...(transA === undefined ? [] : [int('transA', transA ? 1 : 0)]),
     ...(transB === undefined ? [] : [int('transB', transB ? 1 : 0)]),
   ],

@@ -1,4 +1,5 @@
-import type { Node, OperatorName, Shape } from '../graph/types.ts';
+import type { Shape } from '@stillhouse/tensor-types';
+import type { Node, OperatorName } from '../graph/types.ts';
 
 /** The provider that a model is encoded for; `any` is ONNX as it stands. */
 export type EncodingTarget = 'any' | 'cuda' | 'webgpu';
@@ -18,9 +19,3 @@ export function chooseOldestOpset(nodes: readonly Node[]): number {
   const has = (name: OperatorName) => nodes.some(({ op }) => op === name);
   return has('BitCast') ? 26 : has('RMSNormalization') || has('RotaryEmbedding') ? 23 : 21;
 }
-
-/**
- * The name of a graph input for a shape that only a run knows: int64 `[rank]` in main memory. Who runs the program reads
- * the sizes of its symbols off the other inputs, so the graph needs no nodes that compute them on the CPU.
- */
-export const shapeInputName = (target: Shape) => `shape(${target.join(',')})`;

@@ -1,4 +1,5 @@
-import type { Dtype, OperatorName } from '../graph/types.ts';
+import type { Dtype } from '@stillhouse/tensor-types';
+import type { OperatorName } from '../graph/types.ts';
 
 /** One operator of an encoded graph, operands and results by name. */
 export interface LoweredNode {

@@ -1,7 +1,7 @@
 import { StillhouseError } from '@stillhouse/errors';
+import { type Dim, type Shape, scaleOf, symbolsOf } from '@stillhouse/tensor-types';
 import type { GraphBuilder } from '../graph/builder.ts';
-import { scaleOf, symbolsOf } from '../graph/dims.ts';
-import type { Dim, Shape, Value } from '../graph/types.ts';
+import type { Value } from '../graph/types.ts';
 
 interface ShapeOperands {
   readonly symbols: Map<string, Value>;

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
+import type { Dtype } from '@stillhouse/tensor-types';
 import { chooseSoftwareAdapter, expectClose, openEngine, unless } from '@stillhouse/testing';
 import { afterAll, beforeAll, describe, test } from 'vitest';
-import { type Dtype, GraphBuilder, type OperatorName, type Value, WEBGPU_OPERATORS } from '../index.ts';
+import { GraphBuilder, type OperatorName, type Value, WEBGPU_OPERATORS } from '../index.ts';
 
 type Engine = Awaited<ReturnType<typeof openEngine>>;
 

@@ -1,4 +1,5 @@
-import type { AttributeValue, Dtype, Node, OperatorName } from '../graph/types.ts';
+import type { Dtype } from '@stillhouse/tensor-types';
+import type { AttributeValue, Node, OperatorName } from '../graph/types.ts';
 import { chooseOldestOpset } from './encoding-target.ts';
 
 /**

@@ -1,7 +1,7 @@
 import { StillhouseError } from '@stillhouse/errors';
+import { broadcastShapes, formatShape, type Shape, shapesEqual } from '@stillhouse/tensor-types';
 import type { GraphBuilder } from '../graph/builder.ts';
-import { broadcastShapes, formatShape, shapesEqual } from '../graph/dims.ts';
-import { isFloat, type Shape, type Value } from '../graph/types.ts';
+import { isFloat, type Value } from '../graph/types.ts';
 
 /**
  * Sums `x` down to `shape`, undoing a broadcast.

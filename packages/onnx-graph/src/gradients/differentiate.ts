@@ -1,6 +1,6 @@
 import { StillhouseError } from '@stillhouse/errors';
+import { formatShape, shapesEqual } from '@stillhouse/tensor-types';
 import type { GraphBuilder } from '../graph/builder.ts';
-import { formatShape, shapesEqual } from '../graph/dims.ts';
 import { type Contribution, isFloat, type Node, type OperatorName, type Value } from '../graph/types.ts';
 import type { GradientPart } from './gradient-part.ts';
 import { GRADIENT_RULES, type GradientContext, type GradientRule, type GradientRules } from './rules.ts';

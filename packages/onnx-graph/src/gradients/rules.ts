@@ -1,5 +1,5 @@
+import { shapesEqual } from '@stillhouse/tensor-types';
 import type { GraphBuilder } from '../graph/builder.ts';
-import { shapesEqual } from '../graph/dims.ts';
 import { type Contribution, isFloat, type OperatorAttributes, type OperatorName, type Value } from '../graph/types.ts';
 import { emitSumTo } from './broadcast-sum.ts';
 

@@ -1,19 +1,8 @@
 import { StillhouseError } from '@stillhouse/errors';
+import { type Dim, type Dtype, multiplyDims, type Shape, shapesEqual } from '@stillhouse/tensor-types';
 import type { GradientPart, PartGradient } from '../gradients/gradient-part.ts';
-import { elementCount, multiplyDims, shapesEqual } from './dims.ts';
 import { inferTypes } from './operators.ts';
-import type {
-  ConstantData,
-  Dim,
-  Dtype,
-  FloatDtype,
-  NoAttributes,
-  Node,
-  OperatorAttributes,
-  OperatorName,
-  Shape,
-  Value,
-} from './types.ts';
+import type { ConstantData, FloatDtype, NoAttributes, Node, OperatorAttributes, OperatorName, Value } from './types.ts';
 
 const NONE: NoAttributes = {};
 
@@ -388,6 +377,6 @@ export class GraphBuilder {
 
   /** Number of elements of a value as a dimension, e.g. `64*B*T`. */
   size(value: Value): Dim {
-    return elementCount(value.shape);
+    return multiplyDims(...value.shape);
   }
 }

@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict';
 import { isStillhouseError } from '@stillhouse/errors';
 import { openEngine } from '@stillhouse/testing';
-import fc from 'fast-check';
 import { test } from 'vitest';
 import { emitSumTo } from '../gradients/broadcast-sum.ts';
 import {
@@ -9,9 +8,7 @@ import {
   encodeModel,
   findGraphProblems,
   GraphBuilder,
-  multiplyDims,
   printGraph,
-  resolveDim,
   type Value,
   verifyGraph,
 } from '../index.ts';
@@ -22,21 +19,6 @@ const refuses = (body: () => unknown, code: string, message: RegExp) =>
     assert.match(error.message, message);
     return true;
   });
-
-test('products of dimensions are canonical: order and grouping do not matter', () => {
-  const dim = fc.oneof(fc.integer({ min: 1, max: 9 }), fc.constantFrom('B', 'T', 'N'));
-  fc.assert(
-    fc.property(dim, dim, dim, (a, b, c) => {
-      assert.equal(multiplyDims(a, multiplyDims(b, c)), multiplyDims(multiplyDims(c, a), b));
-      const values = { B: 2, T: 3, N: 5 };
-      const product = [a, b, c].reduce<number>((sum, one) => sum * resolveDim(one, values)!, 1);
-      assert.equal(resolveDim(multiplyDims(a, b, c), values), product);
-    }),
-  );
-  assert.equal(multiplyDims('T', 2, 'B', 3), '6*B*T');
-  assert.equal(multiplyDims('T', 0), 0);
-  assert.equal(resolveDim('B*T', { B: 2 }), undefined);
-});
 
 test('a wrong operand is an error at its call that names graph, node, expectation and finding', () => {
   const g = new GraphBuilder('wrong');

@@ -1,14 +1,14 @@
 import { StillhouseError } from '@stillhouse/errors';
-import { broadcastShapes, elementCount, formatShape, shapesEqual } from './dims.ts';
 import {
+  broadcastShapes,
   type Dim,
   type Dtype,
-  isFloat,
-  type OperatorAttributes,
-  type OperatorName,
+  formatShape,
+  multiplyDims,
   type Shape,
-  type TensorType,
-} from './types.ts';
+  shapesEqual,
+} from '@stillhouse/tensor-types';
+import { isFloat, type OperatorAttributes, type OperatorName, type TensorType } from './types.ts';
 
 type Inputs = readonly (TensorType | undefined)[];
 
@@ -200,11 +200,11 @@ export const OPERATORS: { readonly [Name in OperatorName]: OperatorSpec<Operator
     arity: [1, 1],
     infer: (inputs, { target }, fail) => {
       const { dtype, shape } = need(inputs, 0, fail);
-      if (elementCount(shape) !== elementCount(target))
+      if (multiplyDims(...shape) !== multiplyDims(...target))
         fail(
           'the number of elements changes',
-          `${formatShape(shape)} = ${elementCount(shape)}`,
-          `${formatShape(target)} = ${elementCount(target)}`,
+          `${formatShape(shape)} = ${multiplyDims(...shape)}`,
+          `${formatShape(target)} = ${multiplyDims(...target)}`,
         );
       return [{ dtype, shape: target }];
     },

@@ -1,5 +1,5 @@
+import { formatShape } from '@stillhouse/tensor-types';
 import type { GraphBuilder } from './builder.ts';
-import { formatShape } from './dims.ts';
 import { reachableNodes } from './reachable.ts';
 import type { AttributeValue, Value } from './types.ts';
 

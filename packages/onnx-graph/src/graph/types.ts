@@ -1,25 +1,7 @@
-/** Element types of tensors in a graph, named as ONNX Runtime's JavaScript API names them. */
-export type Dtype =
-  | 'float32'
-  | 'float64'
-  | 'float16'
-  | 'bfloat16'
-  | 'int64'
-  | 'int32'
-  | 'int8'
-  | 'uint8'
-  | 'uint16'
-  | 'bool';
+import type { Dtype, Shape } from '@stillhouse/tensor-types';
 
 /** The types that gradients flow through. Emitters take one, so that a float64 twin of every graph exists. */
 export type FloatDtype = 'float32' | 'float64';
-
-/**
- * One dimension: a number, or a symbol that a run gives a value (`B`), or a product in canonical form (`4*B*T`).
- * Two dimensions are equal exactly when they are the same number or the same string.
- */
-export type Dim = number | string;
-export type Shape = readonly Dim[];
 
 export interface TensorType {
   readonly dtype: Dtype;

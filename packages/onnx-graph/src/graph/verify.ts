@@ -1,7 +1,7 @@
 import { StillhouseError } from '@stillhouse/errors';
+import { formatShape, shapesEqual } from '@stillhouse/tensor-types';
 import { findWebGpuProblems } from '../encode/webgpu-operators.ts';
 import type { GraphBuilder } from './builder.ts';
-import { formatShape, shapesEqual } from './dims.ts';
 import { inferTypes } from './operators.ts';
 import type { Node, Value } from './types.ts';
 

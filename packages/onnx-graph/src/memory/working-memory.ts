@@ -1,22 +1,9 @@
+import { type Dtype, elementBytes, resolveDim } from '@stillhouse/tensor-types';
 import type { GraphBuilder } from '../graph/builder.ts';
-import { resolveDim } from '../graph/dims.ts';
 import { reachableNodes } from '../graph/reachable.ts';
-import type { Dtype, OperatorName, Value } from '../graph/types.ts';
+import type { OperatorName, Value } from '../graph/types.ts';
 import { type ArenaBlock, openArenaModel } from './arena-model.ts';
 import { orderExecution } from './execution-order.ts';
-
-const BYTES: Readonly<Record<Dtype, number>> = {
-  float32: 4,
-  float64: 8,
-  float16: 2,
-  bfloat16: 2,
-  int64: 8,
-  int32: 4,
-  int8: 1,
-  uint8: 1,
-  uint16: 2,
-  bool: 1,
-};
 
 /** Results that are another view of the first input. */
 const VIEWS: ReadonlySet<OperatorName> = new Set<OperatorName>(['Reshape', 'Identity', 'BitCast']);
@@ -67,9 +54,9 @@ export function measureWorkingMemory(g: GraphBuilder, sizes: Readonly<Record<str
 
   function sizeOf({ dtype, shape }: Value): number {
     return shape.reduce<number>((product, dim) => {
-      const size = resolveDim(dim, sizes);
+      const size = resolveDim(dim, (symbol) => sizes[symbol]);
       if (size === undefined) throw new Error(`graph ${g.name}: no size was given for ${dim}`);
       return product * size;
-    }, BYTES[dtype]);
+    }, elementBytes(dtype));
   }
 }

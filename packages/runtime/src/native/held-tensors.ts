@@ -1,4 +1,4 @@
-import { countElements, TENSOR_ARRAYS, type TensorDtype } from '../tensor.ts';
+import { countElements, elementBytes, type TensorDtype } from '@stillhouse/tensor-types';
 import type { Address } from './foreign-functions.ts';
 import type { NativeDevice } from './native-device.ts';
 import type { NativeSessions } from './native-session.ts';
@@ -31,8 +31,7 @@ interface TensorKind {
 /** Addresses from the device's allocator are multiples of this; a tensor without elements has one too. */
 const LEAST_BYTES = 256;
 
-export const sizeOf = ({ dtype, count }: Pick<HeldTensor, 'dtype' | 'count'>) =>
-  count * TENSOR_ARRAYS[dtype].BYTES_PER_ELEMENT;
+export const sizeOf = ({ dtype, count }: Pick<HeldTensor, 'dtype' | 'count'>) => count * elementBytes(dtype);
 
 export function createHeldTensors(device: NativeDevice, sessions: NativeSessions): HeldTensors {
   const tensors = new Map<number, HeldTensor>();

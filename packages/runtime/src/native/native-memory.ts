@@ -1,4 +1,4 @@
-import { TENSOR_ARRAYS, type TensorData } from '../tensor.ts';
+import { TENSOR_ARRAYS, type TensorData } from '@stillhouse/tensor-types';
 import type { BoundRun, EnterNative, TensorMemory } from '../tensor-memory.ts';
 import { createArrayCollection } from './array-collection.ts';
 import { addressOf } from './foreign-functions.ts';

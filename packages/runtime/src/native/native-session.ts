@@ -1,7 +1,6 @@
+import { ONNX_TYPES, type TensorDtype } from '@stillhouse/tensor-types';
 import type { WorkerOptions } from '../protocol.ts';
-import type { TensorDtype } from '../tensor.ts';
 import type { LoadedModel } from '../tensor-memory.ts';
-import { ELEMENT_TYPES } from './element-types.ts';
 import { type Address, NO_ADDRESS, textOf } from './foreign-functions.ts';
 import { LOG_FATAL, makeSessionOptions, type NativeProvider } from './native-session-options.ts';
 import type { OnnxRuntimeLibrary } from './onnxruntime-library.ts';
@@ -63,7 +62,7 @@ export function createNativeSessions(ort: OnnxRuntimeLibrary, provider: NativePr
     wrap(at, { dtype, shape, sizeBytes }, place) {
       const sizes = BigInt64Array.from(shape, BigInt);
       const memory = place === 'host' ? hostMemory : deviceMemory;
-      const type = ELEMENT_TYPES[dtype];
+      const type = ONNX_TYPES[dtype];
       return ort.make('createTensorWithDataAsOrtValue', memory, at, sizeBytes, sizes, sizes.length, type);
     },
     unwrap: (tensor) => ort.release('value', tensor),

@@ -1,7 +1,14 @@
+import { isTensorDtype, ONNX_TYPES } from '@stillhouse/tensor-types';
 import type { Port } from '../protocol.ts';
-import { DTYPES } from './element-types.ts';
 import { type Address, addressRoom, NO_ADDRESS, readText } from './foreign-functions.ts';
 import type { OnnxRuntimeLibrary } from './onnxruntime-library.ts';
+
+/** What tensors of ours can have, by ONNX's number. */
+const DTYPES = new Map(
+  Object.entries(ONNX_TYPES)
+    .filter(([dtype]) => isTensorDtype(dtype))
+    .map(([dtype, type]) => [type, dtype]),
+);
 
 /** The inputs or outputs of a session. @param allocator what their names are freed with */
 export function describePorts(

@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
+import type { TensorData, TensorDtype } from '@stillhouse/tensor-types';
 import { expectClose } from '@stillhouse/testing';
 import { test } from 'vitest';
-import type { DeviceTensor, Engine, Program, TensorData, TensorDtype } from '../index.ts';
+import type { DeviceTensor, Engine, Program } from '../index.ts';
 
 /** A model of test/runtime. */
 export const loadModel = (engine: Engine, name: string): Promise<Program> =>

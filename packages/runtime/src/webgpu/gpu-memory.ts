@@ -1,5 +1,5 @@
+import { countElements, elementBytes, TENSOR_ARRAYS } from '@stillhouse/tensor-types';
 import type { InferenceSession, Tensor } from 'onnxruntime-node';
-import { countElements, TENSOR_ARRAYS } from '../tensor.ts';
 import type { BoundRun, TensorMemory } from '../tensor-memory.ts';
 import {
   type Content,
@@ -90,7 +90,7 @@ export function createGpuMemory(options: WordModelOptions): TensorMemory<Inferen
 async function copy({ words, tensors }: GpuMemory, source: Owner | View, target: Owner | View): Promise<void> {
   if (source.count === 0) return;
   const { operand, isOwn } = await tensors.read(source);
-  const size = countWords(source.count * TENSOR_ARRAYS[source.dtype].BYTES_PER_ELEMENT);
+  const size = countWords(source.count * elementBytes(source.dtype));
   const copied = isOwn ? operand : await words.run('words-copy', { x: retype(operand, 'int32', [size]) }, 'gpu-buffer');
   await tensors.store(target, copied);
 }

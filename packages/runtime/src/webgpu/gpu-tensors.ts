@@ -1,6 +1,6 @@
+import { elementBytes, formatShape, TENSOR_ARRAYS, type TensorDtype } from '@stillhouse/tensor-types';
 import { type InferenceSession, Tensor } from 'onnxruntime-node';
 import { Failure } from '../failure.ts';
-import { formatShape, TENSOR_ARRAYS, type TensorDtype } from '../tensor.ts';
 import { countWords, shapeTensor, WORD_BYTES, type WordModels } from './word-models.ts';
 
 /** A tensor that owns its memory: a buffer of the device, or a value that no run has needed a buffer for yet. */
@@ -132,7 +132,7 @@ export function createGpuTensors(words: WordModels, { setContent }: BufferMakers
 
 /** From and to in words, of the owner. A part that cuts a word in two cannot be moved. */
 function wordRange({ dtype, offset, count, shape }: View): readonly [number, number] {
-  const bytes = TENSOR_ARRAYS[dtype].BYTES_PER_ELEMENT;
+  const bytes = elementBytes(dtype);
   const [from, to] = [(offset * bytes) / WORD_BYTES, ((offset + count) * bytes) / WORD_BYTES];
   if (Number.isInteger(from) && Number.isInteger(to)) return [from, to];
   throw new Failure({
@@ -157,7 +157,7 @@ function emptyTensor(dtype: TensorDtype, shape: readonly number[]): Tensor {
   return new Tensor(dtype, new TENSOR_ARRAYS[dtype](0) as Float32Array, [...shape]) as Tensor;
 }
 
-const countOwnerWords = ({ count, dtype }: Owner) => countWords(count * TENSOR_ARRAYS[dtype].BYTES_PER_ELEMENT);
+const countOwnerWords = ({ count, dtype }: Owner) => countWords(count * elementBytes(dtype));
 
 function greatestCommonDivisor(a: number, b: number): number {
   return b === 0 ? a : greatestCommonDivisor(b, a % b);

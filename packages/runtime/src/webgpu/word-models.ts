@@ -1,6 +1,6 @@
+import { elementBytes, TENSOR_ARRAYS, type TensorData, type TensorDtype } from '@stillhouse/tensor-types';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { type OwnModelName, readOwnModel } from '../own-models.ts';
-import { TENSOR_ARRAYS, type TensorData, type TensorDtype } from '../tensor.ts';
 import type { EnterNative } from '../tensor-memory.ts';
 
 /** Bytes of the words that the runtime's own models move. */
@@ -46,7 +46,7 @@ export function createWordModels({ enterNative, sessionOptions }: WordModelOptio
     run,
     toDevice,
     async fill(dtype, count, value) {
-      const one = new TENSOR_ARRAYS[dtype](Math.max(1, WORD_BYTES / TENSOR_ARRAYS[dtype].BYTES_PER_ELEMENT));
+      const one = new TENSOR_ARRAYS[dtype](Math.max(1, WORD_BYTES / elementBytes(dtype)));
       fillArray(dtype, one, value);
       const [word, ...others] = wordsOf(one);
       if (others.some((other) => other !== word)) {
@@ -54,7 +54,7 @@ export function createWordModels({ enterNative, sessionOptions }: WordModelOptio
         fillArray(dtype, data, value);
         return toDevice(data);
       }
-      const words = countWords(count * TENSOR_ARRAYS[dtype].BYTES_PER_ELEMENT);
+      const words = countWords(count * elementBytes(dtype));
       const feeds = { word: new Tensor('int32', Int32Array.of(word!), [1]), count: shapeTensor([words]) };
       return run('words-fill', feeds, 'gpu-buffer');
     },

@@ -1,7 +1,7 @@
-import { countElements } from '@stillhouse/checkpoint';
 import { StillhouseError } from '@stillhouse/errors';
 import { type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
+import { countElements } from '@stillhouse/tensor-types';
 import { decays, type FloatData, type Parameter } from '../step/parameters.ts';
 import {
   allocateMoment,

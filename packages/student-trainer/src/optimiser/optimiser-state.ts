@@ -1,6 +1,6 @@
-import { countElements } from '@stillhouse/checkpoint';
-import type { Dtype, FloatDtype, GraphBuilder, Value } from '@stillhouse/onnx-graph';
-import type { DeviceTensor, Engine, TensorDtype } from '@stillhouse/runtime';
+import type { FloatDtype, GraphBuilder, Value } from '@stillhouse/onnx-graph';
+import type { DeviceTensor, Engine } from '@stillhouse/runtime';
+import { countElements, type TensorDtype } from '@stillhouse/tensor-types';
 
 /**
  * How Adam's two moments are held between steps. A step decodes them, updates in the graph's float type, and encodes again:
@@ -32,7 +32,7 @@ export function formatOf(format: OptimiserStateFormat, elements: number): Optimi
   return elements < SMALLEST_CODED ? 'float32' : format;
 }
 
-const dtypeOf = (format: OptimiserStateFormat, moment: Moment, float: FloatDtype): TensorDtype & Dtype =>
+const dtypeOf = (format: OptimiserStateFormat, moment: Moment, float: FloatDtype): TensorDtype =>
   format === 'float32' ? float : format === 'bfloat16' ? 'uint16' : moment === 'first' ? 'int8' : 'uint8';
 
 const hasScale = (format: OptimiserStateFormat) => format === 'int8';

@@ -1,7 +1,7 @@
-import { countElements } from '@stillhouse/checkpoint';
 import { batchSymbols, blockGradientGraph, blockGraph, cutIntoBlocks, savingBlockGraphs } from '@stillhouse/decoder';
 import { lossGraph } from '@stillhouse/objectives';
 import { measureWorkingMemory } from '@stillhouse/onnx-graph';
+import { countElements } from '@stillhouse/tensor-types';
 import { measureMoments } from '../optimiser/optimiser-state.ts';
 import { measureActivations } from '../step/activation-store.ts';
 import { tileBoundaries } from '../step/row-tiles.ts';

@@ -1,4 +1,4 @@
-import type { TensorData } from '@stillhouse/runtime';
+import type { TensorData } from '@stillhouse/tensor-types';
 
 /** Exponent of bfloat16 infinities and of what is no number. */
 const BFLOAT16_SPECIAL = 0x7f80;

@@ -1,6 +1,5 @@
 import { join } from 'node:path';
 import {
-  countElements,
   countParameters,
   describeParameters,
   isNormWeight,
@@ -13,6 +12,7 @@ import { pathExists } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { seededNormals } from '@stillhouse/seeded-random';
 import { integer, number, type SettingsOf, text } from '@stillhouse/settings';
+import { countElements } from '@stillhouse/tensor-types';
 
 /** Settings of `stillhouse init-student`. Sizes that are not given are those of `like`, or scaled by `scale`. */
 export const INIT_SETTINGS = {

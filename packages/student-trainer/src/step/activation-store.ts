@@ -1,8 +1,9 @@
-import { countElements, type ModelConfig } from '@stillhouse/checkpoint';
+import type { ModelConfig } from '@stillhouse/checkpoint';
 import { batchSymbols, cutIntoBlocks, type SavedActivation, savingBlockGraphs } from '@stillhouse/decoder';
 import type { TokenBatch } from '@stillhouse/model-runner';
-import { type FloatDtype, resolveDim, type Shape } from '@stillhouse/onnx-graph';
+import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
+import { countElements, resolveDim, type Shape } from '@stillhouse/tensor-types';
 import { type BackwardPlan, gradientOptions, type LayerBackward, layerKey } from '../plan/backward-plan.ts';
 
 /**
@@ -21,7 +22,7 @@ type BatchShape = Pick<TokenBatch, 'rows' | 'length' | 'queryBlocks'>;
 function resolveShape(shape: Shape, { rows, length, queryBlocks }: BatchShape): readonly number[] {
   const symbols = batchSymbols(rows, length, queryBlocks);
   return shape.map((dim) => {
-    const size = resolveDim(dim, symbols);
+    const size = resolveDim(dim, (symbol) => symbols[symbol]);
     if (size === undefined) throw new Error(`an activation has the dimension ${dim}, which is not of the batch`);
     return size;
   });

@@ -1,5 +1,6 @@
 import { StillhouseError } from '@stillhouse/errors';
-import { countElements, type StoredTensor } from '../../tensor-source.ts';
+import { countElements } from '@stillhouse/tensor-types';
+import type { StoredTensor } from '../../tensor-source.ts';
 import { findDuplicateKey } from './duplicate-key.ts';
 import {
   codeOfDtype,

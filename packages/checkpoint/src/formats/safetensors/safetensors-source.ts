@@ -1,12 +1,7 @@
 import { type FileHandle, open, realpath } from 'node:fs/promises';
 import { StillhouseError } from '@stillhouse/errors';
-import {
-  allocateFloats,
-  countElements,
-  type FloatArrays,
-  formatTensorType,
-  type TensorSource,
-} from '../../tensor-source.ts';
+import { countElements, formatTensorType } from '@stillhouse/tensor-types';
+import { allocateFloats, type FloatArrays, type TensorSource } from '../../tensor-source.ts';
 import { LENGTH_FIELD_BYTES, parseHeader, parseHeaderLength, type TensorInfo } from './safetensors-header.ts';
 import {
   elementBytes,

@@ -1,7 +1,7 @@
 import { type FileDigest, type StagedFile, stageFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { narrowToBfloat16, narrowToFloat16 } from '@stillhouse/float-formats';
-import { countElements, formatTensorType } from '../../tensor-source.ts';
+import { countElements, formatTensorType } from '@stillhouse/tensor-types';
 import { LENGTH_FIELD_BYTES, METADATA_KEY } from './safetensors-header.ts';
 import { codeOfDtype, elementBytes, type StoredDtype } from './stored-dtype.ts';
 

@@ -1,4 +1,9 @@
-import type { Dim, Shape } from './types.ts';
+/**
+ * One dimension: a number, or a symbol that a run gives a value (`B`), or a product in canonical form (`4*B*T`).
+ * Two dimensions are equal exactly when they are the same number or the same string.
+ */
+export type Dim = number | string;
+export type Shape = readonly Dim[];
 
 interface Factors {
   readonly scale: number;
@@ -9,7 +14,7 @@ function factorise(dim: Dim): Factors {
   if (typeof dim === 'number') return { scale: dim, symbols: [] };
   let scale = 1;
   const symbols: string[] = [];
-  for (const factor of dim.split('*')) {
+  for (const factor of dim.split('*').map((one) => one.trim())) {
     if (/^\d+$/.test(factor)) scale *= Number(factor);
     else symbols.push(factor);
   }
@@ -21,7 +26,7 @@ function compose({ scale, symbols }: Factors): Dim {
   return (scale === 1 ? symbols : [String(scale), ...symbols]).join('*');
 }
 
-/** The product of dimensions in canonical form: `multiplyDims('T', 2, 'B')` is `'2*B*T'`. */
+/** The product of dimensions in canonical form: `multiplyDims('T', 2, 'B')` is `'2*B*T'`; 1 of none. */
 export function multiplyDims(...dims: readonly Dim[]): Dim {
   const all = dims.map(factorise);
   return compose({
@@ -40,16 +45,8 @@ export function scaleOf(dim: Dim): number {
   return factorise(dim).scale;
 }
 
-export function elementCount(shape: Shape): Dim {
-  return multiplyDims(1, ...shape);
-}
-
 export function shapesEqual(a: Shape, b: Shape): boolean {
   return a.length === b.length && a.every((dim, i) => dim === b[i]);
-}
-
-export function formatShape(shape: Shape): string {
-  return `[${shape.join(', ')}]`;
 }
 
 /** The shape that two operands broadcast to (numpy rules), or `undefined` when they do not. */
@@ -67,15 +64,16 @@ export function broadcastShapes(a: Shape, b: Shape): Shape | undefined {
 
 /**
  * Puts numbers in the place of symbols.
+ * @param sizeOf the value of a symbol
  * @returns the value, or `undefined` when a symbol has none
  */
-export function resolveDim(dim: Dim, symbols: Readonly<Record<string, number>>): number | undefined {
-  const { scale, symbols: names } = factorise(dim);
+export function resolveDim(dim: Dim, sizeOf: (symbol: string) => number | undefined): number | undefined {
+  const { scale, symbols } = factorise(dim);
   let product = scale;
-  for (const name of names) {
-    const value = symbols[name];
-    if (value === undefined) return undefined;
-    product *= value;
+  for (const symbol of symbols) {
+    const size = sizeOf(symbol);
+    if (size === undefined) return undefined;
+    product *= size;
   }
   return product;
 }
