@@ -43,6 +43,7 @@ const ROUNDS = Number(process.argv[2] ?? 8);
 
 const description: CacheDescription = {
   teacher: {
+    kind: 'weights',
     name: 'synthetic',
     architecture: 'qwen2',
     weightsSha256: '0'.repeat(64),

@@ -87,6 +87,7 @@ async function writeCache(out: string, { vocabSize, hiddenSize }: ModelConfig): 
     out,
     {
       teacher: {
+        kind: 'weights',
         name: 'random',
         architecture: 'none',
         weightsSha256: '0'.repeat(64),

@@ -14,7 +14,7 @@ import { differentiate, GraphBuilder } from '@stillhouse/onnx-graph';
 import { openEngine } from '@stillhouse/runtime';
 import { resolveSettings } from '@stillhouse/settings';
 import { createStudent } from '@stillhouse/student-trainer';
-import { openCache } from '@stillhouse/teacher-cache';
+import { openCache, type WeightsIdentity } from '@stillhouse/teacher-cache';
 import { BUILD_SETTINGS, buildTeacherCache } from '@stillhouse/teacher-inference';
 import { expectClose, makeTemporaryFolder, randomUniforms } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
@@ -54,7 +54,7 @@ test('full labels with float32 hidden states equal the live teacher: loss and ev
   const config = await readModelConfig(STUDENT);
   const weights = await openModelWeights(STUDENT, config);
   const labelled = [await cache.readRow(0), await cache.readRow(1), await cache.readRow(2)];
-  const { hiddenSize, vocabSize } = cache.description.teacher!;
+  const { hiddenSize, vocabSize } = cache.description.teacher as WeightsIdentity;
   const objective: Objective = {
     labels: { kind: 'full', teacherHidden: hiddenSize },
     divergence: { kind: 'forward-kl' },

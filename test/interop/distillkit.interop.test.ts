@@ -177,7 +177,13 @@ for (const [name, config, packed] of [
         .at(-2)!,
     );
     const teacher = {
-      ...{ name: 'made up', architecture: 'none', weightsSha256: 'unstated', configSha256: 'unstated' },
+      ...{
+        kind: 'weights' as const,
+        name: 'made up',
+        architecture: 'none',
+        weightsSha256: 'unstated',
+        configSha256: 'unstated',
+      },
       ...{ hiddenSize: 1, layerCount: 1, vocabSize: 600 },
     };
     const result = await importDistillKit({ from, out, teacher });

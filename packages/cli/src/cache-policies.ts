@@ -80,7 +80,7 @@ export async function tryPolicies(
   codebooks: readonly HiddenCodebook[],
 ): Promise<readonly TriedPolicy[]> {
   const positions = rows.reduce((sum, row) => sum + row.positions.length, 0);
-  const width = description.teacher!.hiddenSize;
+  const width = description.teacher!.hiddenSize!;
   const tried: TriedPolicy[] = [];
   for (const form of TOPK_FORMS) {
     const topk = await tryTopK(rows, description, form, ALONE);

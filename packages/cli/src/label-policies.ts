@@ -8,6 +8,7 @@ export function printTopK({
   pinnedIds = [],
   keepTarget,
   temperatures,
+  tail,
   packing,
   logprobDtype,
 }: TopKPolicy) {
@@ -18,7 +19,7 @@ export function printTopK({
   return [
     topP === undefined ? `k ${k}` : `mass ${topP} in ${minK} to ${k} ids`,
     ...(kept.length === 0 ? [] : [`and ${kept.join(' and ')}`]),
-    `log_z at T ${temperatures.join(', ')}`,
+    tail === 'unknown' ? 'tail unknown' : `log_z at T ${temperatures.join(', ')}`,
     packing === 'zstd' ? `${logprobDtype ?? 'float32'} logprobs, packed` : 'plain',
   ].join(', ');
 }

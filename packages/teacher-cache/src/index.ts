@@ -36,7 +36,6 @@ export {
   type HiddenDtype,
   type LabelPositions,
   normaliseDescription,
-  type TeacherIdentity,
   type TokenizerIdentity,
 } from './format/description.ts';
 export {
@@ -81,6 +80,14 @@ export { MANIFEST_LIMIT_BYTES } from './format/manifest-bounds.ts';
 export { parseManifest, readManifest } from './format/manifest-parser.ts';
 export type { GroupProvenance, ScoringSettings } from './format/provenance.ts';
 export { type DataRange, listData, type RowRange } from './format/shard-layout.ts';
+export {
+  type GraphIdentity,
+  printTeacher,
+  type ServiceIdentity,
+  type TeacherIdentity,
+  teacherSha256,
+  type WeightsIdentity,
+} from './format/teacher-identity.ts';
 export { type CacheFiles, type FileStamp, type LocalFile, readStamp, sameStamp } from './read/cache-files.ts';
 export {
   type OpenCacheOptions,

@@ -11,7 +11,7 @@ import { hashFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { type EncodedRow, encodeRow, type RowSummary, readDataRows, summariseRows } from '@stillhouse/rows';
 import { requireSetting } from '@stillhouse/settings';
-import type { CacheDescription, TeacherIdentity, TokenizerIdentity } from '@stillhouse/teacher-cache';
+import type { CacheDescription, TokenizerIdentity, WeightsIdentity } from '@stillhouse/teacher-cache';
 import { hasLayer, nameLayers, normaliseDescription } from '@stillhouse/teacher-cache';
 import { hasTokenizer, openTokenizer, type Tokenizer } from '@stillhouse/tokenizer';
 import type { BuildSettings } from './build-settings.ts';
@@ -145,10 +145,11 @@ export const identifyTokenizer = ({ digest, realVocabSize, chatTemplate }: Token
   chatTemplateSha256: chatTemplate?.sha256 ?? null,
 });
 
-export async function identifyTeacher({ folder, config }: Teacher): Promise<TeacherIdentity> {
+export async function identifyTeacher({ folder, config }: Teacher): Promise<WeightsIdentity> {
   const { weightsSha256, configSha256 } = await digestModel(folder);
   const { architecture, hiddenSize, layerCount, vocabSize } = config;
   return {
+    kind: 'weights',
     name: basename(resolve(folder)),
     architecture,
     weightsSha256,

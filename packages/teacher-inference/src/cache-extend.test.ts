@@ -4,7 +4,7 @@ import { cp, readdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { resolveSettings } from '@stillhouse/settings';
-import { listFiles, openCache, readManifest, verifyCache } from '@stillhouse/teacher-cache';
+import { listFiles, openCache, readManifest, teacherSha256, verifyCache } from '@stillhouse/teacher-cache';
 import { makeTemporaryFolder, startNode } from '@stillhouse/testing';
 import { type TestContext, test } from 'vitest';
 import {
@@ -174,7 +174,7 @@ test('rows are added behind a shard that is not full, with all labels', async (t
         [11, 8, 'more.jsonl'],
       ].map((entry) => [
         ...entry,
-        group === 'rows' ? null : manifest.description.teacher!.weightsSha256,
+        group === 'rows' ? null : teacherSha256(manifest.description.teacher!),
         group === 'rows' ? {} : { batchTokens: 1024, device: 'cpu' },
       ]),
     );

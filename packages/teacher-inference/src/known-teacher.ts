@@ -5,6 +5,7 @@ import {
   requireSameTeacher,
   type TeacherIdentity,
   type TokenizerIdentity,
+  type WeightsIdentity,
 } from '@stillhouse/teacher-cache';
 import { hasTokenizer, openTokenizer, type Tokenizer } from '@stillhouse/tokenizer';
 import { identifyTeacher, identifyTokenizer, openTeacher, type Teacher } from './build-inputs.ts';
@@ -17,7 +18,7 @@ export async function openKnownTeacher(
   folder: string,
   labels: CacheDescription['labels'],
   known: TeacherIdentity | null,
-): Promise<{ readonly teacher: Teacher; readonly identity: TeacherIdentity }> {
+): Promise<{ readonly teacher: Teacher; readonly identity: WeightsIdentity }> {
   const teacher = await openTeacher(folder, labels);
   try {
     const identity = await identifyTeacher(teacher);

@@ -48,7 +48,7 @@ export async function exportAxolotl(
       code: 'EXPORT_TEMPERATURE_UNKNOWN',
       where: cache.folder,
       problem: 'the cache has no log_z at that temperature, so logprobs over the whole vocabulary are unknown',
-      expected: `one of ${temperatures.join(', ')}`,
+      expected: `one of ${temperatures.join(', ') || 'none'}`,
       got: String(temperature),
       remedy: 'Normalise over the stored ids instead (--normalise topk)',
     });

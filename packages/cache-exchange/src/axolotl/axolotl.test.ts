@@ -10,6 +10,7 @@ import { writeParquetFile } from '../parquet/parquet-file.ts';
 import { inFolder } from '../testing/random-cache.ts';
 
 const TEACHER = {
+  kind: 'weights' as const,
   name: 'other',
   architecture: 'qwen2',
   weightsSha256: 'unstated',

@@ -11,6 +11,7 @@ import { printDistillKitConfig } from './distillkit-config.ts';
 import { createDistillKitPacking } from './distillkit-packing.ts';
 
 const TEACHER = {
+  kind: 'weights' as const,
   name: 'other',
   architecture: 'qwen2',
   weightsSha256: 'unstated',

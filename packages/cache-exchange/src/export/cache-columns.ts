@@ -4,6 +4,7 @@ import {
   type HiddenLayer,
   type HiddenScale,
   type LabelledRow,
+  printTeacher,
   type TeacherCache,
 } from '@stillhouse/teacher-cache';
 import {
@@ -173,6 +174,8 @@ export function labelMetadata(cache: TeacherCache): Readonly<Record<string, stri
   return {
     'stillhouse.temperatures': JSON.stringify(grid),
     'stillhouse.positions': cache.description.positions,
-    ...(cache.description.teacher === null ? {} : { 'stillhouse.teacher': JSON.stringify(cache.description.teacher) }),
+    ...(cache.description.teacher === null
+      ? {}
+      : { 'stillhouse.teacher': JSON.stringify(printTeacher(cache.description.teacher)) }),
   };
 }

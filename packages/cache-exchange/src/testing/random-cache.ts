@@ -36,6 +36,7 @@ function describe(shape: RandomCacheShape): CacheDescription {
   const { vocabSize, layers = ['final', 2], temperatures = [1, 2, 4], hiddenSize = 5 } = shape;
   return {
     teacher: {
+      kind: 'weights',
       name: 'random',
       architecture: 'qwen2',
       weightsSha256: 'a'.repeat(64),
@@ -93,7 +94,7 @@ export function randomRow(shape: RandomCacheShape, index: number): LabelledRow {
     logprobs: Float32Array.from(logprobs!),
     logZ: Float32Array.from(logZ!),
   };
-  const width = description.teacher!.hiddenSize;
+  const width = description.teacher!.hiddenSize!;
   const layers = description.labels.hidden?.layers ?? [];
   const states = () => Float32Array.from({ length: positions.length * width }, () => 8 * (random() - 0.5));
   const split = [shape.firstSplit ?? 'train', 'test', undefined][index % 3];
@@ -118,8 +119,9 @@ export async function buildRandomCache(folder: string, shape: RandomCacheShape):
   const writer = await openCacheWriter(folder, description, { totalRows: shape.rows });
   try {
     await writer.putTokenizerFiles([{ name: 'tokenizer.json', bytes: Buffer.from('{"model":{}}') }]);
-    const { hidden, hiddenSize = 0 } = { ...description.labels, ...description.teacher };
-    for (const layer of hidden?.layers ?? []) await writer.setScale(layer, channelRms(hiddenSize));
+    const { hidden } = description.labels;
+    for (const layer of hidden?.layers ?? [])
+      await writer.setScale(layer, channelRms(description.teacher!.hiddenSize!));
     for (let index = 0; index < writer.shardCount; index++) {
       const [first, end] = writer.shardRange(index);
       await writer.writeShard(

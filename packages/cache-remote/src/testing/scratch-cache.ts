@@ -18,6 +18,7 @@ export async function buildScratchCache(folder: string, shape: ScratchShape = {}
   const { rows = 6, rowsPerShard = 2, tokens = 12, hiddenSize = 8, seed = 1, hidden = true } = shape;
   const description: CacheDescription = {
     teacher: {
+      kind: 'weights',
       name: `teacher-${seed}`,
       architecture: 'qwen2',
       weightsSha256: seed.toString(16).padStart(64, '0'),

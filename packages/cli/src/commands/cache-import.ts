@@ -40,6 +40,7 @@ export const cacheImport = defineCommand({
       from: requireSetting(settings, 'from', 'DIR'),
       out,
       teacher: {
+        kind: 'weights' as const,
         name: requireSetting(settings, 'teacherName', 'NAME'),
         architecture: settings.architecture,
         weightsSha256: settings.weightsSha256,

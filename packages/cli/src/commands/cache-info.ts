@@ -110,6 +110,13 @@ function printSummary(info: CacheInfo): string {
   return `${pairs}\n\n${table}`;
 }
 
-function printTeacher({ name, architecture, layerCount, hiddenSize, vocabSize }: NonNullable<Description['teacher']>) {
-  return `${name} (${architecture}, ${layerCount} layers, hidden ${hiddenSize}, vocabulary ${printCount(vocabSize)})`;
+function printTeacher(teacher: NonNullable<Description['teacher']>) {
+  const { kind, name, layerCount, hiddenSize, vocabSize } = teacher;
+  const facts = [
+    kind === 'weights' ? teacher.architecture : kind,
+    ...(layerCount === undefined ? [] : [`${layerCount} layers`]),
+    ...(hiddenSize === undefined ? [] : [`hidden ${hiddenSize}`]),
+    `vocabulary ${printCount(vocabSize)}`,
+  ];
+  return `${name} (${facts.join(', ')})`;
 }

@@ -46,7 +46,7 @@ export function resolveKdLabels(
   const vocabSize = sharedVocabulary(cache, model.vocabSize, where);
   const hasTopK = topk !== null;
   if (head && hidden?.layers.includes('final') && cache.teacher !== null) {
-    const soft = { kind: 'full', teacherHidden: cache.teacher.hiddenSize } as const;
+    const soft = { kind: 'full', teacherHidden: cache.teacher.hiddenSize! } as const;
     const detail = `final hidden states in ${hidden.dtype} and the output matrix`;
     const refinements = temperatures.map((temperature) => resolveRefinement(refine, cache, temperature, where));
     const isRefined = (one: Refinement | undefined): one is Refinement => one !== undefined;
@@ -71,13 +71,15 @@ export function resolveKdLabels(
       remedy: 'Build a cache with --labels topk or --labels topk,hidden',
     });
   }
-  const outside = temperatures.find((temperature) => !topk.temperatures.includes(temperature));
+  // Of a tail that is unknown the mass is: at T = 1 it is what the stored ids leave.
+  const known = topk.tail === 'unknown' ? [1] : topk.temperatures;
+  const outside = temperatures.find((temperature) => !known.includes(temperature));
   if (outside !== undefined) {
     throw new StillhouseError({
       code: 'TEMPERATURE_NOT_IN_GRID',
       where: `--temperatures ${temperatures.join(',')}`,
       problem: `the cache ${where} knows the exact tail at other temperatures only`,
-      expected: `temperatures among ${topk.temperatures.join(', ')}`,
+      expected: `temperatures among ${known.join(', ')}`,
       got: String(outside),
       remedy: 'Leave that temperature out, or build the cache with it or with hidden states',
     });

@@ -50,7 +50,7 @@ export function listLabelModes(source: ModeSource): readonly LabelMode[] {
     });
   };
   if (head && hidden?.layers.includes('final')) {
-    const full = { kind: 'full', teacherHidden: description.teacher!.hiddenSize } as const;
+    const full = { kind: 'full', teacherHidden: description.teacher!.hiddenSize! } as const;
     add('full', ['hidden-final'], { hidden: ['final'] }, () => full);
     if (topk !== null) {
       const refinement = (temperature: number): Refinement =>

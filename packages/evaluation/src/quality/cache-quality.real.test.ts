@@ -52,6 +52,7 @@ test('SmolLM2-135M: int8 states against the model itself, for a student of fewer
       teacher: {
         name: 'smollm2',
         architecture: 'llama',
+        kind: 'weights',
         weightsSha256,
         configSha256,
         hiddenSize,

@@ -57,7 +57,8 @@ async function openTeacherReference(cache: TeacherCache, folder: string): Promis
 }
 
 function openStoredReference(cache: TeacherCache): QualityReference {
-  const { hiddenSize, vocabSize } = cache.description.teacher!;
+  const { vocabSize } = cache.description.teacher!;
+  const hiddenSize = cache.description.teacher!.hiddenSize!;
   const convert = (values: Float32Array<ArrayBuffer>, float: FloatDtype) =>
     float === 'float64' ? Float64Array.from(values) : values;
   return {

@@ -96,6 +96,7 @@ export const logSoftmax = (logits: Float64Array, temperature: number): Float64Ar
 
 export interface TinyCacheOptions {
   readonly topk?: number | undefined;
+  /** None: the tail is unknown. */
   readonly temperatures?: readonly number[];
   readonly hidden?: 'int8' | 'float32';
   /** Folder whose digests the cache gives as its teacher's; left out: it names none that exists. */
@@ -124,6 +125,7 @@ export async function writeTinyCache(
     {
       teacher: hasTeacher
         ? {
+            kind: 'weights',
             name: 'qwen2-tiny-untied',
             architecture: 'qwen2',
             weightsSha256,
@@ -138,7 +140,8 @@ export async function writeTinyCache(
       maxLength: null,
       limit: null,
       labels: {
-        topk: topk === undefined ? null : { k: topk, temperatures },
+        topk:
+          topk === undefined ? null : { k: topk, temperatures, tail: temperatures.length === 0 ? 'unknown' : 'exact' },
         hidden: hidden === undefined ? null : { layers: ['final'], dtype: hidden },
         head: hidden !== undefined,
       },

@@ -22,7 +22,7 @@ export function describeFullLabels(
 ): FullLabels {
   return scale !== undefined && isCodebook(scale)
     ? { kind: 'full', teacherHidden: scale.rank + 1, isCoded: true }
-    : { kind: 'full', teacherHidden: teacher!.hiddenSize };
+    : { kind: 'full', teacherHidden: teacher!.hiddenSize! };
 }
 
 /** Rows of the output matrix that are folded together. */
@@ -39,7 +39,8 @@ export async function uploadTeacherHead(
   scale: HiddenScale | undefined,
   vocabSize: number,
 ): Promise<DeviceTensor> {
-  const { vocabSize: rows, hiddenSize } = cache.description.teacher!;
+  const { vocabSize: rows, hiddenSize: width } = cache.description.teacher!;
+  const hiddenSize = width!;
   const matrix = await cache.readOutputMatrix();
   const taken = rows === vocabSize ? matrix : matrix.slice(0, vocabSize * hiddenSize);
   const head = engine.upload(taken, 'float32', [vocabSize, hiddenSize], { transfer: true });

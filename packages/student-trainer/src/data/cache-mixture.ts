@@ -1,5 +1,5 @@
 import { StillhouseError } from '@stillhouse/errors';
-import type { TeacherCache } from '@stillhouse/teacher-cache';
+import { type TeacherCache, teacherSha256 } from '@stillhouse/teacher-cache';
 import type { ResolvedObjective } from '../settings/objective-from-settings.ts';
 import type { TrainingSettings } from '../settings/training-settings.ts';
 
@@ -87,7 +87,7 @@ function mixPair(mixed: ResolvedObjective, first: MixedCache, other: MixedCache)
   const { labels: own, features: ownFeatures } = other.objective;
   requireSame('the kind of labels', labels.kind, own.kind, 'Choose one with --labels');
   if (features !== undefined) {
-    const [teacher, ownTeacher] = [first, other].map(({ cache }) => cache.description.teacher?.weightsSha256);
+    const [teacher, ownTeacher] = [first, other].map(({ cache }) => teacherSha256(cache.description.teacher!));
     requireSame('the teacher, whose hidden states are matched,', teacher, ownTeacher, 'Leave --hidden-weight at 0');
     requireSame('what is matched of hidden states', features, ownFeatures, 'Name the layers with --hidden-layers');
   }

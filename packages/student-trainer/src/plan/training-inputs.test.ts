@@ -14,6 +14,23 @@ const STUDENT = new URL('../../../../test/golden/qwen2-tiny', import.meta.url).p
 const settings = (given: Partial<TrainingSettings>): TrainingSettings =>
   resolveSettings(TRAINING_SETTINGS, { student: STUDENT, labels: 'topk', batchTokens: 24, threads: 1, ...given });
 
+test('on a tail that is unknown a student learns with a bucket, and never with the tail', async (t) => {
+  const folder = await makeTemporaryFolder(t);
+  const [cache, out] = [join(folder, 'cache'), join(folder, 'run')];
+  const labels = { topk: { k: 12, temperatures: [], tail: 'unknown' }, hidden: null, head: false } as const;
+  const teacher = { kind: 'service', name: 'large-v1', vocabSize: 512 } as const;
+  const made = { vocabSize: 512, hiddenSize: 24, rows: 10, k: 12, temperatures: [] };
+  await writeSyntheticCache(cache, made, { teacher, labels });
+  for (const temperature of [1, 2]) {
+    await assert.rejects(checkTraining(settings({ cache, out, temperature })), {
+      code: 'TAIL_UNKNOWN',
+      message: /--tail tail: .*Use --tail bucket/,
+    });
+  }
+  await trainStudent(settings({ cache, out, steps: 2, tail: 'bucket', temperature: 2 }));
+  assert.ok(existsSync(join(out, 'model.safetensors')));
+});
+
 test('a check finds what training would refuse, and leaves no trace; runs of one process share what was opened', async (t) => {
   const folder = await makeTemporaryFolder(t);
   const cache = join(folder, 'cache');

@@ -45,7 +45,7 @@ function refuse(
 /**
  * What the settings ask for, held against what the cache has and what the student is.
  * @param cache with the labels that are there
- * @throws StillhouseError LABELS_NOT_IN_CACHE, TEMPERATURE_NOT_IN_GRID, TEMPERATURE_NOT_DRAWN, REFINEMENT_NOT_IN_CACHE,
+ * @throws StillhouseError LABELS_NOT_IN_CACHE, TAIL_UNKNOWN, TEMPERATURE_NOT_IN_GRID, TEMPERATURE_NOT_DRAWN, REFINEMENT_NOT_IN_CACHE,
  *   SETTING_NOT_FOR_LABELS, SETTING_UNUSED, DIVERGENCE_NOT_FOR_LABELS, TEMPERATURE_SCHEDULE_NOT_FOR_LABELS, HIDDEN_NOT_IN_CACHE, LAYER_OUT_OF_RANGE, PROJECTION_NEEDED, VOCABULARY_MISMATCH
  */
 export function resolveObjective(
@@ -129,7 +129,7 @@ function resolveFeatures(
       where,
     }),
   );
-  const teacherHidden = teacher!.hiddenSize;
+  const teacherHidden = teacher!.hiddenSize!;
   const sameWidth = teacherHidden === student.hiddenSize;
   if (projection === 'none' && !sameWidth) {
     refuse(
@@ -262,6 +262,13 @@ function resolveLabels(
     }
     if (changesTemperature(settings)) refuseTemperatureSchedule(settings, 'sampled');
     return { kind: 'sampled' };
+  }
+  if (tail === 'tail' && topk!.tail === 'unknown') {
+    refuse('TAIL_UNKNOWN', '--tail tail', `the cache ${where} has the teacher's best ids and nothing of the rest`, {
+      expected: '--tail bucket or renormalise',
+      got: 'tail',
+      remedy: 'Use --tail bucket: one entry for what the stored ids leave at T = 1',
+    });
   }
   if (tail === 'tail' && !topk!.temperatures.includes(temperature)) {
     refuse(

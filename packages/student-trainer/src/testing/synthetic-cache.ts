@@ -51,6 +51,7 @@ export async function writeSyntheticCache(
   const [uniform, layerNormal] = [randomUniforms(rowSeed ?? 4), randomNormals(5)];
   const description: CacheDescription = {
     teacher: {
+      kind: 'weights',
       name: 'synthetic',
       architecture: 'none',
       weightsSha256: String(matrixSeed - 3).padStart(64, '0'),

@@ -173,7 +173,7 @@ test('files of other content under a correct hash are found by what they say', a
 
 test('a manifest is not believed: paths, counts, newer versions, things that are no cache', async () => {
   const cases: readonly (readonly [string, RegExp, (manifest: Damageable) => void])[] = [
-    ['CACHE_VERSION_TOO_NEW', /format version 3 or lower, got 99/, (m) => (m.version = 99)],
+    ['CACHE_VERSION_TOO_NEW', /format version 4 or lower, got 99/, (m) => (m.version = 99)],
     ['CACHE_MANIFEST_INVALID', /format/, (m) => (m.format = 'other')],
     ['CACHE_MANIFEST_INVALID', /tokenizer\[0\]\.path/, (m) => (m.tokenizer[0].path = 'tokenizer/../../etc/passwd')],
     ['CACHE_MANIFEST_INVALID', /tokenizer\[0\]\.path/, (m) => (m.tokenizer[0].path = '/etc/passwd')],
@@ -196,6 +196,7 @@ test('a manifest is not believed: paths, counts, newer versions, things that are
       (m) => (m.description.labels.hidden.layers = ['attention.5']),
     ],
     ['CACHE_MANIFEST_INVALID', /layers/, (m) => (m.description.labels.hidden.layers = ['attention.0'])],
+    ['CACHE_MANIFEST_INVALID', /description\.teacher\.kind/, (m) => (m.description.teacher.kind = 'oracle')],
     ['CACHE_MANIFEST_INVALID', /description\.teacher\.vocabSize/, (m) => (m.description.teacher.vocabSize = 'many')],
   ];
   for (const [code, message, edit] of cases) {

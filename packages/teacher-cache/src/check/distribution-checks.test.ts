@@ -57,6 +57,26 @@ test('top-k labels of every policy pass, whatever the distribution', () => {
   );
 });
 
+test('of a tail that is unknown there is no log_z, and nothing that the top k must leave', () => {
+  const labels = {
+    counts: Int32Array.of(2),
+    ids: Int32Array.of(7, 5),
+    logprobs: Float32Array.of(-5, -6),
+    logZ: new Float32Array(),
+  };
+  const check = (one: TopKLabels) => [
+    ...checkTopK(one, Int32Array.of(5), describe({ k: 2, tail: 'unknown', temperatures: [] })),
+  ];
+  assert.deepEqual(check(labels), []);
+  assert.match(check({ ...labels, logZ: Float32Array.of(0) })[0]!, /log_z has 1 numbers, expected 1 x 0/);
+  const certain = { ...labels, logprobs: Float32Array.of(0, -1) };
+  assert.match(check(certain)[0]!, /the probabilities add up to 1\.36/);
+  const exact = [
+    ...checkTopK({ ...labels, logZ: Float32Array.of(0) }, Int32Array.of(5), describe({ k: 2, temperatures: [1] })),
+  ];
+  assert.match(exact[0]!, /the top k allow at most/);
+});
+
 /** Arrays with one number changed. */
 const change = <Labels extends object, Key extends keyof Labels>(
   labels: Labels,

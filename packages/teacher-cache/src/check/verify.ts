@@ -286,7 +286,7 @@ async function checkShard(
   }
   for (const layer of hidden?.layers ?? []) {
     const { path } = shard.files[hiddenGroup(layer)]!;
-    const shape = { layer, dtype: hidden!.dtype, width: description.teacher!.hiddenSize };
+    const shape = { layer, dtype: hidden!.dtype, width: description.teacher!.hiddenSize! };
     const listed = manifest.scales.find((one) => one.layer === layer);
     // Without its scale a layer cannot be decoded; the scale is among the findings already.
     if (listed !== undefined && !sound.has(listed.path)) continue;

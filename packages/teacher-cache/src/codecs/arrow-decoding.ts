@@ -94,7 +94,7 @@ export function openSampledDecoder(
 }
 
 function decodeTopK({ columns }: ArrowBatch, index: number, temperatures: number): readonly [string, TopKLabels] {
-  const [rowIds, ids, logprobs, logZ] = columns as [Data, Data, Data, Data];
+  const [rowIds, ids, logprobs, logZ] = columns as [Data, Data, Data, Data?];
   const [start, end] = range(ids, index);
   const entries = (column: Data): readonly [number, number, Int32Array] => {
     const [from, to] = range(column, index);
@@ -113,7 +113,7 @@ function decodeTopK({ columns }: ArrowBatch, index: number, temperatures: number
     if (logprobOffsets[i + 1]! - logprobOffsets[i]! !== counts[i])
       throw new RangeError('ids and logprobs differ in number');
   }
-  const [zStart, zEnd] = range(logZ, index);
+  const [zStart, zEnd] = logZ === undefined ? [0, 0] : range(logZ, index);
   const leaf = (column: Data) => column.children[0]!.children[0]!;
   return [
     decodeText(rowIds, index)!,
@@ -121,7 +121,10 @@ function decodeTopK({ columns }: ArrowBatch, index: number, temperatures: number
       counts,
       ids: part<Int32Array>(leaf(ids), idStart, idEnd),
       logprobs: part<Float32Array>(leaf(logprobs), logprobStart, logprobEnd),
-      logZ: part<Float32Array>(leaf(logZ), zStart * temperatures, zEnd * temperatures),
+      logZ:
+        logZ === undefined
+          ? new Float32Array()
+          : part<Float32Array>(leaf(logZ), zStart * temperatures, zEnd * temperatures),
     },
   ];
 }

@@ -133,7 +133,7 @@ function encodeTopK(schema: Schema, labelled: readonly LabelledRow[], concatenat
     DataType,
     DataType,
     DataType,
-    DataType,
+    DataType?,
   ];
   const positions = offsetsOf(labels.map(({ counts }) => counts.length));
   const counts = concatenate(labels.map((one) => one.counts));
@@ -142,8 +142,11 @@ function encodeTopK(schema: Schema, labelled: readonly LabelledRow[], concatenat
     const inner = childType(type);
     return list(type, positions, list(inner, entries, primitive(childType(inner), values)));
   };
-  const grid = childType(logZType);
-  const logZ = primitive(childType(grid), concatenate(labels.map((one) => one.logZ)));
+  const grids = (type: DataType) => {
+    const grid = childType(type);
+    const logZ = primitive(childType(grid), concatenate(labels.map((one) => one.logZ)));
+    return list(type, positions, fixedList(grid, counts.length, logZ));
+  };
   return assembleBatch(schema, [
     texts(
       idType,
@@ -151,7 +154,7 @@ function encodeTopK(schema: Schema, labelled: readonly LabelledRow[], concatenat
     ),
     ragged(idsType, concatenate(labels.map((one) => one.ids))),
     ragged(logprobsType, concatenate(labels.map((one) => one.logprobs))),
-    list(logZType, positions, fixedList(grid, counts.length, logZ)),
+    ...(logZType === undefined ? [] : [grids(logZType)]),
   ]);
 }
 

@@ -9,6 +9,6 @@ export const encodeScale = (scale: HiddenScale): Generator<RecordBatch> =>
 
 /** @throws StillhouseError CACHE_FILE_UNREADABLE */
 export function readScale(path: string, { labels, teacher }: CacheDescription): Promise<HiddenScale> {
-  const width = teacher!.hiddenSize;
+  const width = teacher!.hiddenSize!;
   return labels.hidden!.dtype === 'coded' ? readCodebook(path, width) : readChannelRms(path, width);
 }

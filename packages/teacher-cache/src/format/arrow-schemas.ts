@@ -34,7 +34,7 @@ export const rowsSchema = new Schema([
 
 const packedColumns = () => [field('row_id', new Utf8()), field('packed', new Binary())];
 
-/** Plain: one list entry a label position. The metadata names the temperatures of `log_z`. */
+/** Plain: one list entry a label position. The metadata names the temperatures of `log_z`; without any it is left out. */
 export function topkSchema({ temperatures, packing }: TopKPolicy): Schema {
   const columns =
     packing === 'zstd'
@@ -43,7 +43,9 @@ export function topkSchema({ temperatures, packing }: TopKPolicy): Schema {
           field('row_id', new Utf8()),
           field('ids', listOf(listOf(new Int32()))),
           field('logprobs', listOf(listOf(new Float32()))),
-          field('log_z', listOf(fixedListOf(temperatures.length, new Float32()))),
+          ...(temperatures.length === 0
+            ? []
+            : [field('log_z', listOf(fixedListOf(temperatures.length, new Float32())))]),
         ];
   return new Schema(columns, new Map([['stillhouse.temperatures', JSON.stringify(temperatures)]]));
 }
@@ -82,5 +84,5 @@ export function shardSchema({ labels, teacher }: CacheDescription, content: Shar
   if (content === 'rows') return rowsSchema;
   if (content === 'topk') return topkSchema(labels.topk!);
   if (content === 'sampled') return sampledSchema(labels.sampled!);
-  return hiddenSchema(content, labels.hidden!.dtype, teacher!.hiddenSize);
+  return hiddenSchema(content, labels.hidden!.dtype, teacher!.hiddenSize!);
 }

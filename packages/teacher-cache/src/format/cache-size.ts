@@ -106,10 +106,10 @@ export function estimateCacheSize(
     add('sampled', bytes + rows * PLANES_OVERHEAD_BYTES);
   }
   for (const layer of labels.hidden?.layers ?? []) {
-    add(hiddenGroup(layer), hiddenBytes(labels.hidden!, teacher!.hiddenSize, positions));
+    add(hiddenGroup(layer), hiddenBytes(labels.hidden!, teacher!.hiddenSize!, positions));
   }
   if (labels.head) {
-    add('head', teacher!.vocabSize * teacher!.hiddenSize * matrixElementBytes(counts.matrixDtype ?? 'bfloat16'));
+    add('head', teacher!.vocabSize * teacher!.hiddenSize! * matrixElementBytes(counts.matrixDtype ?? 'bfloat16'));
   }
   for (const [group, bytes] of counts.measured ?? []) if (sizes.has(group)) sizes.set(group, positions * bytes);
   return makeSize(sizes, tokens, positions);

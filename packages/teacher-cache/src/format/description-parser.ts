@@ -3,6 +3,7 @@ import { type CacheDescription, normaliseDescription } from './description.ts';
 import { type HiddenLayer, isHiddenLayer } from './hidden-layer.ts';
 import { readSampledPolicy, readTopKPolicy } from './label-policy-parser.ts';
 import type { Reader } from './manifest-json.ts';
+import { readTeacher } from './teacher-identity.ts';
 
 export const readLayer = (reader: Reader, value: unknown, key: string): HiddenLayer =>
   typeof value === 'string' && isHiddenLayer(value) ? value : reader.count(value, key);
@@ -21,18 +22,7 @@ export function readDescription(reader: Reader, value: unknown, where: string): 
   const labels = reader.object(root.labels, key('labels'));
   const generator = reader.object(root.generator, key('generator'));
   const description = {
-    teacher: reader.orNull(root.teacher, key('teacher'), (raw) => {
-      const teacher = reader.object(raw, key('teacher'));
-      return {
-        name: reader.text(teacher.name, key('teacher.name')),
-        architecture: reader.text(teacher.architecture, key('teacher.architecture')),
-        weightsSha256: reader.text(teacher.weightsSha256, key('teacher.weightsSha256')),
-        configSha256: reader.text(teacher.configSha256, key('teacher.configSha256')),
-        hiddenSize: reader.count(teacher.hiddenSize, key('teacher.hiddenSize')),
-        layerCount: reader.count(teacher.layerCount, key('teacher.layerCount')),
-        vocabSize: reader.count(teacher.vocabSize, key('teacher.vocabSize')),
-      };
-    }),
+    teacher: reader.orNull(root.teacher, key('teacher'), (raw) => readTeacher(reader, raw, key('teacher'))),
     tokenizer: reader.orNull(root.tokenizer, key('tokenizer'), (raw) => {
       const tokenizer = reader.object(raw, key('tokenizer'));
       return {

@@ -2,6 +2,7 @@ import { canonicalJson, type JsonValue } from './canonical-json.ts';
 import { refuseDescription as refuse, requireWholeNumber as requireCount } from './description-error.ts';
 import { compareLayers, type HiddenLayer, hasLayer, isHiddenLayer, nameLayers } from './hidden-layer.ts';
 import { normaliseSampled, normaliseTopK, type SampledPolicy, type TopKPolicy } from './label-policy.ts';
+import { normaliseTeacher, type TeacherIdentity } from './teacher-identity.ts';
 
 /**
  * - `int8`: one RMS a channel times one scale a position;
@@ -12,17 +13,6 @@ export type HiddenDtype = 'int8' | 'int8-groups' | 'coded' | 'float16' | 'float3
 /** Channels that share a scale in `int8-groups`. */
 export const GROUP_CHANNELS = 64;
 export type LabelPositions = 'response' | 'all';
-
-export interface TeacherIdentity {
-  readonly name: string;
-  readonly architecture: string;
-  readonly weightsSha256: string;
-  readonly configSha256: string;
-  readonly hiddenSize: number;
-  readonly layerCount: number;
-  /** Rows of the output matrix, padding included. */
-  readonly vocabSize: number;
-}
 
 export interface TokenizerIdentity {
   /** A digest of what the ids mean, made by whoever made the cache. */
@@ -109,22 +99,10 @@ export function normaliseDescription(description: CacheDescription): CacheDescri
   if (tokenizer !== null) requireCount('tokenizer.realVocabSize', tokenizer.realVocabSize, 1);
   if (teacher === null && (topk !== null || sampled !== null || hidden !== null || head))
     refuse('there are labels but no teacher');
-  if (teacher !== null) {
-    requireCount('teacher.hiddenSize', teacher.hiddenSize, 1);
-    requireCount('teacher.layerCount', teacher.layerCount, 1);
-    requireCount('teacher.vocabSize', teacher.vocabSize, 1);
-    if (hidden !== null) requireHidden(hidden, teacher);
-  }
+  if (teacher !== null && head) requireHiddenSize(teacher);
+  if (teacher !== null && hidden !== null) requireHidden(hidden, teacher);
   return {
-    teacher: teacher && {
-      name: teacher.name,
-      architecture: teacher.architecture,
-      weightsSha256: teacher.weightsSha256,
-      configSha256: teacher.configSha256,
-      hiddenSize: teacher.hiddenSize,
-      layerCount: teacher.layerCount,
-      vocabSize: teacher.vocabSize,
-    },
+    teacher: teacher && normaliseTeacher(teacher),
     tokenizer: tokenizer && {
       digest: tokenizer.digest,
       realVocabSize: tokenizer.realVocabSize,
@@ -159,10 +137,13 @@ export function normaliseDescription(description: CacheDescription): CacheDescri
   };
 }
 
-function requireHidden(
-  hidden: NonNullable<CacheDescription['labels']['hidden']>,
-  { layerCount, hiddenSize }: TeacherIdentity,
-): void {
+function requireHiddenSize({ kind, hiddenSize }: TeacherIdentity): number {
+  return hiddenSize ?? refuse('there are states or an output matrix of unknown width', 'teacher.hiddenSize', kind);
+}
+
+function requireHidden(hidden: NonNullable<CacheDescription['labels']['hidden']>, teacher: TeacherIdentity): void {
+  const hiddenSize = requireHiddenSize(teacher);
+  const layerCount = teacher.layerCount ?? refuse('the teacher has layers of unknown number', 'teacher.layerCount');
   if (hidden.layers.length === 0) refuse('labels.hidden.layers is empty', 'final or layer numbers');
   for (const layer of hidden.layers) {
     if (!isHiddenLayer(layer) || !hasLayer(layerCount, layer)) {

@@ -6,10 +6,11 @@ export function readTopKPolicy(reader: Reader, value: unknown, key: string): Top
   const policy = reader.object(value, key);
   const numbers = (name: string, read: (value: unknown, key: string) => number) =>
     reader.array(policy[name], `${key}.${name}`).map((number) => read(number, `${key}.${name}`));
-  const { packing, logprobDtype, topP, minK, pinnedIds, keepTarget } = policy;
+  const { tail, packing, logprobDtype, topP, minK, pinnedIds, keepTarget } = policy;
   return {
     k: reader.count(policy.k, `${key}.k`),
     temperatures: numbers('temperatures', reader.number),
+    ...(tail === undefined ? {} : { tail: reader.text(tail, `${key}.tail`) as 'unknown' }),
     ...(packing === undefined ? {} : { packing: reader.text(packing, `${key}.packing`) as 'zstd' }),
     ...(logprobDtype === undefined
       ? {}

@@ -34,6 +34,7 @@ test('what has its default is left out, so that older descriptions stay what the
       topk: {
         k: 8,
         temperatures: [1],
+        tail: 'exact',
         packing: 'plain',
         logprobDtype: 'float32',
         pinnedIds: [],
@@ -71,6 +72,9 @@ test('only a fixed k of the whole vocabulary leaves nothing outside', () => {
 
 test('policies that cannot be are refused with what is wrong', () => {
   const cases: readonly (readonly [RegExp, CacheDescription])[] = [
+    [/tail is unknown; expected exact or unknown, got none/, withTopK({ tail: 'none' as 'exact' })],
+    [/a tail that is unknown has no log_z; expected no temperatures, got 1/, withTopK({ tail: 'unknown' })],
+    [/temperatures is empty/, withTopK({ temperatures: [] })],
     [/packing is unknown; expected plain or zstd, got lz4/, withTopK({ packing: 'lz4' as 'zstd' })],
     [/logprobDtype is unknown.*got int4/, withTopK({ packing: 'zstd', logprobDtype: 'int4' as 'uint8' })],
     [/plain top-k labels hold float32.*got uint8/, withTopK({ logprobDtype: 'uint8' })],

@@ -9,8 +9,13 @@ import { refuseDescription, requireWholeNumber } from './description-error.ts';
 export interface TopKPolicy {
   /** The most ids that are kept for their rank. */
   readonly k: number;
-  /** The grid of `log_z`. */
+  /** The grid of `log_z`; none where the tail is unknown. */
   readonly temperatures: readonly number[];
+  /**
+   * `exact` (default): `log_z` gives the mass outside at each temperature of the grid; `unknown`: the teacher gave its
+   * best ids and nothing else, so there is no `log_z`, and no bound on what is not stored.
+   */
+  readonly tail?: 'exact' | 'unknown';
   /** `plain` (default): lists of numbers; `zstd`: one blob a row, see `topk-packing.ts`. */
   readonly packing?: 'plain' | 'zstd';
   /** How packed logprobs are kept, default `float32`; see `logprob-codes.ts`. */
@@ -54,7 +59,7 @@ export const keepsWholeVocabulary = ({ k, topP }: TopKPolicy, vocabSize: number)
  */
 export function normaliseTopK(policy: TopKPolicy, vocabSize: number): TopKPolicy {
   const { k, temperatures, packing = 'plain', logprobDtype = 'float32', topP, minK, keepTarget = false } = policy;
-  const pinnedIds = policy.pinnedIds ?? [];
+  const { tail = 'exact', pinnedIds = [] } = policy;
   requireWholeNumber('labels.topk.k', k, 1);
   if (k > vocabSize) {
     throw new StillhouseError({
@@ -65,7 +70,9 @@ export function normaliseTopK(policy: TopKPolicy, vocabSize: number): TopKPolicy
       got: String(k),
     });
   }
-  requireTemperatures(temperatures);
+  if (tail !== 'exact' && tail !== 'unknown')
+    refuseDescription('labels.topk.tail is unknown', 'exact or unknown', String(tail));
+  requireTemperatures(temperatures, tail);
   if (packing !== 'plain' && packing !== 'zstd')
     refuseDescription('labels.topk.packing is unknown', 'plain or zstd', packing);
   if (!LOGPROB_DTYPES.includes(logprobDtype))
@@ -81,6 +88,7 @@ export function normaliseTopK(policy: TopKPolicy, vocabSize: number): TopKPolicy
   return {
     k,
     temperatures: [...temperatures],
+    ...(tail === 'exact' ? {} : { tail }),
     ...(packing === 'plain' ? {} : { packing }),
     ...(logprobDtype === 'float32' ? {} : { logprobDtype }),
     ...(topP === undefined ? {} : { topP, minK: minK! }),
@@ -89,7 +97,12 @@ export function normaliseTopK(policy: TopKPolicy, vocabSize: number): TopKPolicy
   };
 }
 
-function requireTemperatures(temperatures: readonly number[]): void {
+function requireTemperatures(temperatures: readonly number[], tail: 'exact' | 'unknown'): void {
+  if (tail === 'unknown') {
+    if (temperatures.length > 0)
+      refuseDescription('a tail that is unknown has no log_z', 'no temperatures', temperatures.join(', '));
+    return;
+  }
   if (temperatures.length === 0)
     refuseDescription('labels.topk.temperatures is empty', 'at least one temperature, such as 1');
   for (const temperature of temperatures) requireTemperature(temperature);

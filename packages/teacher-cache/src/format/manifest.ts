@@ -3,14 +3,19 @@ import { canonicalJson, type JsonValue } from './canonical-json.ts';
 import { type CacheDescription, type CacheGroup, hiddenGroup, type ShardGroup, shardGroups } from './description.ts';
 import { attentionLayer, type HiddenLayer } from './hidden-layer.ts';
 import { type GroupProvenance, joinProvenance } from './provenance.ts';
+import { printTeacher } from './teacher-identity.ts';
 
 export const MANIFEST_NAME = 'manifest.json';
 export const FORMAT_NAME = 'stillhouse-teacher-cache';
 /** Readers of version n read 1 to n; a change that an old reader would misread raises it. */
-export const FORMAT_VERSION = 3;
+export const FORMAT_VERSION = 4;
 
-/** The lowest version that can say what a cache holds: 3 where there are attention outputs. What older readers can read stays as it was. */
-function requiredVersion({ labels }: CacheDescription): number {
+/**
+ * The lowest version that can say what a cache holds: 4 where the teacher is no folder of weights or a tail is unknown,
+ * 3 where there are attention outputs. What older readers can read stays as it was.
+ */
+function requiredVersion({ teacher, labels }: CacheDescription): number {
+  if ((teacher !== null && teacher.kind !== 'weights') || labels.topk?.tail === 'unknown') return 4;
   return labels.hidden?.layers.some((layer) => attentionLayer(layer) !== undefined) === true ? 3 : 2;
 }
 
@@ -88,7 +93,7 @@ export function sealBody(format: string, more: Readonly<Record<string, JsonValue
     ...more,
     complete,
     rows: { planned: rows.planned, stored: rows.stored },
-    description,
+    description: { ...description, teacher: description.teacher && printTeacher(description.teacher) },
     tokenizer: [...tokenizer].sort((a, b) => (a.path < b.path ? -1 : 1)),
     outputMatrix,
     scales: groups.flatMap((group) => scales.filter(({ layer }) => hiddenGroup(layer) === group)),

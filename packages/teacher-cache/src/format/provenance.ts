@@ -1,6 +1,7 @@
 import { canonicalJson, type JsonValue } from './canonical-json.ts';
 import { type CacheDescription, type DataIdentity, type ShardGroup, shardGroups } from './description.ts';
 import { listData, type RowRange } from './shard-layout.ts';
+import { teacherSha256 } from './teacher-identity.ts';
 
 /** Settings of the program that computed labels which are not in the description, such as device and batch size. */
 export type ScoringSettings = Readonly<Record<string, string | number>>;
@@ -9,7 +10,7 @@ export type ScoringSettings = Readonly<Record<string, string | number>>;
 export interface GroupProvenance extends RowRange {
   readonly group: ShardGroup;
   readonly data: DataIdentity;
-  /** sha256 of the weights that computed the labels; null for `rows`. */
+  /** sha256 of the weights or the file that computed the labels; null for `rows` and for a service. */
   readonly teacherSha256: string | null;
   readonly generator: { readonly name: string; readonly version: string };
   readonly settings: ScoringSettings;
@@ -28,7 +29,7 @@ export function recordShard(
     firstRow: shard.firstRow,
     rowCount: shard.rowCount,
     data: source.data,
-    teacherSha256: group === 'rows' ? null : description.teacher!.weightsSha256,
+    teacherSha256: group === 'rows' ? null : teacherSha256(description.teacher!),
     generator: made.generator,
     settings: group === 'rows' ? {} : made.settings,
   }));

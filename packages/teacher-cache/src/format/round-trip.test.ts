@@ -58,6 +58,8 @@ const shapes: fc.Arbitrary<RandomCacheShape> = fc
       { pinnedIds: [0], keepTarget: true },
       { packing: 'zstd', logprobDtype: 'float16', keepTarget: true },
       { packing: 'zstd', logprobDtype: 'uint16' },
+      { tail: 'unknown', temperatures: [] },
+      { tail: 'unknown', temperatures: [], packing: 'zstd', logprobDtype: 'uint8', keepTarget: true },
       { packing: 'zstd', logprobDtype: 'uint8', topP: 0.9, minK: 1, pinnedIds: [0], keepTarget: true },
     ),
     sampled: fc.constantFrom<(SampledPolicy | undefined)[]>(

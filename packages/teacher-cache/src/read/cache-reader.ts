@@ -292,7 +292,7 @@ async function makeCache(
   const decoderOf = async (layer: HiddenLayer): Promise<HiddenDecoder> => {
     const known = decoders.get(layer);
     if (known !== undefined) return known;
-    const shape = { layer, dtype: hidden!.dtype, width: description.teacher!.hiddenSize };
+    const shape = { layer, dtype: hidden!.dtype, width: description.teacher!.hiddenSize! };
     const decoder = openHiddenDecoder(shape, hidden!.dtype === 'coded' ? await hiddenScale(layer) : undefined);
     decoders.set(layer, decoder);
     return decoder;

@@ -43,6 +43,7 @@ export function describeRandomCache(shape: RandomCacheShape): CacheDescription {
   const { vocabSize, hiddenSize, layers = ['final', 2], dtype = 'int8' } = shape;
   return {
     teacher: {
+      kind: 'weights',
       name: 'random',
       architecture: 'qwen2',
       weightsSha256: 'a'.repeat(64),
@@ -154,7 +155,7 @@ export function randomHidden(
   layer: HiddenLayer,
   description: CacheDescription,
 ): HiddenLabels {
-  const width = description.teacher!.hiddenSize;
+  const width = description.teacher!.hiddenSize!;
   const { dtype } = description.labels.hidden!;
   const states = Float32Array.from({ length: positions * width }, () => 8 * (random() - 0.5));
   if (dtype === 'int8') return quantiseHidden(layer, states, fixedChannelRms(width));
@@ -205,8 +206,9 @@ export const TOKENIZER_FILES = [
 /** Everything but the shards; does nothing that a resumed cache has already. */
 export async function prepareRandomCache(writer: CacheWriter): Promise<void> {
   const { description } = writer;
-  const { hiddenSize, vocabSize } = description.teacher!;
+  const { hiddenSize = 0, vocabSize } = description.teacher!;
   await writer.putTokenizerFiles(TOKENIZER_FILES);
+  if (!description.labels.head) return;
   const bytes = new Uint8Array(Uint16Array.from({ length: vocabSize * hiddenSize }, (_, i) => i % 0x7f80).buffer);
   const cut = Math.ceil(bytes.length / 3);
   const chunks = [bytes.subarray(0, cut), bytes.subarray(cut, 2 * cut), bytes.subarray(2 * cut)];
@@ -218,8 +220,12 @@ export async function prepareRandomCache(writer: CacheWriter): Promise<void> {
 }
 
 /** Builds a random cache, or goes on with one. */
-export async function buildRandomCache(folder: string, shape: RandomCacheShape): Promise<CacheDescription> {
-  const writer = await openCacheWriter(folder, describeRandomCache(shape), { totalRows: shape.rows });
+export async function buildRandomCache(
+  folder: string,
+  shape: RandomCacheShape,
+  described = describeRandomCache(shape),
+): Promise<CacheDescription> {
+  const writer = await openCacheWriter(folder, described, { totalRows: shape.rows });
   const { description } = writer;
   try {
     await prepareRandomCache(writer);

@@ -113,7 +113,7 @@ test('a row of 2 GiB is refused, not corrupted', () => {
   const positions = 2 ** 21;
   const description = {
     ...base,
-    teacher: { ...base.teacher!, hiddenSize: width },
+    teacher: { ...base.teacher!, kind: 'graph', sha256: 'e'.repeat(64), hiddenSize: width },
     labels: { topk: null, hidden: { layers: ['final'], dtype: 'int8' }, head: false },
   } as const;
   const row = {
