@@ -2,7 +2,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { resolveSettings } from '@stillhouse/settings';
-import { BUILD_SETTINGS, type BuildSettings } from '../build-settings.ts';
+import { BUILD_SETTINGS, type BuildSettings } from '../settings/build-settings.ts';
 
 /** Every file of a folder by its path, with its bytes. */
 export function readTree(folder: string): ReadonlyMap<string, string> {

@@ -2,8 +2,8 @@ import { type ModelConfig, openModelWeights, openSafetensors, readModelConfig } 
 import { createStreamedWeights } from '@stillhouse/model-runner';
 import type { Engine } from '@stillhouse/runtime';
 import type { CachedRow, HiddenLayer, HiddenScale, LabelledRow } from '@stillhouse/teacher-cache';
-import type { LayerScales } from '../row-scorer.ts';
-import { createRowScorer, type ScoringOptions } from '../row-scorer.ts';
+import type { LayerScales } from '../scoring/row-scorer.ts';
+import { createRowScorer, type ScoringOptions } from '../scoring/row-scorer.ts';
 
 export const GOLDEN_TEACHERS = ['qwen2-tiny', 'qwen2-tiny-untied', 'llama-tiny', 'llama3-rope-tiny'];
 export const goldenFolder = (name: string) => new URL(`../../../../test/golden/${name}`, import.meta.url).pathname;

@@ -7,10 +7,10 @@ import {
   labelPositions,
   type ScoringSettings,
 } from '@stillhouse/teacher-cache';
-import type { Teacher } from './build-inputs.ts';
-import type { BuildSettings } from './build-settings.ts';
-import { needTeacher } from './label-settings.ts';
-import { createRowScorer, type LayerScales, type RowScorer, type ScoringStep } from './row-scorer.ts';
+import type { Teacher } from '../build/build-inputs.ts';
+import { createRowScorer, type LayerScales, type RowScorer, type ScoringStep } from '../scoring/row-scorer.ts';
+import type { BuildSettings } from '../settings/build-settings.ts';
+import { needTeacher } from '../settings/label-settings.ts';
 
 /** A teacher ready to score; what it needs is compiled when labels of a kind are first asked for. */
 export interface TeacherSession {

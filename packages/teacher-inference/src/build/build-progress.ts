@@ -1,7 +1,7 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
+import type { ScoringStep } from '../scoring/row-scorer.ts';
+import { measureWork } from '../scoring/scoring-work.ts';
 import type { ShardCounts } from './build-inputs.ts';
-import type { ScoringStep } from './row-scorer.ts';
-import { measureWork } from './scoring-work.ts';
 
 export interface BuildProgress {
   /** The shard at work, from 1. */

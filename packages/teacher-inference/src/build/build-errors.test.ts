@@ -8,12 +8,12 @@ import { isStillhouseError } from '@stillhouse/errors';
 import { openEngine } from '@stillhouse/runtime';
 import { makeTemporaryFolder } from '@stillhouse/testing';
 import { type TestContext, test } from 'vitest';
-import type { BuildSettings } from './build-settings.ts';
-import { buildTeacherCache, planBuild } from './index.ts';
-import { buildSettings, idRows, writeRows } from './testing/build-folder.ts';
-import { goldenFolder, readGoldenRows, scoreWith } from './testing/golden-teachers.ts';
+import { buildTeacherCache, planBuild } from '../index.ts';
+import type { BuildSettings } from '../settings/build-settings.ts';
+import { buildSettings, idRows, writeRows } from '../testing/build-folder.ts';
+import { goldenFolder, readGoldenRows, scoreWith } from '../testing/golden-teachers.ts';
 
-const TINY_BPE = fileURLToPath(new URL('../../../test/tokenizer/tiny-bpe', import.meta.url));
+const TINY_BPE = fileURLToPath(new URL('../../../../test/tokenizer/tiny-bpe', import.meta.url));
 const TEACHER = goldenFolder('qwen2-tiny-untied');
 
 interface Refusal {

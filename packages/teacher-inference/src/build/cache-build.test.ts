@@ -7,11 +7,11 @@ import { openSafetensors } from '@stillhouse/checkpoint';
 import { dequantiseHidden, openCache, quantiseHidden, verifyCache } from '@stillhouse/teacher-cache';
 import { expectClose, makeTemporaryFolder, startNode } from '@stillhouse/testing';
 import { test } from 'vitest';
-import { type BuildProgress, type BuildSettings, type BuildStart, buildTeacherCache, planBuild } from './index.ts';
-import { buildSettings, idRows, readTree, writeRows } from './testing/build-folder.ts';
-import { goldenFolder, readGoldenRows } from './testing/golden-teachers.ts';
+import { type BuildProgress, type BuildSettings, type BuildStart, buildTeacherCache, planBuild } from '../index.ts';
+import { buildSettings, idRows, readTree, writeRows } from '../testing/build-folder.ts';
+import { goldenFolder, readGoldenRows } from '../testing/golden-teachers.ts';
 
-const DEMO_TOKENIZER = fileURLToPath(new URL('../../../data/demo/tokenizer', import.meta.url));
+const DEMO_TOKENIZER = fileURLToPath(new URL('../../../../data/demo/tokenizer', import.meta.url));
 
 test('a cache of a golden teacher holds what transformers computes', async (t) => {
   const folder = await makeTemporaryFolder(t);
@@ -137,7 +137,7 @@ test('a build killed ten times at random points ends with the bytes of one that 
   const settingsOf = await prepareLongBuild(folder);
   await buildTeacherCache(settingsOf('straight'));
   const killed = settingsOf('killed');
-  const script = fileURLToPath(new URL('./testing/run-build.ts', import.meta.url));
+  const script = fileURLToPath(new URL('../testing/run-build.ts', import.meta.url));
   const reached: number[] = [];
   for (let kill = 0; kill < 10; kill++) {
     const { child, finished } = startNode([script, JSON.stringify(killed)]);

@@ -5,7 +5,7 @@ import { openEngine } from '@stillhouse/runtime';
 import { dequantiseHidden, type HiddenLayer } from '@stillhouse/teacher-cache';
 import { expectClose } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
-import { goldenFolder, readGoldenRows, scoreWith } from './testing/golden-teachers.ts';
+import { goldenFolder, readGoldenRows, scoreWith } from '../testing/golden-teachers.ts';
 
 const engine = await openEngine({ threads: 1 });
 afterAll(() => engine.close());

@@ -1,6 +1,6 @@
 import { type CacheSize, estimateCacheSize, type MatrixDtype } from '@stillhouse/teacher-cache';
+import type { BuildSettings } from '../settings/build-settings.ts';
 import { type BuildInputs, openBuildInputs } from './build-inputs.ts';
-import type { BuildSettings } from './build-settings.ts';
 
 /** What a build will do. */
 export interface BuildPlan {

@@ -5,9 +5,9 @@ import { resolveSettings } from '@stillhouse/settings';
 import { listFiles, readManifest } from '@stillhouse/teacher-cache';
 import { makeTemporaryFolder } from '@stillhouse/testing';
 import { test } from 'vitest';
-import { type BuildSettings, buildTeacherCache, REPAIR_SETTINGS, repairTeacherCache } from './index.ts';
-import { buildSettings, idRows, readTree, writeRows } from './testing/build-folder.ts';
-import { goldenFolder } from './testing/golden-teachers.ts';
+import { type BuildSettings, buildTeacherCache, REPAIR_SETTINGS, repairTeacherCache } from '../index.ts';
+import { buildSettings, idRows, readTree, writeRows } from '../testing/build-folder.ts';
+import { goldenFolder } from '../testing/golden-teachers.ts';
 
 const teacher = goldenFolder('qwen2-tiny-untied');
 

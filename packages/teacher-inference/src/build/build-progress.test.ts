@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { readModelConfig } from '@stillhouse/checkpoint';
 import { test } from 'vitest';
+import { measureWork } from '../scoring/scoring-work.ts';
+import { goldenFolder } from '../testing/golden-teachers.ts';
 import { trackProgress } from './build-progress.ts';
-import { measureWork } from './scoring-work.ts';
-import { goldenFolder } from './testing/golden-teachers.ts';
 
 const SHARDS = [
   { rows: 2, tokens: 100, positions: 50 },

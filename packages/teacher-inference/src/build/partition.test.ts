@@ -6,12 +6,12 @@ import { fileURLToPath } from 'node:url';
 import { mergeCache, openCache, verifyCache } from '@stillhouse/teacher-cache';
 import { type Lifetime, makeTemporaryFolder, startNode } from '@stillhouse/testing';
 import { afterAll, describe, test } from 'vitest';
-import { type BuildSettings, buildTeacherCache } from './index.ts';
-import { buildSettings, idRows, readTree, writeRows } from './testing/build-folder.ts';
-import { goldenFolder } from './testing/golden-teachers.ts';
+import { type BuildSettings, buildTeacherCache } from '../index.ts';
+import { buildSettings, idRows, readTree, writeRows } from '../testing/build-folder.ts';
+import { goldenFolder } from '../testing/golden-teachers.ts';
 
 const SHARDS = 7;
-const script = fileURLToPath(new URL('./testing/run-build.ts', import.meta.url));
+const script = fileURLToPath(new URL('../testing/run-build.ts', import.meta.url));
 const partsOf = (count: number) => Array.from({ length: count }, (_, i) => `${i + 1}/${count}`);
 
 /** Settings of one cache in several folders, and its bytes as one builder makes it. */

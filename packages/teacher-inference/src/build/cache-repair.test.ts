@@ -14,13 +14,13 @@ import {
   REPAIR_SETTINGS,
   type RepairSettings,
   repairTeacherCache,
-} from './index.ts';
-import { buildSettings, idRows, readTree, writeRows } from './testing/build-folder.ts';
-import { goldenFolder } from './testing/golden-teachers.ts';
+} from '../index.ts';
+import { buildSettings, idRows, readTree, writeRows } from '../testing/build-folder.ts';
+import { goldenFolder } from '../testing/golden-teachers.ts';
 
 const teacher = goldenFolder('qwen2-tiny-untied');
-const tokenizer = fileURLToPath(new URL('../../../data/demo/tokenizer', import.meta.url));
-const oldCache = fileURLToPath(new URL('../../../test/caches/v1/int8-topk-head', import.meta.url));
+const tokenizer = fileURLToPath(new URL('../../../../data/demo/tokenizer', import.meta.url));
+const oldCache = fileURLToPath(new URL('../../../../test/caches/v1/int8-topk-head', import.meta.url));
 
 const text = [{ prompt: '12 + 30 = ', response: '42', split: 'train' }, { text: 'Tom has 3 apples.' }];
 
@@ -151,7 +151,7 @@ test('a repair killed in the middle is run again', async (t) => {
       for (const group of ['topk', 'hidden-1']) await flip(join(folder, `shards/0000${shard}.${group}.arrow`));
     }
   });
-  const script = fileURLToPath(new URL('./testing/run-repair.ts', import.meta.url));
+  const script = fileURLToPath(new URL('../testing/run-repair.ts', import.meta.url));
   const settings = JSON.stringify({ threads: 1, cache, teacher });
   const counts: number[] = [];
   for (const kill of ['1', '3', undefined]) {

@@ -15,6 +15,10 @@ import {
   readManifest,
 } from '@stillhouse/teacher-cache';
 import type { Tokenizer } from '@stillhouse/tokenizer';
+import { asBuildSettings, type ExtendSettings, extendLabels } from '../settings/extend-settings.ts';
+import { needTeacher } from '../settings/label-settings.ts';
+import { openKnownTeacher, openKnownTokenizer } from '../teacher/known-teacher.ts';
+import { openTeacherSession } from '../teacher/teacher-session.ts';
 import {
   countShards,
   encodeRows,
@@ -25,12 +29,8 @@ import {
   type Teacher,
 } from './build-inputs.ts';
 import { type BuildProgress, trackProgress } from './build-progress.ts';
-import { asBuildSettings, type ExtendSettings, extendLabels } from './extend-settings.ts';
 import { readOutputMatrix } from './fixed-files.ts';
-import { openKnownTeacher, openKnownTokenizer } from './known-teacher.ts';
-import { needTeacher } from './label-settings.ts';
 import { scoreShards, takeRows } from './score-shards.ts';
-import { openTeacherSession } from './teacher-session.ts';
 
 export interface ExtendEvents {
   /** Once, before the first row is scored; not where there is nothing to do. */

@@ -14,13 +14,13 @@ import {
   verifyCache,
 } from '@stillhouse/teacher-cache';
 import type { Tokenizer } from '@stillhouse/tokenizer';
+import { BUILD_SETTINGS } from '../settings/build-settings.ts';
+import { needTeacher } from '../settings/label-settings.ts';
+import type { RepairSettings } from '../settings/repair-settings.ts';
+import { openKnownTeacher, openKnownTokenizer } from '../teacher/known-teacher.ts';
+import { openTeacherSession, type TeacherSession } from '../teacher/teacher-session.ts';
 import { encodeRows, type Teacher } from './build-inputs.ts';
-import { BUILD_SETTINGS } from './build-settings.ts';
 import { readOutputMatrix, readTokenizerFiles } from './fixed-files.ts';
-import { openKnownTeacher, openKnownTokenizer } from './known-teacher.ts';
-import { needTeacher } from './label-settings.ts';
-import type { RepairSettings } from './repair-settings.ts';
-import { openTeacherSession, type TeacherSession } from './teacher-session.ts';
 
 export interface RepairEvents {
   /** Once, with the paths of all files that are damaged or missing, if there are any. */

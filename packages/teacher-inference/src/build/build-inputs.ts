@@ -14,9 +14,9 @@ import { requireSetting } from '@stillhouse/settings';
 import type { CacheDescription, TokenizerIdentity, WeightsIdentity } from '@stillhouse/teacher-cache';
 import { hasLayer, nameLayers, normaliseDescription } from '@stillhouse/teacher-cache';
 import { hasTokenizer, openTokenizer, type Tokenizer } from '@stillhouse/tokenizer';
-import type { BuildSettings } from './build-settings.ts';
-import { needTeacher, resolveLabels } from './label-settings.ts';
-import { pinIds } from './pinned-ids.ts';
+import { pinIds } from '../scoring/pinned-ids.ts';
+import type { BuildSettings } from '../settings/build-settings.ts';
+import { needTeacher, resolveLabels } from '../settings/label-settings.ts';
 
 export interface Teacher {
   readonly folder: string;
@@ -199,6 +199,6 @@ export async function* countShards(
 
 /** This program, by the version that all packages share. */
 export async function identifyGenerator(): Promise<CacheDescription['generator']> {
-  const text = await readFile(new URL('../package.json', import.meta.url), 'utf8');
+  const text = await readFile(new URL('../../package.json', import.meta.url), 'utf8');
   return { name: 'stillhouse', version: (JSON.parse(text) as { readonly version: string }).version };
 }

@@ -13,14 +13,14 @@ import {
   readManifest,
   type UnfinishedPart,
 } from '@stillhouse/teacher-cache';
+import type { BuildSettings } from '../settings/build-settings.ts';
+import { openTeacherSession, type TeacherSession } from '../teacher/teacher-session.ts';
 import { type BuildInputs, openBuildInputs } from './build-inputs.ts';
 import { type BuildPlan, describePlan } from './build-plan.ts';
 import { type BuildProgress, trackProgress } from './build-progress.ts';
-import type { BuildSettings } from './build-settings.ts';
 import { readOutputMatrix, readTokenizerFiles } from './fixed-files.ts';
 import { parsePartition } from './partition-setting.ts';
 import { type ShardWork, scoreShards, takeRows } from './score-shards.ts';
-import { openTeacherSession, type TeacherSession } from './teacher-session.ts';
 
 export interface BuildStart extends BuildPlan {
   /** null where the whole cache is built. */

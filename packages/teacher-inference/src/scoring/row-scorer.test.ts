@@ -12,8 +12,8 @@ import {
 } from '@stillhouse/teacher-cache';
 import { expectClose } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
+import { GOLDEN_TEACHERS, goldenFolder, keepScales, readGoldenRows, scoreWith } from '../testing/golden-teachers.ts';
 import type { ScoringOptions } from './row-scorer.ts';
-import { GOLDEN_TEACHERS, goldenFolder, keepScales, readGoldenRows, scoreWith } from './testing/golden-teachers.ts';
 
 const engine = await openEngine({ threads: 1 });
 afterAll(() => engine.close());

@@ -6,8 +6,8 @@ import { createStreamedWeights } from '@stillhouse/model-runner';
 import { openEngine } from '@stillhouse/runtime';
 import { expectClose, unless } from '@stillhouse/testing';
 import { test } from 'vitest';
+import { keepScales } from '../testing/golden-teachers.ts';
 import { createRowScorer } from './row-scorer.ts';
-import { keepScales } from './testing/golden-teachers.ts';
 
 interface StoredScores {
   readonly temperatures: readonly number[];
@@ -38,7 +38,7 @@ for (const [name, row] of [
       ? 'STILLHOUSE_MODELS is not set'
       : `STILLHOUSE_MODELS has no ${name}`;
   test(`${name}${row}: top 8 and log Z are those of transformers in float32`, unless(skip), async (t) => {
-    const path = new URL(`../../../test/teacher-scores/${name}${row}.json`, import.meta.url);
+    const path = new URL(`../../../../test/teacher-scores/${name}${row}.json`, import.meta.url);
     const stored = JSON.parse(await readFile(path, 'utf8')) as StoredScores;
     const config = await readModelConfig(folder);
     const source = await openModelWeights(folder, config);

@@ -8,7 +8,7 @@ import {
   type WeightsIdentity,
 } from '@stillhouse/teacher-cache';
 import { hasTokenizer, openTokenizer, type Tokenizer } from '@stillhouse/tokenizer';
-import { identifyTeacher, identifyTokenizer, openTeacher, type Teacher } from './build-inputs.ts';
+import { identifyTeacher, identifyTokenizer, openTeacher, type Teacher } from '../build/build-inputs.ts';
 
 /**
  * The teacher of a cache, by its digests; its folder may have another name. Where the cache has none yet, any.

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'vitest';
-import { findPartition, parsePartition } from './index.ts';
+import { findPartition, parsePartition } from '../index.ts';
 
 test('a partition is named by its number and their count, from 1', () => {
   assert.deepEqual(parsePartition('2/4'), { index: 2, count: 4 });

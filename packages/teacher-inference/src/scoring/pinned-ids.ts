@@ -3,7 +3,7 @@ import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import { renderConversation } from '@stillhouse/rows';
 import type { TopKPolicy } from '@stillhouse/teacher-cache';
 import type { Tokenizer } from '@stillhouse/tokenizer';
-import type { BuildSettings } from './build-settings.ts';
+import type { BuildSettings } from '../settings/build-settings.ts';
 
 /** Where a model stops thinking; how long it thinks hangs on this one id. */
 const END_OF_THINKING = '</think>';

@@ -1,12 +1,12 @@
 import { createStreamedWeights } from '@stillhouse/model-runner';
 import { openEngine } from '@stillhouse/runtime';
 import type { CacheDescription, CachedRow, HiddenCodebook, LabelledRow } from '@stillhouse/teacher-cache';
-import { openBuildInputs, openTeacher } from './build-inputs.ts';
-import type { BuildSettings } from './build-settings.ts';
+import { openBuildInputs, openTeacher } from '../build/build-inputs.ts';
+import type { ScoringStep } from '../scoring/row-scorer.ts';
+import type { BuildSettings } from '../settings/build-settings.ts';
+import { openTeacherSession } from '../teacher/teacher-session.ts';
 import { fitCodebook } from './codebook-fitting.ts';
 import { measureTransform } from './hidden-calibration.ts';
-import type { ScoringStep } from './row-scorer.ts';
-import { openTeacherSession } from './teacher-session.ts';
 
 /** Some rows of a data set with the teacher's labels as exactly as they come, to try policies on. */
 export interface Pilot {

@@ -13,12 +13,12 @@ import {
   EXTEND_SETTINGS,
   type ExtendSettings,
   extendTeacherCache,
-} from './index.ts';
-import { buildSettings, idRows, readTree, writeRows } from './testing/build-folder.ts';
-import { goldenFolder } from './testing/golden-teachers.ts';
+} from '../index.ts';
+import { buildSettings, idRows, readTree, writeRows } from '../testing/build-folder.ts';
+import { goldenFolder } from '../testing/golden-teachers.ts';
 
 const teacher = goldenFolder('qwen2-tiny-untied');
-const script = fileURLToPath(new URL('./testing/run-extend.ts', import.meta.url));
+const script = fileURLToPath(new URL('../testing/run-extend.ts', import.meta.url));
 const rows = idRows(19);
 
 async function prepare(t: TestContext) {

@@ -23,9 +23,9 @@ import {
   labelPositions,
   targetsOf,
 } from '@stillhouse/teacher-cache';
-import { measureLayerRms } from './channel-rms.ts';
+import { measureLayerRms } from '../calibrate/channel-rms.ts';
+import { measureCodebook } from '../calibrate/hidden-calibration.ts';
 import type { DistributionLabels } from './distribution-readout.ts';
-import { measureCodebook } from './hidden-calibration.ts';
 import type { LabelRange } from './label-range.ts';
 import { createLabelReadout, type LabelReadout } from './label-readout.ts';
 import { measureWork } from './scoring-work.ts';

@@ -3,9 +3,9 @@ import { openEngine } from '@stillhouse/runtime';
 import { type LabelledRow, type TopKPolicy, targetsOf } from '@stillhouse/teacher-cache';
 import { expectClose } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
+import { goldenFolder, readGoldenRows, scoreWith } from '../testing/golden-teachers.ts';
 import { BLOCK_IDS, blocksGraph, countBlocks, distributionGraph } from './distribution-graph.ts';
 import type { ScoringOptions } from './row-scorer.ts';
-import { goldenFolder, readGoldenRows, scoreWith } from './testing/golden-teachers.ts';
 
 const engine = await openEngine({ threads: 1 });
 afterAll(() => engine.close());
