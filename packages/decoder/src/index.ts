@@ -1,7 +1,32 @@
 /** The Qwen2 and Llama decoder as graphs. Works on ids; knows no text. */
-export { emitBlockBias, emitCacheBias, emitSegmentBias } from './attention-bias.ts';
-export { type BlockInputs, type BlockOutputs, type BlockWeights, emitBlock, type KeyValueCache } from './block.ts';
-export { type EmbeddingGradient, embeddingGradientCalls, embeddingGradientGraph } from './embedding-gradient.ts';
+export {
+  cacheBiasGraph,
+  emitBlockBias,
+  emitCacheBias,
+  emitSegmentBias,
+  segmentBiasGraph,
+} from './attention/attention-bias.ts';
+export { emitBlockedAttention } from './attention/blocked-attention.ts';
+export { cutIntoBlocks, type PerQueryBlocks, perQueryBlocks, QUERY_BLOCK_LENGTH } from './attention/query-blocks.ts';
+export { computeRotaryTables, inverseFrequencies, type RotaryTables } from './attention/rotary.ts';
+export { embeddingGradientGraph, embeddingGraph } from './embedding.ts';
+export { gradientName } from './gradient-name.ts';
+export {
+  type BlockInputs,
+  type BlockOutputs,
+  type BlockWeights,
+  emitBlock,
+  type KeyValueCache,
+} from './layer/block.ts';
+export {
+  ATTENTION_SEED,
+  type BlockGradientOptions,
+  blockGradientGraph,
+  type SavedActivation,
+  type SavingBlockGraphs,
+  savingBlockGraphs,
+} from './layer/block-gradient-graphs.ts';
+export { ATTENTION_OUTPUT, batchSymbols, blockGraph, cachedBlockGraph } from './layer/block-graphs.ts';
 export {
   adaptedLinears,
   adapterParameters,
@@ -9,27 +34,7 @@ export {
   LINEAR_NAMES,
   type LinearName,
   type LowRankAdapter,
-} from './low-rank-adapter.ts';
-export {
-  ATTENTION_OUTPUT,
-  ATTENTION_SEED,
-  type BlockGradientOptions,
-  batchSymbols,
-  blockGradientGraph,
-  blockGraph,
-  cacheBiasGraph,
-  cachedBlockGraph,
-  embeddingGraph,
-  gatherRowsGraph,
-  gradientName,
   mergeAdapterGraph,
-  type SavedActivation,
-  type SavingBlockGraphs,
-  savingBlockGraphs,
-  scatterRowsGraph,
-  segmentBiasGraph,
-} from './model-graphs.ts';
-export { cutIntoBlocks, type PerQueryBlocks, perQueryBlocks, QUERY_BLOCK_LENGTH } from './query-blocks.ts';
+} from './layer/low-rank-adapter.ts';
 export { finalNormGraph, greedyHeadGraph } from './readout.ts';
-export { computeRotaryTables, inverseFrequencies, type RotaryTables } from './rotary.ts';
-export { emitBlockedAttention } from './softmax-attention.ts';
+export { gatherRowsGraph, scatterRowsGraph } from './residual-rows.ts';

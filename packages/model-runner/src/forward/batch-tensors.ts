@@ -1,3 +1,4 @@
+import { isAdapterName } from '@stillhouse/checkpoint';
 import { computeRotaryTables } from '@stillhouse/decoder';
 import type { Call, DeviceTensor, Engine } from '@stillhouse/runtime';
 import type { TokenBatch } from '../batches/token-batch.ts';
@@ -71,7 +72,7 @@ export function blockCall(
   { tables, shared }: BatchTensors,
   { weights, x, y }: LayerOperands,
 ): Call & { readonly kind: 'run' } {
-  const isAdapted = Object.keys(weights).some((name) => name.endsWith('.lora_A.weight'));
+  const isAdapted = Object.keys(weights).some(isAdapterName);
   const program = isAdapted ? layer.adaptedBlock : layer.block;
   if (program === undefined) throw new Error('a layer has adapters and the programs were compiled without');
   return { kind: 'run', program, inputs: { x, ...tables, ...shared, ...weights }, outputs: { y } };

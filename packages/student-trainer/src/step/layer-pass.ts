@@ -1,10 +1,11 @@
-import { ATTENTION_OUTPUT, ATTENTION_SEED, embeddingGradientCalls } from '@stillhouse/decoder';
+import { ATTENTION_OUTPUT, ATTENTION_SEED } from '@stillhouse/decoder';
 import { type BatchTensors, embeddingCall, type TokenBatch } from '@stillhouse/model-runner';
 import type { Call, DeviceTensor, Engine, Program } from '@stillhouse/runtime';
 import type { HiddenLayer } from '@stillhouse/teacher-cache';
 import { takesGradient } from '../plan/backward-plan.ts';
 import type { TrainingPlan } from '../plan/training-plan.ts';
 import type { ActivationStore } from './activation-store.ts';
+import { embeddingGradientCalls } from './embedding-gradient.ts';
 import type { FeatureLosses } from './feature-losses.ts';
 import type { RowTiles } from './row-tiles.ts';
 import type { LayerPrograms } from './step-programs.ts';

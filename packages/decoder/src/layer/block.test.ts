@@ -2,8 +2,8 @@ import assert from 'node:assert/strict';
 import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
 import { type GradientCase, gradientError, openEngine } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
+import { emitSoftmaxAttention } from '../attention/softmax-attention.ts';
 import { emitSwiGlu } from './block.ts';
-import { emitSoftmaxAttention } from './softmax-attention.ts';
 
 const engine = await openEngine({ threads: 1 });
 afterAll(() => engine.close());

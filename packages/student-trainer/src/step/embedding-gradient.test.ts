@@ -1,14 +1,15 @@
 import assert from 'node:assert/strict';
 import { readModelConfig } from '@stillhouse/checkpoint';
+import { embeddingGradientGraph } from '@stillhouse/decoder';
 import { type DeviceTensor, openEngine } from '@stillhouse/runtime';
 import { afterAll, test } from 'vitest';
-import { embeddingGradientCalls, embeddingGradientGraph } from './index.ts';
+import { embeddingGradientCalls } from './embedding-gradient.ts';
 
 const engine = await openEngine({ threads: 2 });
 afterAll(() => engine.close());
 
 test('every one of many tokens with the same id counts in the embedding gradient, whatever the threads', async () => {
-  const tiny = await readModelConfig(new URL('../../../test/golden/qwen2-tiny', import.meta.url).pathname);
+  const tiny = await readModelConfig(new URL('../../../../test/golden/qwen2-tiny', import.meta.url).pathname);
   const [vocabSize, hiddenSize] = [16, 256];
   const config = { ...tiny, vocabSize, hiddenSize };
   const program = await engine.compile(embeddingGradientGraph(config, 'float32'));

@@ -1,5 +1,5 @@
 import { adapterNames, describeLayer, type ModelConfig, type ParameterSpec } from '@stillhouse/checkpoint';
-import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
+import { type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
 
 /** The linear layers of a decoder layer, named as checkpoints and PEFT do. */
 export const LINEAR_NAMES = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'] as const;
@@ -70,8 +70,10 @@ export function emitAdapter(
   );
 }
 
-/** W + scale · B A. Inputs: w [O, I], a [R, I], b [O, R]. Output: merged [O, I]. */
-export function emitMerged(g: GraphBuilder, { scale }: LowRankAdapter): void {
+/** A linear layer's weight with its adapter in it, W + scale · B A. Inputs: w [O, I], a [R, I], b [O, R]. Output: merged. */
+export function mergeAdapterGraph({ scale }: LowRankAdapter, float: FloatDtype): GraphBuilder {
+  const g = new GraphBuilder('merge_adapter', float);
   const [w, a, b] = [g.floatInput('w', ['O', 'I']), g.floatInput('a', ['R', 'I']), g.floatInput('b', ['O', 'R'])];
   g.output('merged', g.gemm(g.scale(b, scale), a, { c: w }));
+  return g;
 }

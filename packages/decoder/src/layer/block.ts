@@ -1,9 +1,10 @@
 import type { ModelConfig } from '@stillhouse/checkpoint';
 import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
 import { multiplyDims } from '@stillhouse/tensor-types';
+import { type BlockedBias, emitBlockedAttention } from '../attention/blocked-attention.ts';
+import type { RotaryTables } from '../attention/rotary.ts';
+import { emitSoftmaxAttention } from '../attention/softmax-attention.ts';
 import { type AdapterValues, emitAdapter } from './low-rank-adapter.ts';
-import type { RotaryTables } from './rotary.ts';
-import { type BlockedBias, emitBlockedAttention, emitSoftmaxAttention } from './softmax-attention.ts';
 
 /** The weights of one layer by their local name, e.g. `self_attn.q_proj.weight`, in checkpoint layout. */
 export type BlockWeights = ReadonlyMap<string, Value>;

@@ -1,4 +1,4 @@
-import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
+import { type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
 import { type Dim, multiplyDims } from '@stillhouse/tensor-types';
 
 /**
@@ -69,4 +69,22 @@ export function emitCacheBias(g: GraphBuilder, positionIds: Value, slots: Value)
   const [batch, length] = positionIds.shape;
   const isPast = g.greaterOrEqual(g.reshape(positionIds, [batch!, 1, 1, length!, 1]), slots);
   return g.where(isPast, g.scalar(0), g.scalar(FORBIDDEN_SCORE));
+}
+
+/** Attention bias of a batch, for every layer. Inputs: segments [B, T], columns [T] (int32). Output: bias. */
+export function segmentBiasGraph(float: FloatDtype): GraphBuilder {
+  const g = new GraphBuilder('segment_bias', float);
+  const segments = g.input('segments', 'int32', ['B', 'T']);
+  const columns = g.input('columns', 'int32', ['T']);
+  g.output('bias', emitSegmentBias(g, segments, columns));
+  return g;
+}
+
+/** As `segmentBiasGraph`, for attention over a KV cache. Inputs: positions [B, T], slots [S] (int32). */
+export function cacheBiasGraph(float: FloatDtype): GraphBuilder {
+  const g = new GraphBuilder('cache_bias', float);
+  const positions = g.input('positions', 'int32', ['B', 'T']);
+  const slots = g.input('slots', 'int32', ['S']);
+  g.output('bias', emitCacheBias(g, positions, slots));
+  return g;
 }
