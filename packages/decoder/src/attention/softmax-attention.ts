@@ -1,5 +1,5 @@
 import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
-import { type Dim, multiplyDims } from '@stillhouse/tensor-types';
+import { multiplyDims } from '@stillhouse/tensor-types';
 
 /**
  * A score so far below its row's largest counts as this far: its share is 1e-26, nothing to float32 and to float64. Left

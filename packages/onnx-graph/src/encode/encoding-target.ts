@@ -1,4 +1,3 @@
-import type { Shape } from '@stillhouse/tensor-types';
 import type { Node, OperatorName } from '../graph/types.ts';
 
 /** The provider that a model is encoded for; `any` is ONNX as it stands. */

@@ -1,4 +1,4 @@
-import { type Dtype, elementBytes, resolveDim } from '@stillhouse/tensor-types';
+import { elementBytes, resolveDim } from '@stillhouse/tensor-types';
 import type { GraphBuilder } from '../graph/builder.ts';
 import { reachableNodes } from '../graph/reachable.ts';
 import type { OperatorName, Value } from '../graph/types.ts';
