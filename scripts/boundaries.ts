@@ -225,7 +225,9 @@ function checkUnused(root: string, one: Package): Violation[] {
     });
 }
 
-/** Cycles among the files of one package, each named once. Imports of types count: a cycle is one concept in two files. */
+/**
+ * Cycles among the files of one package, each named once. Imports of types count: a cycle is one concept in two files.
+ */
 function checkCycles(root: string, one: Package): Violation[] {
   const byPath = new Map(one.files.map((file) => [file.path, file]));
   const done = new Set<string>();
