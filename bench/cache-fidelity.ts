@@ -3,15 +3,15 @@
  * the same positions, held against the teacher's exact distribution as a student sees it.
  *   node --import tsx bench/cache-fidelity.ts TEACHER STUDENT ROWS.jsonl [--pilot-positions 8000] [--positions 400]
  * STILLHOUSE_PYTHON names a Python with torch, STILLHOUSE_DISTILLKIT a clone of github.com/arcee-ai/DistillKit; without
- * them its lines are left out, and that is said. Cosine and error as `cache quality` has them: the cosine is the mean
- * over positions, the error pooled.
+ * them its lines are left out, and that is said. Cosine and error as `cache quality` has them: the cosine is the mean over
+ * positions, the error pooled.
  */
 import { execFileSync } from 'node:child_process';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { PLAN_SETTINGS, planCache, type TriedPolicy } from '@stillhouse/cli';
+import { PLAN_SETTINGS, planCache, type TriedPolicy } from '@stillhouse/experiments';
 import { resolveSettings } from '@stillhouse/settings';
 import type { CacheDescription, LabelledRow, TopKLabels } from '@stillhouse/teacher-cache';
 
@@ -109,10 +109,7 @@ try {
       const figures = at[T];
       if (figures === undefined) return ' – |';
       const { gradientError, meanGradientCosine, divergence } = figures;
-      return (
-        ` ${gradientError.toPrecision(2)} / ${meanGradientCosine.toFixed(5)} / ` +
-        `${divergence?.toPrecision(2) ?? '–'} |`
-      );
+      return ` ${gradientError.toPrecision(2)} / ${meanGradientCosine.toFixed(5)} / ${divergence?.toPrecision(2) ?? '–'} |`;
     });
     console.log(`| ${name} | ${bytesPerToken.toFixed(0)} |${cells.join('')}`);
   }

@@ -38,6 +38,8 @@ interface Package {
 }
 
 const scope = '@stillhouse/';
+/** The package that is the command: nothing imports it but tests. */
+const command = 'cli';
 const scripts = ['.ts', '.mts', '.cts', '.js', '.mjs', '.cjs'];
 
 /** Checks every import in a repository and returns what breaks a rule, in the order of the files. */
@@ -122,7 +124,7 @@ function checkFile(root: string, one: Package, file: SourceFile): Violation[] {
     if (specifier === undefined) {
       return [violate(where, 'path', 'the path of this import is computed and cannot be checked; spell it out')];
     }
-    if (specifier.startsWith('.')) return checkRelative(root, one, file, { ...found, specifier });
+    if (specifier.startsWith('.')) return checkRelative(root, one, file, found, specifier);
     if (found.kind === 'url' || isBuiltin(specifier)) return [];
     return specifier.startsWith(scope)
       ? checkWorkspaceImport(where, one, file, specifier)
@@ -130,10 +132,7 @@ function checkFile(root: string, one: Package, file: SourceFile): Violation[] {
   });
 }
 
-type NamedImport = Import & { readonly specifier: string };
-
-function checkRelative(root: string, one: Package, file: SourceFile, found: NamedImport): Violation[] {
-  const { specifier } = found;
+function checkRelative(root: string, one: Package, file: SourceFile, found: Import, specifier: string): Violation[] {
   const where = place(root, file.path, found);
   const target = resolve(dirname(file.path), specifier);
   const otherPackage = packageOf(root, target);
@@ -225,9 +224,7 @@ function checkUnused(root: string, one: Package): Violation[] {
     });
 }
 
-/**
- * Cycles among the files of one package, each named once. Imports of types count: a cycle is one concept in two files.
- */
+/** Cycles among the files of one package, each named once. Imports of types count: a cycle is one concept in two files. */
 function checkCycles(root: string, one: Package): Violation[] {
   const byPath = new Map(one.files.map((file) => [file.path, file]));
   const done = new Set<string>();
@@ -251,7 +248,10 @@ function checkCycles(root: string, one: Package): Violation[] {
   return violations;
 }
 
-/** Scripts, benchmarks and tests across packages may import any package, but by its name. */
+/**
+ * Scripts, benchmarks and tests across packages may import any package by its name; the first two but the command, for what
+ * they need of it belongs in `experiments`.
+ */
 function checkOutside(root: string, file: SourceFile): Violation[] {
   return file.imports.flatMap((found) => {
     const { specifier, kind } = found;
@@ -259,6 +259,11 @@ function checkOutside(root: string, file: SourceFile): Violation[] {
     const where = place(root, file.path, found);
     if (specifier.startsWith(scope) && specifier.split('/').length > 2) {
       return [violate(where, 'deep-import', `${specifier} goes past the package's index`)];
+    }
+    if (specifier === `${scope}${command}` && !file.isTest) {
+      return [
+        violate(where, 'rank', `${specifier} is the terminal; what is needed of it belongs in experiments or below`),
+      ];
     }
     const target = specifier.startsWith('.') ? packageOf(root, resolve(dirname(file.path), specifier)) : undefined;
     if (target === undefined) return [];

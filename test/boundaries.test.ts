@@ -91,6 +91,12 @@ const cases: readonly { readonly name: string; readonly rule: Rule; readonly pla
       says: /index\.ts:1: rank: /,
     },
     {
+      name: 'a benchmark of the command',
+      rule: 'rank',
+      planted: { 'bench/sweep.ts': use('@stillhouse/cli') },
+      says: /^bench\/sweep\.ts:1: rank: @stillhouse\/cli is the terminal/,
+    },
+    {
       name: 'an import sideways',
       rule: 'rank',
       planted: {

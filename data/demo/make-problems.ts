@@ -43,15 +43,8 @@ export const STORED_SELECTION: Selection = {
   largestNumber: 40,
 };
 
-/** The first `count` problems of a stream. */
-export interface ProblemRange {
-  readonly split: Split;
-  readonly seed: number;
-  readonly count: number;
-}
-
 /** The files kept in the repository: small, fixed and made from these numbers. */
-export const STORED_SPLITS: readonly ProblemRange[] = [
+export const STORED_SPLITS: readonly { readonly split: Split; readonly seed: number; readonly count: number }[] = [
   { split: 'distil', seed: 1, count: 4000 },
   { split: 'test', seed: 1, count: 500 },
 ];
@@ -136,7 +129,9 @@ export function makeProblems(split: Split, seed: number, count: number, selectio
 /** Writes JSON lines while making them, so any count fits in memory. */
 export async function writeProblems(
   path: string,
-  { split, seed, count }: ProblemRange,
+  split: Split,
+  seed: number,
+  count: number,
   selection?: Selection,
 ): Promise<void> {
   const file = createWriteStream(path);
@@ -165,7 +160,9 @@ async function main(): Promise<void> {
     },
   });
   if (values.stored) {
-    for (const stored of STORED_SPLITS) await writeProblems(storedSplitPath(stored.split), stored, STORED_SELECTION);
+    for (const { split, seed, count } of STORED_SPLITS) {
+      await writeProblems(storedSplitPath(split), split, seed, count, STORED_SELECTION);
+    }
     return;
   }
   const split = SPLITS.find((known) => known === values.split);
@@ -177,7 +174,7 @@ async function main(): Promise<void> {
     process.exitCode = 2;
     return;
   }
-  await writeProblems(values.out, { split, seed, count });
+  await writeProblems(values.out, split, seed, count);
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) await main();

@@ -1,7 +1,7 @@
-import type { CommandContext } from './command.ts';
-import { runCommandLine } from './command-line.ts';
+import type { CommandContext } from './command-line/command.ts';
+import { runCommandLine } from './command-line/run-command-line.ts';
 import { describeFailure, EXIT_FAILURE, EXIT_SUCCESS, exitCodeOfSignal } from './failure.ts';
-import { openProgress, type Progress } from './progress.ts';
+import { openProgress, type Progress } from './terminal/progress.ts';
 
 /**
  * Runs the command line: results go to standard output, everything else to standard error.

@@ -44,8 +44,7 @@ test("a container's limit counts where it is less", (t) => {
     return;
   }
   t.onTestFinished(() => rmdirSync(limited.folder));
-  const source = JSON.stringify(new URL('./available-memory.ts', import.meta.url).href);
-  const script = `import { measureAvailableMemory } from ${source};
+  const script = `import { measureAvailableMemory } from ${JSON.stringify(new URL('./available-memory.ts', import.meta.url).href)};
     console.log(measureAvailableMemory());`;
   const printed = execFileSync(
     'sh',

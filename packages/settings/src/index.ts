@@ -13,4 +13,5 @@ export {
   type SettingsTable,
   text,
 } from './fields.ts';
+export { type GivenSettings, readRecipeFile, resolveWithRecipe } from './recipe-file.ts';
 export { flagOf, parseFlagValue, requireSetting, resolveSettings } from './resolve.ts';

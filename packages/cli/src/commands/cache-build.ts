@@ -13,10 +13,10 @@ import {
   findPartition,
   planBuild,
 } from '@stillhouse/teacher-inference';
-import { type CommandContext, defineCommand, type Outcome } from '../command.ts';
-import type { Progress } from '../progress.ts';
-import { printQuality, showQuality } from '../quality-display.ts';
-import { recipeBeside } from '../recipe.ts';
+import { type CommandContext, defineCommand, type Outcome } from '../command-line/command.ts';
+import { recipeBeside } from '../command-line/written-recipe.ts';
+import type { Progress } from '../terminal/progress.ts';
+import { printQuality, showQuality } from '../terminal/quality-display.ts';
 import { printPairs } from '../terminal/text-table.ts';
 
 /** Every setting of `stillhouse cache build`. */

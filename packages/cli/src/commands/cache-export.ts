@@ -12,10 +12,10 @@ import {
 import { printBytes, printCount } from '@stillhouse/report';
 import { choice, number, requireSetting, type SettingsOf, text } from '@stillhouse/settings';
 import { largestTopKCount, openCache, type TeacherCache } from '@stillhouse/teacher-cache';
-import { defineCommand } from '../command.ts';
-import { recipeBeside } from '../recipe.ts';
+import { defineCommand } from '../command-line/command.ts';
+import { refuseUnused } from '../command-line/unused-settings.ts';
+import { recipeBeside } from '../command-line/written-recipe.ts';
 import { printPairs } from '../terminal/text-table.ts';
-import { refuseUnused } from '../unused-settings.ts';
 
 const settings = {
   cache: text('folder of the cache', undefined),

@@ -1,9 +1,9 @@
 import { printBytes, printCount } from '@stillhouse/report';
 import { EXTEND_SETTINGS, type ExtendResult, extendTeacherCache } from '@stillhouse/teacher-inference';
-import { defineCommand } from '../command.ts';
-import { printSampled, printTopK } from '../label-policies.ts';
-import type { Progress } from '../progress.ts';
-import { recipeBeside } from '../recipe.ts';
+import { defineCommand } from '../command-line/command.ts';
+import { recipeBeside } from '../command-line/written-recipe.ts';
+import { printSampled, printTopK } from '../terminal/label-policies.ts';
+import type { Progress } from '../terminal/progress.ts';
 import { printPairs } from '../terminal/text-table.ts';
 
 export const cacheExtend = defineCommand({

@@ -2,10 +2,10 @@ import { importAxolotl, importDistillKit } from '@stillhouse/cache-exchange';
 import { StillhouseError } from '@stillhouse/errors';
 import { printBytes, printCount } from '@stillhouse/report';
 import { choice, integer, number, requireSetting, text } from '@stillhouse/settings';
-import { defineCommand } from '../command.ts';
-import { recipeBeside } from '../recipe.ts';
+import { defineCommand } from '../command-line/command.ts';
+import { refuseUnused } from '../command-line/unused-settings.ts';
+import { recipeBeside } from '../command-line/written-recipe.ts';
 import { printPairs } from '../terminal/text-table.ts';
-import { refuseUnused } from '../unused-settings.ts';
 
 const OWNERS = { compressionConfig: 'distillkit', alignment: 'axolotl', kdTemperature: 'axolotl' } as const;
 

@@ -1,8 +1,8 @@
 import { printBytes, printCount, printSignificant } from '@stillhouse/report';
 import { text } from '@stillhouse/settings';
 import { type CacheManifest, describeSize, openCache, readManifest } from '@stillhouse/teacher-cache';
-import { defineCommand } from '../command.ts';
-import { printSampled, printTopK } from '../label-policies.ts';
+import { defineCommand } from '../command-line/command.ts';
+import { printSampled, printTopK } from '../terminal/label-policies.ts';
 import { printPairs, printTable } from '../terminal/text-table.ts';
 
 export const cacheInfo = defineCommand({

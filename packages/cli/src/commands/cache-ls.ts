@@ -1,7 +1,7 @@
 import { listRemote } from '@stillhouse/cache-remote';
 import { printBytes, printCount } from '@stillhouse/report';
 import { text } from '@stillhouse/settings';
-import { defineCommand } from '../command.ts';
+import { defineCommand } from '../command-line/command.ts';
 import { printTable } from '../terminal/text-table.ts';
 
 /** So much of a digest tells caches apart for the eye; all of it is in the JSON. */

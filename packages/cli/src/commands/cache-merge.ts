@@ -1,7 +1,7 @@
 import { printBytes, printCount } from '@stillhouse/report';
 import { list, text } from '@stillhouse/settings';
 import { describeSize, mergeCache } from '@stillhouse/teacher-cache';
-import { defineCommand } from '../command.ts';
+import { defineCommand } from '../command-line/command.ts';
 import { printPairs } from '../terminal/text-table.ts';
 
 export const cacheMerge = defineCommand({

@@ -1,6 +1,6 @@
+import { type CachePlan, PLAN_SETTINGS, planCache } from '@stillhouse/experiments';
 import { printBytes, printCount, printSignificant } from '@stillhouse/report';
-import { type CachePlan, PLAN_SETTINGS, planCache } from '../cache-plan.ts';
-import { defineCommand } from '../command.ts';
+import { defineCommand } from '../command-line/command.ts';
 import { printPairs, printTable } from '../terminal/text-table.ts';
 
 export const cachePlan = defineCommand({

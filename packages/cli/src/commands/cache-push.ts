@@ -1,9 +1,9 @@
 import { pushCache } from '@stillhouse/cache-remote';
 import { printBytes, printCount } from '@stillhouse/report';
 import { boolean, text } from '@stillhouse/settings';
-import { defineCommand } from '../command.ts';
+import { defineCommand } from '../command-line/command.ts';
 import { printPairs } from '../terminal/text-table.ts';
-import { CONCURRENCY, openTransferDisplay } from '../transfer-display.ts';
+import { CONCURRENCY, openTransferDisplay } from '../terminal/transfer-display.ts';
 
 export const cachePush = defineCommand({
   settings: {

@@ -1,6 +1,6 @@
 import { QUALITY_SETTINGS } from '@stillhouse/evaluation';
-import { defineCommand } from '../command.ts';
-import { printQuality, showQuality } from '../quality-display.ts';
+import { defineCommand } from '../command-line/command.ts';
+import { printQuality, showQuality } from '../terminal/quality-display.ts';
 
 export const cacheQuality = defineCommand({
   settings: QUALITY_SETTINGS,

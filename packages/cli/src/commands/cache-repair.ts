@@ -1,6 +1,6 @@
 import { printCount } from '@stillhouse/report';
 import { REPAIR_SETTINGS, type RepairResult, repairTeacherCache } from '@stillhouse/teacher-inference';
-import { defineCommand } from '../command.ts';
+import { defineCommand } from '../command-line/command.ts';
 import { EXIT_FAILURE, EXIT_SUCCESS } from '../failure.ts';
 import { printPairs } from '../terminal/text-table.ts';
 

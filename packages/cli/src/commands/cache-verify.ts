@@ -1,7 +1,7 @@
 import { printBytes, printCount } from '@stillhouse/report';
 import { text } from '@stillhouse/settings';
 import { verifyCache } from '@stillhouse/teacher-cache';
-import { defineCommand } from '../command.ts';
+import { defineCommand } from '../command-line/command.ts';
 import { EXIT_FAILURE, EXIT_SUCCESS } from '../failure.ts';
 import { printPairs } from '../terminal/text-table.ts';
 

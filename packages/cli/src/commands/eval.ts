@@ -6,8 +6,8 @@ import {
   type KdResult,
 } from '@stillhouse/evaluation';
 import { printBytes, printCount, printShare, printSignificant } from '@stillhouse/report';
-import { defineCommand } from '../command.ts';
-import type { Progress } from '../progress.ts';
+import { defineCommand } from '../command-line/command.ts';
+import type { Progress } from '../terminal/progress.ts';
 import { printPairs } from '../terminal/text-table.ts';
 
 type Pairs = Parameters<typeof printPairs>[0];

@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { printCount } from '@stillhouse/report';
 import { INIT_SETTINGS, initStudent, RECIPE_FILE } from '@stillhouse/student-trainer';
-import { defineCommand } from '../command.ts';
+import { defineCommand } from '../command-line/command.ts';
 import { printPairs } from '../terminal/text-table.ts';
 
 export const initialiseStudent = defineCommand({

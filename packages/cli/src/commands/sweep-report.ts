@@ -1,6 +1,6 @@
+import { writeSweepReport } from '@stillhouse/experiments';
 import { text } from '@stillhouse/settings';
-import { defineCommand } from '../command.ts';
-import { writeSweepReport } from '../sweep/sweep-report.ts';
+import { defineCommand } from '../command-line/command.ts';
 import { printOutcome } from './sweep.ts';
 
 export const sweepReport = defineCommand({

@@ -1,12 +1,17 @@
+import {
+  carryOutSweep,
+  REPORT_FILES,
+  readSweep,
+  SWEEP_SETTINGS,
+  type SweepFigures,
+  type SweepPlan,
+  shareInputs,
+  tabulateSweep,
+} from '@stillhouse/experiments';
 import { text } from '@stillhouse/settings';
-import { defineCommand } from '../command.ts';
-import { carryOutSweep } from '../sweep/carry-out-sweep.ts';
-import { shareInputs } from '../sweep/shared-inputs.ts';
-import type { SweepFigures } from '../sweep/sweep-figures.ts';
-import { readSweep, type SweepPlan } from '../sweep/sweep-plan.ts';
-import { REPORT_FILES } from '../sweep/sweep-report.ts';
-import { SWEEP_SETTINGS } from '../sweep/sweep-settings.ts';
-import { printSweep } from '../sweep/sweep-table.ts';
+import { defineCommand } from '../command-line/command.ts';
+import { openInterruption } from '../command-line/interruption.ts';
+import { openSweepDisplay } from '../terminal/sweep-display.ts';
 import { printTable } from '../terminal/text-table.ts';
 
 export const sweep = defineCommand({
@@ -14,11 +19,15 @@ export const sweep = defineCommand({
   argument: 'recipe',
   run: async ({ recipe }, context, { recipe: _, ...given }) => {
     const { plan, settings } = await readSweep(recipe!, given);
-    const { figures, chosen, exitCode } = await shareInputs((shared) => carryOutSweep(plan, settings, context, shared));
+    const interruption = openInterruption(context, 'sweep');
+    const events = openSweepDisplay(context, interruption.begin);
+    const { figures, chosen, hasFailed } = await shareInputs((shared) =>
+      carryOutSweep(plan, settings, { shared, events, stopSignal: interruption.stopSignal }),
+    );
     if (figures === undefined) {
       return { result: { out: plan.out, runs: listRuns(plan), chosen }, summary: printRuns(plan, chosen) };
     }
-    return { result: figures, summary: printOutcome(figures), exitCode };
+    return { result: figures, summary: printOutcome(figures), exitCode: interruption.exitCode(!hasFailed) };
   },
 });
 
@@ -35,4 +44,10 @@ export function printOutcome(figures: SweepFigures): string {
   );
   const page = `report: ${figures.out}/${REPORT_FILES.page}`;
   return [printSweep(figures), '* lowest held-out KL at T = 1 of its cache', ...failures, page].join('\n');
+}
+
+/** For a terminal; a run's name says what it sets. */
+function printSweep(figures: SweepFigures): string {
+  const { columns, rows } = tabulateSweep({ ...figures, differing: [] });
+  return printTable([columns, ...rows.map((row) => row.map((cell) => cell ?? '–'))]);
 }

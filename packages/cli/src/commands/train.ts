@@ -1,4 +1,5 @@
 import { StillhouseError } from '@stillhouse/errors';
+import { openEvaluator, RUN_PAGE_FILE, trainWatched } from '@stillhouse/experiments';
 import { printBytes, printCount, printShare, printSignificant } from '@stillhouse/report';
 import { boolean, integer } from '@stillhouse/settings';
 import {
@@ -6,14 +7,13 @@ import {
   resolveStages,
   type StagedSettings,
   TRAINING_SETTINGS,
-  trainStudent,
+  type TrainingResult,
 } from '@stillhouse/student-trainer';
-import { defineCommand, type Outcome } from '../command.ts';
-import { EXIT_FAILURE, EXIT_SUCCESS, exitCodeOfSignal } from '../failure.ts';
-import { openEvaluator } from '../held-out-evaluator.ts';
-import { RUN_PAGE_FILE } from '../run-page.ts';
+import { defineCommand, type Outcome } from '../command-line/command.ts';
+import { openInterruption } from '../command-line/interruption.ts';
+import { EXIT_FAILURE, EXIT_SUCCESS } from '../failure.ts';
 import { printPairs } from '../terminal/text-table.ts';
-import { openTrainingDisplay } from '../training-display.ts';
+import { openTrainingDisplay } from '../terminal/training-display.ts';
 
 const SETTINGS = {
   ...TRAINING_SETTINGS,
@@ -37,59 +37,48 @@ export const train = defineCommand({
         remedy: 'Give --dry-run too, or leave it out',
       });
     }
-    let stoppedBy: NodeJS.Signals | undefined;
-    const stop = new AbortController();
-    const display = openTrainingDisplay(settings.out!, context);
-    // Stages share what is evaluated; rows that are trained on are theirs.
-    const evaluator = await openEvaluator(settings);
-    try {
-      const result = await trainStudent(settings, {
-        ...display.events,
-        ...(evaluator === undefined ? {} : { evaluate: evaluator.evaluate }),
-        stopSignal: stop.signal,
-        onPlan: (plan) => {
-          display.events.onPlan(plan);
+    const interruption = openInterruption(context, 'train');
+    const display = openTrainingDisplay(context);
+    const result = await trainWatched(settings, {
+      stopSignal: interruption.stopSignal,
+      events: {
+        ...display,
+        onPlan: (start) => {
+          display.onPlan(start);
           // Before there is nothing to save.
-          context.onInterrupt((signal) => {
-            stoppedBy = signal;
-            stop.abort();
-            context.note(`train: ${signal}, stopping after this step and saving; once more to end at once`);
-          });
+          interruption.begin();
         },
-      });
-      await display.finish(result.isFinished ? 'finished' : 'stopped');
-      const { out, isFinished, steps, last, lastHeldOut, tokensPerSecond, peakRssBytes, deviceBytes, caches } = result;
-      // The trainer writes the recipe itself, before the first step.
-      return {
-        result,
-        exitCode: isFinished || stoppedBy === undefined ? EXIT_SUCCESS : exitCodeOfSignal(stoppedBy),
-        summary: printPairs([
-          isFinished ? ['student', out] : ['stopped', `${out}, go on with --resume`],
-          ['steps', printCount(steps)],
-          ['stage', last?.stage],
-          ['loss', last && printSignificant(last.loss)],
-          ['kl', last && printSignificant(last.kl)],
-          ['ce', last && printSignificant(last.ce)],
-          ['hidden', last === undefined || last.hidden === 0 ? undefined : printSignificant(last.hidden)],
-          ['attention', last?.attention === undefined ? undefined : printSignificant(last.attention)],
-          ['held-out KL@1', lastHeldOut && printSignificant(lastHeldOut.kl)],
-          ['held-out top-1', lastHeldOut && printShare(lastHeldOut.top1Agreement)],
-          ['speed', `${printCount(tokensPerSecond)} tokens/s`],
-          ['peak memory', printBytes(peakRssBytes)],
-          ['device memory', deviceBytes === undefined ? undefined : printBytes(deviceBytes)],
-          ['page', last && `${out}/${RUN_PAGE_FILE}`],
-          ...caches.map(({ location, digest, epochs }): [string, string] =>
-            caches.length === 1
-              ? ['cache digest', digest]
-              : [location, `digest ${digest}, ${printSignificant(epochs, 3)} epochs`],
-          ),
-        ]),
-      };
-    } finally {
-      await evaluator?.close();
-    }
+      },
+    });
+    // The trainer writes the recipe itself, before the first step.
+    return { result, exitCode: interruption.exitCode(true), summary: printResult(result) };
   },
 });
+
+function printResult(result: TrainingResult): string {
+  const { out, isFinished, steps, last, lastHeldOut, tokensPerSecond, peakRssBytes, deviceBytes, caches } = result;
+  return printPairs([
+    isFinished ? ['student', out] : ['stopped', `${out}, go on with --resume`],
+    ['steps', printCount(steps)],
+    ['stage', last?.stage],
+    ['loss', last && printSignificant(last.loss)],
+    ['kl', last && printSignificant(last.kl)],
+    ['ce', last && printSignificant(last.ce)],
+    ['hidden', last === undefined || last.hidden === 0 ? undefined : printSignificant(last.hidden)],
+    ['attention', last?.attention === undefined ? undefined : printSignificant(last.attention)],
+    ['held-out KL@1', lastHeldOut && printSignificant(lastHeldOut.kl)],
+    ['held-out top-1', lastHeldOut && printShare(lastHeldOut.top1Agreement)],
+    ['speed', `${printCount(tokensPerSecond)} tokens/s`],
+    ['peak memory', printBytes(peakRssBytes)],
+    ['device memory', deviceBytes === undefined ? undefined : printBytes(deviceBytes)],
+    ['page', last && `${out}/${RUN_PAGE_FILE}`],
+    ...caches.map(({ location, digest, epochs }): [string, string] =>
+      caches.length === 1
+        ? ['cache digest', digest]
+        : [location, `digest ${digest}, ${printSignificant(epochs, 3)} epochs`],
+    ),
+  ]);
+}
 
 async function plan(settings: StagedSettings, memory: number | undefined): Promise<Outcome> {
   const result = await planTraining(settings, memory);
