@@ -48,7 +48,9 @@ export function normaliseAnswer(text: string): string {
     .replace(/\s+/g, ' ');
 }
 
-/** Whether two final answers say the same: numbers by value, exactly (`0.75` is `3/4`), other text by its normal form. */
+/**
+ * Whether two final answers say the same: numbers by value, exactly (`0.75` is `3/4`), other text by its normal form.
+ */
 export function answersMatch(a: string, b: string): boolean {
   const [first, second] = [normaliseAnswer(a), normaliseAnswer(b)];
   if (first === '' || second === '') return false;

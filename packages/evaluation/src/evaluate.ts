@@ -46,7 +46,10 @@ export type EvaluationResult = KdResult | ExactMatchResult;
 export interface EvaluationEvents {
   /** Told once before the model is loaded: how many rows or questions there are. */
   readonly onPlan?: (plan: { readonly task: EvaluationResult['task']; readonly total: number }) => void;
-  /** Told when the model is loaded, then as rows are done or tokens found; `correct` counts right answers of exact-match. */
+  /**
+   * Told when the model is loaded, then as rows are done or tokens found; `correct` counts right answers of
+   * exact-match.
+   */
   readonly onProgress?: (done: {
     readonly done: number;
     readonly total: number;

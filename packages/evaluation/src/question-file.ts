@@ -31,8 +31,8 @@ const FORMS = '{"question","answer"}, {"prompt","answer"} or {"messages","answer
  * Reads a JSON-lines file of questions with known final answers; empty lines are skipped.
  *
  * Three forms: GSM8K's `{"question", "answer"}`; and data rows with `prompt` or `messages`, whose `answer` may be left
- * out where the `response`, or the last assistant message, ends in `#### answer`. An assistant message at the end is the
- * worked answer and never part of the prompt. With `limit`, reading stops there, and later lines are not checked.
+ * out where the `response`, or the last assistant message, ends in `#### answer`. An assistant message at the end is
+ * the worked answer and never part of the prompt. With `limit`, reading stops there, and later lines are not checked.
  *
  * @throws StillhouseError QUESTIONS_NOT_READABLE, QUESTIONS_EMPTY, QUESTION_NOT_JSON, QUESTION_FORM, QUESTION_ANSWER
  */

@@ -1,4 +1,7 @@
-/** Text to ids and mask: lines, forms, conversations, the tokens that are to be predicted. One reader for builds and evaluation. */
+/**
+ * Text to ids and mask: lines, forms, conversations, the tokens that are to be predicted. One reader for builds and
+ * evaluation.
+ */
 export { type RenderedConversation, renderConversation } from './encode/conversation-targets.ts';
 export { type EncodedRow, type EncodeOptions, encodeRow } from './encode/encode-row.ts';
 export { type RowSummary, summariseRows } from './encode/row-summary.ts';

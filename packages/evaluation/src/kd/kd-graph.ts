@@ -25,11 +25,11 @@ export const perTemperature = {
  * Final norm, output matrix and every figure for a chunk of N label positions, so that logits [N, V] exist for one
  * chunk at a time and never leave the graph; they are computed once for all temperatures.
  *
- * Inputs: x [N, H] the residual stream after the last layer; norm [H]; head [V, H]; labels int64 [N, 1]; for full labels
- * teacher.hidden [N, D] and teacher.head [V, D]; for top-k and refined labels teacher.topk_ids int64 [N, K] and, for each
- * temperature i, teacher.topk_logprobs.i [N, K] and teacher.tail_logprob.i [N].
- * Outputs, in nats: nll [N]; kl.i [N], KL(teacher‖model) at temperature i without the factor T²; model_top int64 [N],
- * the model's best id; teacher_top int64 [N] where the labels are full and the cache has no top-k.
+ * Inputs: x [N, H] the residual stream after the last layer; norm [H]; head [V, H]; labels int64 [N, 1]; for full
+ * labels teacher.hidden [N, D] and teacher.head [V, D]; for top-k and refined labels teacher.topk_ids int64 [N, K] and,
+ * for each temperature i, teacher.topk_logprobs.i [N, K] and teacher.tail_logprob.i [N]. Outputs, in nats: nll [N];
+ * kl.i [N], KL(teacher‖model) at temperature i without the factor T²; model_top int64 [N], the model's best id;
+ * teacher_top int64 [N] where the labels are full and the cache has no top-k.
  */
 export function kdGraph(
   labels: KdLabels,

@@ -24,8 +24,8 @@ export interface ModeSource {
 
 /**
  * Every mode of labels that a cache supports, under the names `full`, `full refined`, `topk tail`, `topk bucket`,
- * `topk renormalise`, `sampled`. `topk tail` has labels at temperatures of the grid, `sampled` at that of its draws, the
- * others at all.
+ * `topk renormalise`, `sampled`. `topk tail` has labels at temperatures of the grid, `sampled` at that of its draws,
+ * the others at all.
  */
 export function listLabelModes(source: ModeSource): readonly LabelMode[] {
   const { description, vocabSize, hiddenScale, bytesPerToken } = source;

@@ -24,7 +24,9 @@ export interface CacheQuality extends LabelQuality {
   readonly reference: string;
   readonly rows: number;
   readonly temperatures: readonly number[];
-  /** What full labels need once, whatever the number of tokens: output matrix and scales or codebook; 0 without them. */
+  /**
+   * What full labels need once, whatever the number of tokens: output matrix and scales or codebook; 0 without them.
+   */
   readonly fixedBytes: number;
   readonly elapsedMs: number;
   readonly peakRssBytes: number;

@@ -225,7 +225,8 @@ function expect(sample: Sample, mode: string, labelled: readonly LabelledRow[], 
             const rawStudent = [...ids.map((id) => q1[id]!), q1Tail].map((value) => value ** (1 / temperature));
             const zStudent = rawStudent.reduce((a, b) => a + b);
             const entries = rawStudent.map((value) => value / zStudent);
-            // By log q1 of an entry e: (entries_e - label_e) / T; log q1 of an id has d/dz = 1 - q1, of the tail q1_j / tail.
+            // By log q1 of an entry e: (entries_e - label_e) / T; log q1 of an id has d/dz = 1 - q1, of the tail q1_j /
+            // tail.
             const byEntry = entries.map((value, e) => (value - label[e]!) / temperature);
             const gradient = new Float64Array(V);
             ids.forEach((id, e) => {

@@ -11,8 +11,8 @@ export interface LabelFigures {
   /** Mean true probability of the ids that the labels name one by one; 1 for full labels. */
   readonly retainedMass: number;
   /**
-   * Mean KL(teacher‖labels), labels without a shape for their tail completed by equal probabilities. Null where ids have
-   * no probability at all (renormalised and sampled labels): it is infinite.
+   * Mean KL(teacher‖labels), labels without a shape for their tail completed by equal probabilities. Null where ids
+   * have no probability at all (renormalised and sampled labels): it is infinite.
    */
   readonly divergence: number | null;
   /** Mean cross-entropy of the labels, completed likewise, with the next tokens: at T = 1 only, else null. */

@@ -86,7 +86,8 @@ test('a turn whose thinking the template drops is refused, last or not', () => {
     assert.throws(() => encode(conversation(...messages), r1), {
       code: 'ROW_TEMPLATE_REWRITES',
       message:
-        'data, line 7, row "row", messages[1]: the chat template rewrites this assistant turn: it does not show its content ' +
+        'data, line 7, row "row", messages[1]: the chat template rewrites this assistant turn: it does not ' +
+        'show its content ' +
         'as it was written. To learn the content with its thinking, write the row as prompt and response.',
     });
   }
@@ -96,7 +97,8 @@ test('a template that shows a turn otherwise once others follow is refused for t
   // As Qwen3 does: the thought stays in the last turn only.
   const template =
     "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}" +
-    "{%- if m.role == 'assistant' and not loop.last %}{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}" +
+    "{%- if m.role == 'assistant' and not loop.last %}{{ m.content.split('</think>')[-1] }}{% else %}{{ " +
+    'm.content }}{% endif %}' +
     "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
   const tokenizer = await openTokenizer(copyTinyTokenizer(join(scratch, 'last'), { 'chat_template.jinja': template }));
   const thinking = assistant('<think>hm</think>4');

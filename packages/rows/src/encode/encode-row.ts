@@ -35,8 +35,8 @@ export interface EncodedRow extends RowMetadata {
  *   turn's content with its end-of-turn token is a target, the role header and the newline after the turn are not. A
  *   token that holds both the header's end and the content's beginning is a target.
  * - `prompt` + `response`: each encoded as it stands, without special tokens of the tokenizer's own, so that no token
- *   spans the two and the response has the ids it has when it is generated; EOS is appended to the response if it does not
- *   end in it, and the response with it is the target.
+ *   spans the two and the response has the ids it has when it is generated; EOS is appended to the response if it does
+ *   not end in it, and the response with it is the target.
  * - `text`: encoded as `transformers` does by default, EOS appended if absent; all is target.
  * - `input_ids`: as they are, with their mask.
  *

@@ -5,9 +5,10 @@ import { ROW_FORMS, readContent } from './row-forms.ts';
 const ROW: RecordKind = { name: 'row', forms: ROW_FORMS, idSource: 'the content' };
 
 /**
- * Reads a JSON-lines file of rows: `{"messages"}`, `{"prompt", "response"}`, `{"text"}` or `{"input_ids", "loss_mask"}`,
- * each with optional `id`, `task`, `split`, `answer` and `source`, `messages` also with `tools`; other keys are ignored
- * and empty lines skipped. Rows are yielded as they are read, so a fault further down shows when it is reached.
+ * Reads a JSON-lines file of rows: `{"messages"}`, `{"prompt", "response"}`, `{"text"}` or
+ * `{"input_ids", "loss_mask"}`, each with optional `id`, `task`, `split`, `answer` and `source`, `messages` also with
+ * `tools`; other keys are ignored and empty lines skipped. Rows are yielded as they are read, so a fault further down
+ * shows when it is reached.
  *
  * A row without an id gets the first 16 hexadecimal digits of the sha256 of its JSON with sorted keys: the id survives
  * reordering and other rows coming and going. Equal rows are told apart by `-2`, `-3` and so on.

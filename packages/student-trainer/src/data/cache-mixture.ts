@@ -116,7 +116,9 @@ const KINDS = ['full', 'topk', 'sampled', 'none'] as const;
 export const commonKind = (resolved: readonly ResolvedObjective[]): (typeof KINDS)[number] =>
   KINDS[Math.max(...resolved.map(({ objective }) => KINDS.indexOf(objective.labels.kind)))]!;
 
-/** Whether the codes of coded final states mean the same in all caches, so that one matrix serves the codes themselves. */
+/**
+ * Whether the codes of coded final states mean the same in all caches, so that one matrix serves the codes themselves.
+ */
 export function haveOneCodebook(caches: readonly MixedCache['cache'][]): boolean {
   const scales = caches.map(({ manifest }) => manifest.scales.find(({ layer }) => layer === 'final')?.sha256);
   return scales.every((sha256) => sha256 === scales[0]);

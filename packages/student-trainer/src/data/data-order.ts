@@ -39,11 +39,11 @@ export interface DataOrder {
 }
 
 /**
- * One sequence of rows without end. Each cache goes through its rows in a permutation for each epoch; the next row is of
- * the cache whose tokens so far, over its weight, are fewest (the first of those that are level). So at every row the
- * shares in tokens are the weights, but for less than the longest row, where a random draw would be off by the square
- * root of the rows; and what a step sees depends on seed, rows and weights alone: not on how many tokens a step has, nor
- * on how it is split. This is weighted fair queueing (Demers, Keshav and Shenker 1989), caches for flows.
+ * One sequence of rows without end. Each cache goes through its rows in a permutation for each epoch; the next row is
+ * of the cache whose tokens so far, over its weight, are fewest (the first of those that are level). So at every row
+ * the shares in tokens are the weights, but for less than the longest row, where a random draw would be off by the
+ * square root of the rows; and what a step sees depends on seed, rows and weights alone: not on how many tokens a step
+ * has, nor on how it is split. This is weighted fair queueing (Demers, Keshav and Shenker 1989), caches for flows.
  */
 export function openDataOrder(sources: readonly OrderedSource[], seed: number): DataOrder {
   const totals = sources.map(({ lengths }) => sumLengths(lengths));

@@ -4,14 +4,17 @@ import { packSequences, padSequences, type TokenBatch } from '@stillhouse/model-
 /** How a step's rows are laid out: several side by side where they fit, or one a row, padded to the longest. */
 export type Batching = 'packed' | 'bucketed';
 
-/** Attention's work against that of matrix products of as many multiplications: scores pass through bias, softmax and masks too. */
+/**
+ * Attention's work against that of matrix products of as many multiplications: scores pass through bias, softmax and
+ * masks too.
+ */
 const ATTENTION_OVERHEAD = 1.5;
 
 /**
  * What attention over one more column costs a token, as a share of all else that a token costs: the multiplications of
- * scores and values for a pair of positions over those of the layer's matrices. Measured factors: docs/log.md. Rows that attend
- * in blocks are charged for all pairs too: nearly half of the scores are not computed, but the others take longer, as their
- * bias is made beside them and the gradient computes them again.
+ * scores and values for a pair of positions over those of the layer's matrices. Measured factors: docs/log.md. Rows
+ * that attend in blocks are charged for all pairs too: nearly half of the scores are not computed, but the others take
+ * longer, as their bias is made beside them and the gradient computes them again.
  */
 export function measureColumnCost(config: ModelConfig): number {
   const { hiddenSize, intermediateSize, headCount, kvHeadCount, headDim } = config;
@@ -20,8 +23,8 @@ export function measureColumnCost(config: ModelConfig): number {
 }
 
 /**
- * Splits a step's rows into at most `parts` micro-batches of about equal cost, each of rows of like length, so that little
- * of it is padding. Which rows a step has is not touched.
+ * Splits a step's rows into at most `parts` micro-batches of about equal cost, each of rows of like length, so that
+ * little of it is padding. Which rows a step has is not touched.
  * @param columnCost of attention, as {@link measureColumnCost} has it
  * @returns groups from the shortest rows to the longest; within a group in the order of lengths, then as given
  */

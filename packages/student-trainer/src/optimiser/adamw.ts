@@ -34,7 +34,8 @@ const CLIP_EPSILON = 1e-6;
 const CHUNK_ELEMENTS = 1 << 18;
 
 /**
- * Above this a bfloat16 moment no longer decays: β v is nearer to v than to the number below it, which is up to 2⁻⁷ v away.
+ * Above this a bfloat16 moment no longer decays: β v is nearer to v than to the number below it, which is up to 2⁻⁷ v
+ * away.
  */
 const LARGEST_BFLOAT16_BETA = 0.996;
 
@@ -83,10 +84,11 @@ function sumOfSquaresGraph(float: FloatDtype): GraphBuilder {
 /**
  * AdamW with decoupled decay (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2) on a chunk [blocks, size], its
  * scalars gathered so that each element meets as few operators as can be: with b1, b2 the bias corrections,
- * m' / b1 / (√(v' / b2) + ε) = (√b2 / b1) · m' / (√v' + ε √b2). Outputs are meant to alias w, m and v: each is written by
- * the last operator that has read it.
+ * m' / b1 / (√(v' / b2) + ε) = (√b2 / b1) · m' / (√v' + ε √b2). Outputs are meant to alias w, m and v: each is written
+ * by the last operator that has read it.
  *
- * Scalars: keep = 1 - rate · decay, gain1 = clip · (1 - β1), gain2 = clip² · (1 - β2), floor = ε √b2, rate = lr √b2 / b1.
+ * Scalars: keep = 1 - rate · decay, gain1 = clip · (1 - β1), gain2 = clip² · (1 - β2), floor = ε √b2, rate = lr √b2 /
+ * b1.
  */
 function adamWGraph(float: FloatDtype, { beta1, beta2 }: AdamWSettings, format: OptimiserStateFormat): GraphBuilder {
   const g = new GraphBuilder('adamw', float);

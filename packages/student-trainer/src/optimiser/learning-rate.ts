@@ -7,7 +7,10 @@ export interface ScheduleSettings {
   readonly steps: number;
 }
 
-/** Linear warm-up, then half a cosine down to `finalLrRatio · lr` at the last step (arXiv 1608.03983, eq. 5). `step` counts from 1. */
+/**
+ * Linear warm-up, then half a cosine down to `finalLrRatio · lr` at the last step (arXiv 1608.03983, eq. 5). `step`
+ * counts from 1.
+ */
 export function learningRateAt(step: number, { lr, warmupSteps, finalLrRatio, steps }: ScheduleSettings): number {
   if (step <= warmupSteps) return (lr * step) / warmupSteps;
   const progress = steps <= warmupSteps + 1 ? 0 : (step - warmupSteps - 1) / (steps - warmupSteps - 1);

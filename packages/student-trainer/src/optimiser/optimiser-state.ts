@@ -3,15 +3,15 @@ import type { DeviceTensor, Engine } from '@stillhouse/runtime';
 import { countElements, type TensorDtype } from '@stillhouse/tensor-types';
 
 /**
- * How Adam's two moments are held between steps. A step decodes them, updates in the graph's float type, and encodes again:
- * the update itself uses the new moments before they are rounded.
+ * How Adam's two moments are held between steps. A step decodes them, updates in the graph's float type, and encodes
+ * again: the update itself uses the new moments before they are rounded.
  * - `float32`: as they are (the graph's own type).
  * - `bfloat16`: to nearest, ties to even.
- * - `int8`: blocks of 256 numbers with one float32 scale each, their largest magnitude s (blockwise as Dettmers et al. 2022,
- *   arXiv 2110.02861, section 2.1). Codes are powers instead of their dynamic tree, as these are a few operators instead of
- *   a search and came out nearer (docs/log.md): the first moment is s · c|c| / 127² with c in -127..127, the second
- *   s · (c / 255)⁴ with c in 1..255. The second has no code for zero: one that rounded to zero beside a first moment that
- *   did not would make a step without bound.
+ * - `int8`: blocks of 256 numbers with one float32 scale each, their largest magnitude s (blockwise as Dettmers et al.
+ *   2022, arXiv 2110.02861, section 2.1). Codes are powers instead of their dynamic tree, as these are a few operators
+ *   instead of a search and came out nearer (docs/log.md): the first moment is s · c|c| / 127² with c in -127..127, the
+ *   second s · (c / 255)⁴ with c in 1..255. The second has no code for zero: one that rounded to zero beside a first
+ *   moment that did not would make a step without bound.
  *
  * All round to nearest and draw nothing, so that equal runs, and resumed ones, are equal bit for bit.
  */
@@ -22,7 +22,10 @@ export const OPTIMISER_STATE_FORMATS = ['float32', 'bfloat16', 'int8'] as const;
 /** Numbers that share a scale. */
 export const BLOCK_ELEMENTS = 256;
 
-/** Tensors smaller than this keep plain moments whatever the format: norms and biases are few, and each counts (as bitsandbytes). */
+/**
+ * Tensors smaller than this keep plain moments whatever the format: norms and biases are few, and each counts (as
+ * bitsandbytes).
+ */
 export const SMALLEST_CODED = 4096;
 
 export type Moment = 'first' | 'second';

@@ -55,8 +55,8 @@ export interface DryRun {
 const STEPS_LAID_OUT = 200;
 
 /**
- * Checks a run as `trainStudent` does before its first step, says what it takes, and writes nothing. On the CPU: memory of
- * other devices is not forecast.
+ * Checks a run as `trainStudent` does before its first step, says what it takes, and writes nothing. On the CPU: memory
+ * of other devices is not forecast.
  * @param limitBytes memory that the run may take; left out: this machine's, or what its container allows
  * @throws StillhouseError as `trainStudent` before its first step
  */

@@ -16,7 +16,9 @@ export interface BatchShape {
   readonly stepTokens: number;
 }
 
-/** Micro-batches of one number of query blocks: the longest rows, and as many of them as hold the most tokens of any. */
+/**
+ * Micro-batches of one number of query blocks: the longest rows, and as many of them as hold the most tokens of any.
+ */
 export interface BatchLayout {
   readonly rows: number;
   readonly length: number;
@@ -66,14 +68,16 @@ const BASE_BYTES = 240e6;
 /** What programs came to hold, against what their values take of the arena (docs/log.md). */
 const WORK_SHARE = 1.07;
 
-/** Steps whose labels are in memory beside those that are read ahead: the one that is computed, here and on the device. */
+/**
+ * Steps whose labels are in memory beside those that are read ahead: the one that is computed, here and on the device.
+ */
 const STEPS_COMPUTED = 2;
 
 const sum = (numbers: readonly number[]) => numbers.reduce((total, one) => total + one, 0);
 
 /**
- * The peak of a run on the CPU, from the sizes of all that it allocates and from the intermediate values of its programs.
- * What depends on the labels themselves (how many positions are targets) is taken at its most.
+ * The peak of a run on the CPU, from the sizes of all that it allocates and from the intermediate values of its
+ * programs. What depends on the labels themselves (how many positions are targets) is taken at its most.
  */
 export function forecastMemory(question: MemoryQuestion): MemoryForecast {
   const { plan, batch } = question;
@@ -138,8 +142,8 @@ function measureStreams({ plan: { config, backward, lossGradients }, batch }: Me
 }
 
 /**
- * Every program keeps the working memory of its largest run: one for each kind of layer, forwards and backwards, and for each
- * number of query blocks.
+ * Every program keeps the working memory of its largest run: one for each kind of layer, forwards and backwards, and
+ * for each number of query blocks.
  */
 const measureLayerWork = (question: MemoryQuestion) =>
   sum(question.layouts.map((layout) => measureWorkAt(question.plan, layout)));

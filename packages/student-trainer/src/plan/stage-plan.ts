@@ -51,7 +51,8 @@ export function findStage(stages: readonly StagePlan[], step: number): number {
 }
 
 /**
- * Holds every stage against caches and student, so that a mistake in the last one shows before the first step of the first.
+ * Holds every stage against caches and student, so that a mistake in the last one shows before the first step of the
+ * first.
  * @param run settings of the run, which are those of its only stage where it has none
  * @throws StillhouseError of each part, with the stage in `where`
  */
@@ -141,8 +142,8 @@ export type ResolvedSettings = RunSettings & {
 };
 
 /**
- * What `auto` may choose for a run besides the CPU. Whoever installed the CUDA provider means it to be used; every machine with
- * a graphics driver has WebGPU.
+ * What `auto` may choose for a run besides the CPU. Whoever installed the CUDA provider means it to be used; every
+ * machine with a graphics driver has WebGPU.
  */
 export const TRAINING_DEVICES: readonly Accelerator[] = ['cuda', 'webgpu'];
 

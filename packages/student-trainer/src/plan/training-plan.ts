@@ -14,8 +14,8 @@ export interface PlannedTensor {
 }
 
 /**
- * How a student is trained: made once, before there is an engine. The forecast counts it, the step's programs are compiled from
- * it, the store allocates it and checkpoints hold it, so that none of them can think otherwise.
+ * How a student is trained: made once, before there is an engine. The forecast counts it, the step's programs are
+ * compiled from it, the store allocates it and checkpoints hold it, so that none of them can think otherwise.
  */
 export interface TrainingPlan {
   readonly config: ModelConfig;
@@ -45,7 +45,10 @@ export interface PlanOptions {
   readonly objective: Objective;
   readonly vocabSize: number;
   readonly chunkPositions: number;
-  /** Compute a layer's activations again for its gradient instead of keeping them: less memory, a third more work. Default false. */
+  /**
+   * Compute a layer's activations again for its gradient instead of keeping them: less memory, a third more work.
+   * Default false.
+   */
   readonly recompute?: boolean;
   /** Share of each row's target positions that count, those of highest entropy. Default 1: all. */
   readonly selectTokens?: number;

@@ -29,8 +29,8 @@ export interface DivergedStep {
 }
 
 /**
- * Runs the forward pass of a step once more, layer by layer, and looks at every residual stream. Where all are finite the
- * values went wrong later: in the loss, or on the way back, which meets the layers from the last to the first.
+ * Runs the forward pass of a step once more, layer by layer, and looks at every residual stream. Where all are finite
+ * the values went wrong later: in the loss, or on the way back, which meets the layers from the last to the first.
  * Reads weights and gradients, changes nothing.
  */
 export async function locateDivergence(
@@ -93,7 +93,9 @@ async function locateForward(
   return { place: found.layer === 0 ? 'the embedding' : `layer ${found.layer - 1}`, rowIds: found.rowIds };
 }
 
-/** The first parameter that is not finite, in the order in which a pass meets them: gradients from the last layer down. */
+/**
+ * The first parameter that is not finite, in the order in which a pass meets them: gradients from the last layer down.
+ */
 async function findBroken(
   engine: Engine,
   { tensors, trained }: ParameterStore,

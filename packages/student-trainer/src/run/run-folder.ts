@@ -8,8 +8,8 @@ import type { TrainingSettings } from '../settings/training-settings.ts';
 type FolderSettings = Pick<TrainingSettings, 'resume'> & { readonly out: string };
 
 /**
- * Opens the folder of a run for this process alone, and writes its recipe there. A folder that the run cannot begin or go on in
- * is refused and left as it is.
+ * Opens the folder of a run for this process alone, and writes its recipe there. A folder that the run cannot begin or
+ * go on in is refused and left as it is.
  * @throws StillhouseError as {@link checkFolder}, and RUN_IN_USE, DISK_FULL, NOT_WRITABLE; of the lock, RUN_LOCK_LOST
  */
 export async function openRunFolder(settings: FolderSettings, recipe: Recipe): Promise<FolderLock> {

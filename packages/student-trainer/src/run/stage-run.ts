@@ -118,9 +118,9 @@ interface OpenStage extends StageRun {
 }
 
 /**
- * Takes the steps of one stage, from its beginning or from a checkpoint. Weights go on from stage to stage; the optimiser's moments begin
- * anew with each: they are means over gradients of an objective that is no longer there, and a second moment of another
- * scale would set every rate wrong for its first hundreds of steps.
+ * Takes the steps of one stage, from its beginning or from a checkpoint. Weights go on from stage to stage; the
+ * optimiser's moments begin anew with each: they are means over gradients of an objective that is no longer there, and
+ * a second moment of another scale would set every rate wrong for its first hundreds of steps.
  * @returns the weights for the next stage; `undefined` when the run ends here, finished or stopped
  */
 export async function runStage(engine: Engine, run: StageRun): Promise<CarriedWeights | undefined> {

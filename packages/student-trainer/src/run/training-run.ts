@@ -30,7 +30,10 @@ export interface TrainingResult {
   readonly lastHeldOut: HeldOutMetrics | undefined;
   readonly tokensPerSecond: number;
   readonly peakRssBytes: number;
-  /** On CUDA: what was taken of the device's memory at the end of a stage, at most. Nothing is given back before, so it is the peak. */
+  /**
+   * On CUDA: what was taken of the device's memory at the end of a stage, at most. Nothing is given back before, so it
+   * is the peak.
+   */
   readonly deviceBytes?: number;
   readonly cacheDigest: string;
   readonly caches: readonly CacheUse[];
@@ -39,9 +42,10 @@ export interface TrainingResult {
 
 /**
  * Trains a student from a teacher cache. The teacher is never loaded. Everything that could be wrong is checked
- * before the first step, of all stages; a run that fails leaves metrics and checkpoints, and no model under its final name.
- * @throws StillhouseError of each part, and TRAINING_DIVERGED, RUN_EXISTS, RUN_ABSENT, RUN_IN_USE, RUN_LOCK_LOST, NO_TRAINING_ROWS, ROW_TOO_LONG,
- *   EVALUATOR_ABSENT; what fails between steps says which checkpoint is whole
+ * before the first step, of all stages; a run that fails leaves metrics and checkpoints, and no model under its final
+ * name.
+ * @throws StillhouseError of each part, and TRAINING_DIVERGED, RUN_EXISTS, RUN_ABSENT, RUN_IN_USE, RUN_LOCK_LOST,
+ *   NO_TRAINING_ROWS, ROW_TOO_LONG, EVALUATOR_ABSENT; what fails between steps says which checkpoint is whole
  */
 export async function trainStudent(
   settings: StagedSettings,

@@ -62,8 +62,8 @@ export async function listCheckpoints(out: string): Promise<readonly number[]> {
 }
 
 /**
- * Writes the weights that learn, moments, state and their checksums under one name at once, then removes all but the `keep` newest.
- * Checkpoints of later steps are of a continuation that was given up, and go too.
+ * Writes the weights that learn, moments, state and their checksums under one name at once, then removes all but the
+ * `keep` newest. Checkpoints of later steps are of a continuation that was given up, and go too.
  * @throws StillhouseError TRAINING_DIVERGED when a tensor is not finite, DISK_FULL, NOT_WRITABLE: in each case the
  *   checkpoints before are as they were and nothing of this one is left
  */

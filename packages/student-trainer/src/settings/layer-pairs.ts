@@ -44,8 +44,8 @@ export interface LayerMapContext {
 }
 
 /**
- * The pairs that entries of `hiddenLayers` or `attentionLayers` stand for: `last` is `final:final`, or the attention of the last
- * layers; `uniform` spreads the layers that the cache holds over the student's, see `spreadLayers`.
+ * The pairs that entries of `hiddenLayers` or `attentionLayers` stand for: `last` is `final:final`, or the attention of
+ * the last layers; `uniform` spreads the layers that the cache holds over the student's, see `spreadLayers`.
  * @throws StillhouseError HIDDEN_NOT_IN_CACHE, LAYER_OUT_OF_RANGE, SETTING_INVALID
  */
 export function resolveLayerPairs(
@@ -137,8 +137,9 @@ function parsePair(states: PairedStates, entry: string, { studentLayers, teacher
 
 /**
  * Layer t of M of the teacher belongs at t · L / M of the student's L (the uniform map of Jiao et al. 2020,
- * arXiv 1909.10351, §4.2, from the other side) and is held to the nearest whole layer; where several of those that the cache holds
- * meet on one, the one that belongs nearest to it is taken, of two the deeper one. Final states go with final states.
+ * arXiv 1909.10351, §4.2, from the other side) and is held to the nearest whole layer; where several of those that the
+ * cache holds meet on one, the one that belongs nearest to it is taken, of two the deeper one. Final states go with
+ * final states.
  */
 function spreadLayers(
   states: PairedStates,

@@ -45,8 +45,10 @@ function refuse(
 /**
  * What the settings ask for, held against what the cache has and what the student is.
  * @param cache with the labels that are there
- * @throws StillhouseError LABELS_NOT_IN_CACHE, TAIL_UNKNOWN, TEMPERATURE_NOT_IN_GRID, TEMPERATURE_NOT_DRAWN, REFINEMENT_NOT_IN_CACHE,
- *   SETTING_NOT_FOR_LABELS, SETTING_UNUSED, DIVERGENCE_NOT_FOR_LABELS, TEMPERATURE_SCHEDULE_NOT_FOR_LABELS, HIDDEN_NOT_IN_CACHE, LAYER_OUT_OF_RANGE, PROJECTION_NEEDED, VOCABULARY_MISMATCH
+ * @throws StillhouseError LABELS_NOT_IN_CACHE, TAIL_UNKNOWN, TEMPERATURE_NOT_IN_GRID, TEMPERATURE_NOT_DRAWN,
+ *   REFINEMENT_NOT_IN_CACHE, SETTING_NOT_FOR_LABELS, SETTING_UNUSED, DIVERGENCE_NOT_FOR_LABELS,
+ *   TEMPERATURE_SCHEDULE_NOT_FOR_LABELS, HIDDEN_NOT_IN_CACHE, LAYER_OUT_OF_RANGE, PROJECTION_NEEDED,
+ *   VOCABULARY_MISMATCH
  */
 export function resolveObjective(
   settings: TrainingSettings,
@@ -278,7 +280,9 @@ function resolveLabels(
       {
         expected: `one of ${topk!.temperatures.join(', ')}`,
         got: String(temperature),
-        remedy: `Use --tail bucket, or build the cache with --temperatures ${[...topk!.temperatures, temperature].sort((a, b) => a - b).join(',')}`,
+        remedy:
+          'Use --tail bucket, or build the cache with --temperatures ' +
+          `${[...topk!.temperatures, temperature].sort((a, b) => a - b).join(',')}`,
       },
     );
   }

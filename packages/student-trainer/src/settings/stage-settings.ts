@@ -43,7 +43,8 @@ function refuse(where: string, problem: string, expected: string, got: unknown):
 }
 
 /**
- * The stages of a recipe. A stage's settings go before those of the recipe, and flags, which hold in every stage, before both.
+ * The stages of a recipe. A stage's settings go before those of the recipe, and flags, which hold in every stage,
+ * before both.
  * @param given what the recipe has under `stages`
  * @param recipe its other settings
  * @param where the recipe file

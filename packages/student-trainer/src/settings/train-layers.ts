@@ -24,8 +24,9 @@ export function isTrainLayersEntry(value: unknown): value is string | number {
 export const TRAIN_LAYERS_SYNTAX = SYNTAX;
 
 /**
- * What `trainLayers` names in a student: layers count from 0, ranges have both ends, entries add up. `all` is everything
- * and stands alone. Where embedding and output matrix are one tensor, either name means that tensor in both its uses.
+ * What `trainLayers` names in a student: layers count from 0, ranges have both ends, entries add up. `all` is
+ * everything and stands alone. Where embedding and output matrix are one tensor, either name means that tensor in both
+ * its uses.
  * @throws StillhouseError TRAIN_LAYERS_INVALID
  */
 export function resolveTrainLayers(entries: readonly (string | number)[], config: ModelConfig): TrainedParts {

@@ -54,14 +54,16 @@ export const TRAINING_SETTINGS = {
   ),
   hiddenWeight: number('weight of the hidden-state term, the mean over its layers; 0 leaves it out', 0, { min: 0 }),
   hiddenLayers: list(
-    'states that are matched, student:teacher, as 6:7,final:final: n after n layers, 0 the embeddings; uniform: those of the cache spread over the student; left out: last, the final states',
+    'states that are matched, student:teacher, as 6:7,final:final: n after n layers, 0 the embeddings; ' +
+      'uniform: those of the cache spread over the student; left out: last, the final states',
     isLayerPair,
     'last, uniform, or pairs student:teacher of layer numbers and final',
     undefined,
   ),
   attentionWeight: number('weight of the attention term, the mean over its layers; 0 leaves it out', 0, { min: 0 }),
   attentionLayers: list(
-    'attention outputs that are matched, student:teacher, as 3:5, layers from 1; uniform: those of the cache spread over the student; left out: last, those of the last layers',
+    'attention outputs that are matched, student:teacher, as 3:5, layers from 1; uniform: those of the cache ' +
+      'spread over the student; left out: last, those of the last layers',
     isAttentionPair,
     'last, uniform, or pairs student:teacher of layers from 1',
     undefined,
@@ -111,7 +113,8 @@ export const TRAINING_SETTINGS = {
   prefetchSteps: integer('steps whose labels are read ahead, in memory all of them; changes no number', 2, { min: 1 }),
   chunkPositions: integer('label positions whose logits are in memory at a time', 128, { min: 1 }),
   recompute: choice(
-    'compute activations again for gradients instead of keeping them: auto does so where they would take a quarter of memory',
+    'compute activations again for gradients instead of keeping them: auto does so where they would take a ' +
+      'quarter of memory',
     ['auto', 'always', 'never'],
     'auto',
   ),

@@ -7,8 +7,9 @@ import { countElements, resolveDim, type Shape } from '@stillhouse/tensor-types'
 import { type BackwardPlan, gradientOptions, type LayerBackward, layerKey } from '../plan/backward-plan.ts';
 
 /**
- * Saved activations of every layer, in a buffer each that is kept from batch to batch and grows with the largest; on WebGPU,
- * where a part of a buffer is a copy and ONNX Runtime keeps freed buffers for the next tensor, in tensors of each batch's size.
+ * Saved activations of every layer, in a buffer each that is kept from batch to batch and grows with the largest; on
+ * WebGPU, where a part of a buffer is a copy and ONNX Runtime keeps freed buffers for the next tensor, in tensors of
+ * each batch's size.
  */
 export interface ActivationStore {
   /** The activations `saved` of a layer for a batch, by name. What they held before is overwritten. */

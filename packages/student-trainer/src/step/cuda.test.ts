@@ -28,7 +28,7 @@ describe('a training step on CUDA', unless(await findCudaObstacle()), () => {
     return losses;
   };
 
-  test('coarser products take nearly the same ten steps', async (t) => {
+  test('coarser products take nearly the same ten steps', async () => {
     const exact = await lossesWith('float32');
     for (const [precision, relative] of [
       ['tf32', 2e-3],

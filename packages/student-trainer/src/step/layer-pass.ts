@@ -81,7 +81,10 @@ export function forwardCalls(pass: LayerPass, { backward }: TrainingPlan, settin
   ];
 }
 
-/** From the last layer that is run to the embedding; a layer's states are held to the teacher's where the gradient passes them. */
+/**
+ * From the last layer that is run to the embedding; a layer's states are held to the teacher's where the gradient
+ * passes them.
+ */
 export function backwardCalls(
   engine: Engine,
   pass: LayerPass,

@@ -6,7 +6,10 @@ import type { FeatureProgram } from './feature-losses.ts';
 export interface LossScalars {
   readonly temperature: number;
   readonly alpha: number;
-  /** Of the mean distance over the objective's features that are hidden states, and over those that are attention outputs. */
+  /**
+   * Of the mean distance over the objective's features that are hidden states, and over those that are attention
+   * outputs.
+   */
   readonly hiddenWeight: number;
   /** Default 0. */
   readonly attentionWeight?: number;

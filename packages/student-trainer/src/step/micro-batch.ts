@@ -13,7 +13,9 @@ import type { FloatData } from './parameters.ts';
 import { openRowTiles } from './row-tiles.ts';
 import type { StepSetting } from './step-setting.ts';
 
-/** Σ over label positions of weight · value: the loss that is differentiated, KL (without T²) and CE, in nats, features. */
+/**
+ * Σ over label positions of weight · value: the loss that is differentiated, KL (without T²) and CE, in nats, features.
+ */
 export interface LossSums {
   readonly loss: number;
   readonly kl: number;
@@ -56,9 +58,9 @@ export interface MicroBatchRunner {
 /**
  * Runs micro-batches of one student under one objective.
  *
- * The loop over layers is the training step's own. It goes down as well as up: each layer's activations are kept for its gradient
- * or computed again, gradients take the layers in reverse, and feature losses read states, and add to gradients, between two layers.
- * A pass that is run for its outputs has none of this, and would carry all of it.
+ * The loop over layers is the training step's own. It goes down as well as up: each layer's activations are kept for
+ * its gradient or computed again, gradients take the layers in reverse, and feature losses read states, and add to
+ * gradients, between two layers. A pass that is run for its outputs has none of this, and would carry all of it.
  */
 export function createMicroBatchRunner(engine: Engine, plan: TrainingPlan, setting: StepSetting): MicroBatchRunner {
   const { programs, store, float } = setting;

@@ -15,7 +15,10 @@ export interface RowTiles {
   close(): void;
 }
 
-/** Boundaries of the tiles: tile i has the rows from `[i]` to `[i + 1]`. Of about equal size; a long row is a tile of its own. */
+/**
+ * Boundaries of the tiles: tile i has the rows from `[i]` to `[i + 1]`. Of about equal size; a long row is a tile of
+ * its own.
+ */
 export function tileBoundaries(rows: number, length: number, tileTokens: number): readonly number[] {
   const count = Math.ceil(rows / Math.max(1, Math.floor(tileTokens / length)));
   return Array.from({ length: count + 1 }, (_, i) => Math.floor((i * rows) / count));

@@ -3,7 +3,9 @@ import type { DecoderOnDevice } from '@stillhouse/model-runner';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
 import type { ParameterStore } from './parameters.ts';
 
-/** The weights in training as a decoder for inference: the same tensors, so it follows every update and frees nothing. */
+/**
+ * The weights in training as a decoder for inference: the same tensors, so it follows every update and frees nothing.
+ */
 export function viewAsDecoder(config: ModelConfig, float: FloatDtype, parameters: ParameterStore): DecoderOnDevice {
   return {
     config,

@@ -36,8 +36,8 @@ export interface SyntheticTeacher {
 
 /**
  * Writes a cache of random rows whose labels all come from one distribution: final hidden states and output matrix are
- * random, as are the states of other layers, and the top-k labels are computed from their product in float64. Hidden states are
- * float32, int8 or coded; sampled labels are as near to the distribution as their number of draws allows.
+ * random, as are the states of other layers, and the top-k labels are computed from their product in float64. Hidden
+ * states are float32, int8 or coded; sampled labels are as near to the distribution as their number of draws allows.
  */
 export async function writeSyntheticCache(
   folder: string,

@@ -19,7 +19,10 @@ export interface StepMetrics {
   readonly hidden: number;
   /** The same over the pairs of attention outputs, where any are matched. */
   readonly attention?: number;
-  /** The distance of each pair, by its name as in `6:7` or `attention.3:attention.5`, where others than the final states are matched. */
+  /**
+   * The distance of each pair, by its name as in `6:7` or `attention.3:attention.5`, where others than the final states
+   * are matched.
+   */
   readonly pairs?: Readonly<Record<string, number>>;
   readonly lr: number;
   /** T and alpha of this step, where a schedule changes them. */
@@ -67,7 +70,9 @@ export const METRICS_FILE = 'metrics.jsonl';
 export interface StepLog<Line extends { readonly step: number }> {
   /** Step of the newest line. */
   readonly newest: number | undefined;
-  /** @throws StillhouseError DISK_FULL, NOT_WRITABLE; a line that did not fit is taken away when the log is opened again */
+  /**
+   * @throws StillhouseError DISK_FULL, NOT_WRITABLE; a line that did not fit is taken away when the log is opened again
+   */
   append(line: Line): Promise<void>;
   close(): Promise<void>;
 }
@@ -103,7 +108,9 @@ export async function openStepLog<Line extends { readonly step: number }>(
   };
 }
 
-/** The lines of a run's log so far; none when there is no such file. The line a killed process was writing is left out. */
+/**
+ * The lines of a run's log so far; none when there is no such file. The line a killed process was writing is left out.
+ */
 export async function readStepLog<Line extends { readonly step: number }>(
   out: string,
   file: string,

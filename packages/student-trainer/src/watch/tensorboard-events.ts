@@ -1,6 +1,7 @@
 /**
- * Event files as TensorBoard reads them: TFRecord framing around the protocol buffer `Event` (tensorflow/core/util/event.proto,
- * tensorflow/core/framework/summary.proto). Five fields of it are all that scalars need, so they are written by hand.
+ * Event files as TensorBoard reads them: TFRecord framing around the protocol buffer `Event`
+ * (tensorflow/core/util/event.proto, tensorflow/core/framework/summary.proto). Five fields of it are all that scalars
+ * need, so they are written by hand.
  */
 
 /** A scalar's name and value; the value is stored as a float32. */

@@ -25,9 +25,9 @@ export interface TensorboardLog {
 }
 
 /**
- * Begins an event file, as every process of a run does. Events beyond `lastStep` are of steps that were not saved: they are
- * cut off the files that are there, and TensorBoard is told to forget them. What the run's logs have and the files lack,
- * such as a run that was begun without them, is written first.
+ * Begins an event file, as every process of a run does. Events beyond `lastStep` are of steps that were not saved: they
+ * are cut off the files that are there, and TensorBoard is told to forget them. What the run's logs have and the files
+ * lack, such as a run that was begun without them, is written first.
  * @throws StillhouseError DISK_FULL, NOT_WRITABLE
  */
 export async function openTensorboardLog(out: string, lastStep: number): Promise<TensorboardLog> {
