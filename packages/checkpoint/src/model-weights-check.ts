@@ -1,5 +1,5 @@
 import { StillhouseError } from '@stillhouse/errors';
-import { formatTensorType } from '@stillhouse/tensor-types';
+import { formatShape, formatTensorType } from '@stillhouse/tensor-types';
 import type { ModelConfig } from './model-config.ts';
 import { describeParameters } from './parameters.ts';
 import { OUTPUT_MATRIX_NAME } from './tensor-names.ts';
@@ -25,7 +25,7 @@ export function checkModelWeights(source: TensorSource, config: ModelConfig, whe
         code: 'MODEL_TENSOR_MISSING',
         where: whole,
         problem: `tensor ${name} is missing`,
-        expected: `shape [${shape.join(', ')}] by config.json`,
+        expected: `shape ${formatShape(shape)} by config.json`,
         remedy: 'The weights are incomplete or belong to another config.json',
       });
     }
@@ -34,8 +34,8 @@ export function checkModelWeights(source: TensorSource, config: ModelConfig, whe
         code: 'MODEL_TENSOR_SHAPE',
         where: info.file,
         problem: `tensor ${name} has another shape than config.json asks for`,
-        expected: `[${shape.join(', ')}]`,
-        got: `[${info.shape.join(', ')}]`,
+        expected: formatShape(shape),
+        got: formatShape(info.shape),
       });
     }
     if (!info.isFloat) {

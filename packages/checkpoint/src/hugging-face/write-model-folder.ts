@@ -9,7 +9,7 @@ import {
   writeFileAtomically,
 } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
-import { countElements } from '@stillhouse/tensor-types';
+import { countElements, formatShape } from '@stillhouse/tensor-types';
 import { assertFinite } from '../finite-weights.ts';
 import { elementBytes } from '../formats/safetensors/stored-dtype.ts';
 import { writeSafetensors } from '../formats/safetensors/write-safetensors.ts';
@@ -67,7 +67,7 @@ export async function writeModelFolder(model: ModelToWrite): Promise<void> {
 }
 
 function requireParameters({ out, config, parameters }: ModelToWrite): void {
-  const write = ({ name, shape }: ParameterSpec) => `${name} [${shape.join(', ')}]`;
+  const write = ({ name, shape }: ParameterSpec) => `${name} ${formatShape(shape)}`;
   const given = parameters.map(write).sort();
   const needed = describeParameters(parseModelConfig(config, join(out, CONFIG_FILE)))
     .map(write)

@@ -4,7 +4,7 @@ import { openSafetensors, type StoredDtype, writeSafetensors } from '@stillhouse
 import { type FileDigest, publishDirectory, stageDirectory, writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import type { DeviceTensor, Engine } from '@stillhouse/runtime';
-import { TENSOR_ARRAYS, type TensorData } from '@stillhouse/tensor-types';
+import { formatTensorType, TENSOR_ARRAYS, type TensorData } from '@stillhouse/tensor-types';
 import type { DataPosition } from '../data/data-order.ts';
 import type { StateTensor } from '../optimiser/adamw.ts';
 import { findNonFinite } from '../run/non-finite.ts';
@@ -237,8 +237,8 @@ async function restoreTensors(engine: Engine, file: string, tensors: readonly St
           code: 'CHECKPOINT_MISMATCH',
           where: file,
           problem: `tensor ${name} is not that of this student`,
-          expected: `${stored} [${shape.join(', ')}]`,
-          got: info === undefined ? 'none' : `${info.dtype} [${info.shape.join(', ')}]`,
+          expected: formatTensorType(stored, shape),
+          got: info === undefined ? 'none' : formatTensorType(info.dtype, info.shape),
           remedy: 'Resume with the student the run was started with',
         });
       }

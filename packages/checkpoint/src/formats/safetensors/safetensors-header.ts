@@ -1,5 +1,5 @@
 import { StillhouseError } from '@stillhouse/errors';
-import { countElements } from '@stillhouse/tensor-types';
+import { countElements, formatTensorType } from '@stillhouse/tensor-types';
 import type { StoredTensor } from '../../tensor-source.ts';
 import { findDuplicateKey } from './duplicate-key.ts';
 import {
@@ -197,7 +197,7 @@ function parseEntry(file: string, name: string, entry: unknown, dataStart: numbe
       code: 'SAFETENSORS_SIZE_MISMATCH',
       where: file,
       problem: `tensor ${name} is not as large as its type says`,
-      expected: `${sizeBytes} bytes for ${codeOfDtype(dtype)} [${shape.join(', ')}]`,
+      expected: `${sizeBytes} bytes for ${formatTensorType(codeOfDtype(dtype), shape)}`,
       got: `${end - begin}`,
       remedy: DAMAGED,
     });
