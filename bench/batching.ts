@@ -1,6 +1,7 @@
 /**
  * What layouts of a step's rows cost: padding, and processor time of forward, loss and backward on a small student, for
- * rows whose lengths are log-normal (a file of lengths, a JSON array, may be given instead). All layouts take turns in one process.
+ * rows whose lengths are log-normal (a file of lengths, a JSON array, may be given instead). All layouts take turns in
+ * one process.
  *   node --import tsx bench/batching.ts bench/configs/qwen2-6m.json [lengths.json]
  */
 import { readFile } from 'node:fs/promises';
@@ -108,7 +109,8 @@ for (const parts of [1, 4]) {
   for (const [name, times] of cpuMs) {
     const least = Math.min(...times);
     console.log(
-      `accumulate ${parts} | ${name} | padding ${(100 * padding.get(name)!).toFixed(1)} % | ${least.toFixed(0)} ms | ${(least / base).toFixed(2)}`,
+      `accumulate ${parts} | ${name} | padding ${(100 * padding.get(name)!).toFixed(1)} % | ` +
+        `${least.toFixed(0)} ms | ${(least / base).toFixed(2)}`,
     );
   }
 }

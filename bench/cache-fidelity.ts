@@ -3,8 +3,8 @@
  * the same positions, held against the teacher's exact distribution as a student sees it.
  *   node --import tsx bench/cache-fidelity.ts TEACHER STUDENT ROWS.jsonl [--pilot-positions 8000] [--positions 400]
  * STILLHOUSE_PYTHON names a Python with torch, STILLHOUSE_DISTILLKIT a clone of github.com/arcee-ai/DistillKit; without
- * them its lines are left out, and that is said. Cosine and error as `cache quality` has them: the cosine is the mean over
- * positions, the error pooled.
+ * them its lines are left out, and that is said. Cosine and error as `cache quality` has them: the cosine is the mean
+ * over positions, the error pooled.
  */
 import { execFileSync } from 'node:child_process';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
@@ -109,7 +109,10 @@ try {
       const figures = at[T];
       if (figures === undefined) return ' – |';
       const { gradientError, meanGradientCosine, divergence } = figures;
-      return ` ${gradientError.toPrecision(2)} / ${meanGradientCosine.toFixed(5)} / ${divergence?.toPrecision(2) ?? '–'} |`;
+      return (
+        ` ${gradientError.toPrecision(2)} / ${meanGradientCosine.toFixed(5)} / ` +
+        `${divergence?.toPrecision(2) ?? '–'} |`
+      );
     });
     console.log(`| ${name} | ${bytesPerToken.toFixed(0)} |${cells.join('')}`);
   }

@@ -10,9 +10,9 @@
  * pieces of 1 MiB too: into new buffers of which the last 64 MiB are kept, as the reader of a cache does, whose rows
  * stay good as long as somebody holds them; and into one buffer again and again, which a cache's reader cannot do.
  *
- * A cache's shards are written past the page cache where the file system allows it, which "plain fs" does not do. "plain
- * fs, O_DIRECT" does: the same files from memory that a disk can read, in the same pieces, as durable; "just written" is
- * the first reading after the writing, when the files are on the disk only.
+ * A cache's shards are written past the page cache where the file system allows it, which "plain fs" does not do.
+ * "plain fs, O_DIRECT" does: the same files from memory that a disk can read, in the same pieces, as durable; "just
+ * written" is the first reading after the writing, when the files are on the disk only.
  */
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -319,10 +319,11 @@ def best(work, rounds):
         least = min(least, (time.perf_counter() - start, time.process_time() - before))
     return least
 tables = read()
-print(*best(read, rounds), *best(lambda: write(tables), rounds), *best(lambda: write_parquet(tables), 2), *best(read_parquet, 2))`;
+print(*best(read, rounds), *best(lambda: write(tables), rounds))
+print(*best(lambda: write_parquet(tables), 2), *best(read_parquet, 2))`;
     const numbers = execFileSync(python, ['-c', script, folder, String(ROUNDS), ...paths], { encoding: 'utf8' })
       .trim()
-      .split(' ')
+      .split(/\s+/)
       .map(Number);
     for (const [i, what] of [
       'read: pyarrow IPC (no sha256)',

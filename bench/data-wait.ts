@@ -1,8 +1,9 @@
 /**
- * How long steps wait for their labels: trains a student from a cache with each kind of labels that it has, from the folder
- * and from a web server that sends so many megabytes a second, into an empty local folder. Wait of the first step, and the
- * longest and the mean of the others, beside the mean time of a step.
- *   node --import tsx bench/data-wait.ts CACHE STUDENT [--steps 12] [--batch-tokens 512] [--prefetch 1,2,4] [--megabytes 20]
+ * How long steps wait for their labels: trains a student from a cache with each kind of labels that it has, from the
+ * folder and from a web server that sends so many megabytes a second, into an empty local folder. Wait of the first
+ * step, and the longest and the mean of the others, beside the mean time of a step.
+ *   node --import tsx bench/data-wait.ts CACHE STUDENT [--steps 12] [--batch-tokens 512] [--prefetch 1,2,4]
+ *     [--megabytes 20]
  */
 import { createReadStream } from 'node:fs';
 import { mkdtemp, rm, stat } from 'node:fs/promises';

@@ -1,7 +1,9 @@
 /**
- * Trains a real student from a real teacher's cache three ways for equal steps (full labels, top-k labels, cross-entropy only)
- * and measures each, and the untrained student, on held-out rows and questions, all through the command line.
- *   node --import tsx bench/real-pair.ts TEACHER STUDENT GSM8K WORK [--rows 280] [--held-out 24] [--questions 200] [-- TRAIN FLAGS]
+ * Trains a real student from a real teacher's cache three ways for equal steps (full labels, top-k labels,
+ * cross-entropy only) and measures each, and the untrained student, on held-out rows and questions, all through the
+ * command line.
+ *   node --import tsx bench/real-pair.ts TEACHER STUDENT GSM8K WORK [--rows 280] [--held-out 24] [--questions 200]
+ *     [-- TRAIN FLAGS]
  * GSM8K is a folder with train.jsonl and test.jsonl. Flags after `--` go to all three runs of `stillhouse train`.
  * What WORK already holds is kept: a run that was interrupted goes on.
  */

@@ -3,9 +3,9 @@
  *
  *   node --import tsx bench/same-bytes.ts OTHER_CHECKOUT [WORD]     only the commands whose name contains the word
  *
- * OTHER_CHECKOUT has its dependencies installed. What is compared: each file of each cache, the trained weights and their
- * checkpoints, metrics and results as JSON without times and memory, and the ids that generation finds (as text). Exits
- * with 1 where anything differs.
+ * OTHER_CHECKOUT has its dependencies installed. What is compared: each file of each cache, the trained weights and
+ * their checkpoints, metrics and results as JSON without times and memory, and the ids that generation finds (as text).
+ * Exits with 1 where anything differs.
  */
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';

@@ -69,7 +69,8 @@ try {
   };
   const [fp32, bf16] = [peer('fp32'), peer('bf16')];
   console.log(
-    `${cache.rowCount} rows, ${built.tokens} tokens; ours took ${(wallMs / 1000).toFixed(1)} s with reading, hashing and writing\n`,
+    `${cache.rowCount} rows, ${built.tokens} tokens; ours took ${(wallMs / 1000).toFixed(1)} s with reading, ` +
+      `hashing and writing\n`,
   );
   console.log('| | tokens/s | ours / theirs | peak memory, GB |\n|---|---|---|---|');
   for (const [name, { tokensPerSecond, peakRssBytes }] of [
@@ -78,12 +79,14 @@ try {
     ['transformers bf16', bf16],
   ] as const) {
     console.log(
-      `| ${name} | ${tokensPerSecond.toFixed(0)} | ${(built.tokensPerSecond / tokensPerSecond).toFixed(2)} | ${(peakRssBytes / 1e9).toFixed(2)} |`,
+      `| ${name} | ${tokensPerSecond.toFixed(0)} | ${(built.tokensPerSecond / tokensPerSecond).toFixed(2)} | ` +
+        `${(peakRssBytes / 1e9).toFixed(2)} |`,
     );
   }
   const theirs = await openSafetensors(fp32.file);
   console.log(
-    `\ntensors of the peer: ${[...theirs.tensors.values()].map(({ name, shape }) => `${name} [${shape.join(', ')}]`).join(', ')}`,
+    `\ntensors of the peer: ` +
+      `${[...theirs.tensors.values()].map(({ name, shape }) => `${name} [${shape.join(', ')}]`).join(', ')}`,
   );
   const width = theirs.tensors.get('topk_ids')!.shape.at(-1)!;
   const [peerIds, peerLogprobs] = [await theirs.readInt('topk_ids'), await theirs.read('topk_logprobs', 'float32')];
@@ -102,7 +105,8 @@ try {
     }
   }
   console.log(
-    `top 8 of ${position} positions: largest |Δ logprob| ${worst.toExponential(2)}, ${swapped} ids not among our 64, same best id at ${sameTop1}`,
+    `top 8 of ${position} positions: largest |Δ logprob| ${worst.toExponential(2)}, ${swapped} ids not among ` +
+      `our 64, same best id at ${sameTop1}`,
   );
   await cache.close();
 } finally {

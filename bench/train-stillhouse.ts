@@ -1,6 +1,6 @@
 /**
- * One training step of Stillhouse as peers/train_torch.py has it: full labels from random teacher states, AdamW, clip 1.
- * Run by train.ts; prints one JSON object. `--device webgpu` trains on a GPU.
+ * One training step of Stillhouse as peers/train_torch.py has it: full labels from random teacher states, AdamW, clip
+ * 1. Run by train.ts; prints one JSON object. `--device webgpu` trains on a GPU.
  */
 import { readFile } from 'node:fs/promises';
 import { parseArgs } from 'node:util';

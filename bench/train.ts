@@ -1,10 +1,12 @@
 /**
  * Training tokens/s and peak memory against PyTorch in one run: same configuration, loss, optimiser and threads.
- *   node --import tsx bench/train.ts [CONFIG.json] [--batch 8] [--length 256] [--steps 8] [--teacher-hidden N] [--modes fp32,compile,bf16]
- *   node --import tsx bench/train.ts CONFIG.json --device cuda [--precisions tf32,bfloat16] [--modes tf32,bf16,bf16-compile] [--chunk-positions 1024]
- * STILLHOUSE_PYTHON names a Python with torch and transformers. Everything is run in turns, `--rounds` times, and the better
- * of each is printed, with its ratio to ours; processor time (of all threads, waiting in a spin counted) is that of the
- * step that took the least, and says more than the clock on a machine that does other work too.
+ *   node --import tsx bench/train.ts [CONFIG.json] [--batch 8] [--length 256] [--steps 8] [--teacher-hidden N]
+ *     [--modes fp32,compile,bf16]
+ *   node --import tsx bench/train.ts CONFIG.json --device cuda [--precisions tf32,bfloat16]
+ *     [--modes tf32,bf16,bf16-compile] [--chunk-positions 1024]
+ * STILLHOUSE_PYTHON names a Python with torch and transformers. Everything is run in turns, `--rounds` times, and the
+ * better of each is printed, with its ratio to ours; processor time (of all threads, waiting in a spin counted) is that
+ * of the step that took the least, and says more than the clock on a machine that does other work too.
  */
 import { execFileSync } from 'node:child_process';
 import { parseArgs } from 'node:util';
@@ -100,11 +102,14 @@ for (let round = 0; round < Number(values.rounds); round++) {
 const ours = [...best].find(([name]) => name.startsWith('Stillhouse'))?.[1];
 if (ours === undefined) throw new Error('Stillhouse did not finish');
 console.log(
-  '| | tokens/s | ours / theirs | CPU s a step | theirs / ours | peak memory, GB | device memory, GB |\n|---|---|---|---|---|---|---|',
+  '| | tokens/s | ours / theirs | CPU s a step | theirs / ours | peak memory, GB | device memory, GB ' +
+    '|\n|---|---|---|---|---|---|---|',
 );
 for (const [name, { tokensPerSecond, cpuMs, peakRssBytes, deviceBytes }] of best) {
   const onDevice = deviceBytes === undefined ? '' : (deviceBytes / 1e9).toFixed(2);
   console.log(
-    `| ${name} | ${tokensPerSecond.toFixed(0)} | ${(ours.tokensPerSecond / tokensPerSecond).toFixed(2)} | ${(cpuMs / 1000).toFixed(2)} | ${(cpuMs / ours.cpuMs).toFixed(2)} | ${(peakRssBytes / 1e9).toFixed(2)} | ${onDevice} |`,
+    `| ${name} | ${tokensPerSecond.toFixed(0)} | ${(ours.tokensPerSecond / tokensPerSecond).toFixed(2)} | ` +
+      `${(cpuMs / 1000).toFixed(2)} | ${(cpuMs / ours.cpuMs).toFixed(2)} | ${(peakRssBytes / 1e9).toFixed(2)} | ` +
+      `${onDevice} |`,
   );
 }

@@ -124,7 +124,7 @@ function checkFile(root: string, one: Package, file: SourceFile): Violation[] {
     if (specifier === undefined) {
       return [violate(where, 'path', 'the path of this import is computed and cannot be checked; spell it out')];
     }
-    if (specifier.startsWith('.')) return checkRelative(root, one, file, found, specifier);
+    if (specifier.startsWith('.')) return checkRelative(root, one, file, { ...found, specifier });
     if (found.kind === 'url' || isBuiltin(specifier)) return [];
     return specifier.startsWith(scope)
       ? checkWorkspaceImport(where, one, file, specifier)
@@ -132,7 +132,10 @@ function checkFile(root: string, one: Package, file: SourceFile): Violation[] {
   });
 }
 
-function checkRelative(root: string, one: Package, file: SourceFile, found: Import, specifier: string): Violation[] {
+type NamedImport = Import & { readonly specifier: string };
+
+function checkRelative(root: string, one: Package, file: SourceFile, found: NamedImport): Violation[] {
+  const { specifier } = found;
   const where = place(root, file.path, found);
   const target = resolve(dirname(file.path), specifier);
   const otherPackage = packageOf(root, target);
@@ -224,7 +227,9 @@ function checkUnused(root: string, one: Package): Violation[] {
     });
 }
 
-/** Cycles among the files of one package, each named once. Imports of types count: a cycle is one concept in two files. */
+/**
+ * Cycles among the files of one package, each named once. Imports of types count: a cycle is one concept in two files.
+ */
 function checkCycles(root: string, one: Package): Violation[] {
   const byPath = new Map(one.files.map((file) => [file.path, file]));
   const done = new Set<string>();

@@ -1,5 +1,6 @@
-// What tests start as processes or threads of their own, bundled once for each run of the tests: from TypeScript each start
-// takes more than a second of processor time, most of it to load 400 modules one by one; from the bundle a fifth of that.
+// What tests start as processes or threads of their own, bundled once for each run of the tests: from TypeScript each
+// start takes more than a second of processor time, most of it to load 400 modules one by one; from the bundle a fifth
+// of that.
 import { existsSync, readdirSync } from 'node:fs';
 import { mkdtemp, rm, symlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';

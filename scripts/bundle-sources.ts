@@ -28,7 +28,10 @@ export interface BundledFile {
   readonly contents: Uint8Array;
 }
 
-/** A source keeps the URL that it has in the repository, by which it finds files beside it; its worker thread is a bundle's. */
+/**
+ * A source keeps the URL that it has in the repository, by which it finds files beside it; its worker thread is a
+ * bundle's.
+ */
 const keepPlaces = (root: string, folder: string): Plugin => ({
   name: 'keep-places',
   setup: ({ onResolve, onLoad }) => {
@@ -72,7 +75,8 @@ export async function bundleSources(request: BundleRequest): Promise<readonly Bu
       format: 'esm',
       platform: 'node',
       target: 'node20',
-      // Files of their own, without the sources: nothing reads them before a stack is shown (inline they double the text to parse).
+      // Files of their own, without the sources: nothing reads them before a stack is shown (inline they double the
+      // text to parse).
       sourcemap: 'linked',
       sourcesContent: false,
       define: { 'import.meta.url': SOURCE_URL },

@@ -139,7 +139,8 @@ const cache = await build('cache', PROBLEMS, ['final', ...LAYERS]);
 const heldOut = await build('held-out', TEST, ['final']);
 const teacher = await ask(TEACHER, 'teacher');
 say(
-  `  ${cache.rows} rows, ${cache.tokens} tokens, ${(cache.size.totalBytes / cache.tokens).toFixed(0)} bytes a token; the teacher answers ${printShare(teacher.accuracy)} of the test right`,
+  `  ${cache.rows} rows, ${cache.tokens} tokens, ${(cache.size.totalBytes / cache.tokens).toFixed(0)} bytes a ` +
+    `token; the teacher answers ${printShare(teacher.accuracy)} of the test right`,
 );
 
 say('2 of 3: two students, equal steps over the same problems');
@@ -165,7 +166,8 @@ const reportPath = join(out, 'report.html');
 await writeReport(
   {
     title: 'A teacher distilled into a fifth of its size',
-    subtitle: `${TRAINING.steps} steps each over ${cache.rows} problems; ${teacher.questions} held-out problems to answer`,
+    subtitle:
+      `${TRAINING.steps} steps each over ${cache.rows} problems; ` + `${teacher.questions} held-out problems to answer`,
     sections: [
       {
         blocks: [
@@ -219,7 +221,9 @@ await writeReport(
           },
           {
             kind: 'paragraph',
-            text: 'KL is from the teacher to the student on the held-out problems, in nats a token; both students saw the same problems in the same order.',
+            text:
+              'KL is from the teacher to the student on the held-out problems, in nats a token; both students ' +
+              'saw the same problems in the same order.',
           },
         ],
       },

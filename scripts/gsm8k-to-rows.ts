@@ -1,7 +1,8 @@
 /**
- * Turns GSM8K's JSON lines ({"question", "answer"}) into data rows: the question as the user's turn, the worked answer as
- * the assistant's.
- *   node scripts/with-dependencies.js scripts/gsm8k-to-rows.ts train.jsonl rows.jsonl [--skip N] [--count N] [--split NAME]
+ * Turns GSM8K's JSON lines ({"question", "answer"}) into data rows: the question as the user's turn, the worked answer
+ * as the assistant's.
+ *   node scripts/with-dependencies.js scripts/gsm8k-to-rows.ts train.jsonl rows.jsonl [--skip N] [--count N]
+ *   [--split NAME]
  */
 import { readFile, writeFile } from 'node:fs/promises';
 import { parseArgs } from 'node:util';

@@ -1,4 +1,6 @@
-/** Finds what a TypeScript file imports. Comments and the insides of strings are blanked first, so prose is no import. */
+/**
+ * Finds what a TypeScript file imports. Comments and the insides of strings are blanked first, so prose is no import.
+ */
 
 export interface Import {
   /** What stands between the quotes; undefined if it is computed. */

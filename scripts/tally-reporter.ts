@@ -1,4 +1,5 @@
-// Says each skipped test with its reason, and on the last line of a run `N passed, N failed`, with `, N skipped` when there are any.
+// Says each skipped test with its reason, and on the last line of a run `N passed, N failed`, with `, N skipped` when
+// there are any.
 import { writeSync } from 'node:fs';
 import { relative, sep } from 'node:path';
 import type { Reporter, TestCase } from 'vitest/node';

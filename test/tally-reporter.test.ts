@@ -14,7 +14,8 @@ async function runFiles(t: Lifetime, files: Readonly<Record<string, string>>, ar
   const root = await makeTemporaryFolder(t, 'tally-');
   await symlink(join(repository, 'node_modules'), join(root, 'node_modules'), 'junction');
   const config = `import { tallyReporter } from ${reporter};
-    export default { test: { reporters: ['default', tallyReporter], pool: 'forks', maxWorkers: 2, isolate: false } };\n`;
+    const reporters = ['default', tallyReporter];
+    export default { test: { reporters, pool: 'forks', maxWorkers: 2, isolate: false } };\n`;
   await writeFile(join(root, 'vitest.config.ts'), config);
   for (const [name, text] of Object.entries(files)) await writeFile(join(root, `${name}.test.ts`), text);
   const vitest = join(repository, 'node_modules', 'vitest', 'vitest.mjs');
@@ -39,7 +40,8 @@ test('failures of every kind are counted, and fail the run', async (t) => {
     rejects: `import { test } from 'vitest';
       test('leaves', async () => { Promise.reject(new Error('unheard')); await new Promise((done) => setTimeout(done, 50)); });\n`,
     hooks:
-      "import { beforeAll, test } from 'vitest'; beforeAll(() => { throw new Error('hook'); }); test('never', () => {});\n",
+      "import { beforeAll, test } from 'vitest'; beforeAll(() => { throw new Error('hook'); }); test('never', " +
+      '() => {});\n',
     crashes: "import { test } from 'vitest'; test('crashes', () => process.kill(process.pid, 'SIGKILL'));\n",
   };
   const { last, code, output } = await runFiles(t, { ...failures, passing });

@@ -43,8 +43,15 @@ export const STORED_SELECTION: Selection = {
   largestNumber: 40,
 };
 
+/** The first `count` problems of a stream. */
+export interface ProblemRange {
+  readonly split: Split;
+  readonly seed: number;
+  readonly count: number;
+}
+
 /** The files kept in the repository: small, fixed and made from these numbers. */
-export const STORED_SPLITS: readonly { readonly split: Split; readonly seed: number; readonly count: number }[] = [
+export const STORED_SPLITS: readonly ProblemRange[] = [
   { split: 'distil', seed: 1, count: 4000 },
   { split: 'test', seed: 1, count: 500 },
 ];
@@ -129,9 +136,7 @@ export function makeProblems(split: Split, seed: number, count: number, selectio
 /** Writes JSON lines while making them, so any count fits in memory. */
 export async function writeProblems(
   path: string,
-  split: Split,
-  seed: number,
-  count: number,
+  { split, seed, count }: ProblemRange,
   selection?: Selection,
 ): Promise<void> {
   const file = createWriteStream(path);
@@ -160,9 +165,7 @@ async function main(): Promise<void> {
     },
   });
   if (values.stored) {
-    for (const { split, seed, count } of STORED_SPLITS) {
-      await writeProblems(storedSplitPath(split), split, seed, count, STORED_SELECTION);
-    }
+    for (const stored of STORED_SPLITS) await writeProblems(storedSplitPath(stored.split), stored, STORED_SELECTION);
     return;
   }
   const split = SPLITS.find((known) => known === values.split);
@@ -174,7 +177,7 @@ async function main(): Promise<void> {
     process.exitCode = 2;
     return;
   }
-  await writeProblems(values.out, split, seed, count);
+  await writeProblems(values.out, { split, seed, count });
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) await main();

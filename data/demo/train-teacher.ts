@@ -21,7 +21,7 @@ const work = values.work;
 const at = (name: string) => join(work, name);
 
 await mkdir(work, { recursive: true });
-await writeProblems(at('problems.jsonl'), 'teacher-train', SEED, PROBLEMS);
+await writeProblems(at('problems.jsonl'), { split: 'teacher-train', seed: SEED, count: PROBLEMS });
 await buildTeacherCache(
   resolveSettings(BUILD_SETTINGS, {
     data: at('problems.jsonl'),

@@ -26,7 +26,9 @@ export interface ModelWeights extends ByPlace<WeightTensor> {
    * @param ids ascending
    */
   readEmbeddingRows<Float extends keyof FloatArrays>(ids: readonly number[], float: Float): Promise<FloatArrays[Float]>;
-  /** Reads every tensor once, in pieces, so that no later read needs to check. @throws StillhouseError WEIGHT_NOT_FINITE */
+  /**
+   * Reads every tensor once, in pieces, so that no later read needs to check. @throws StillhouseError WEIGHT_NOT_FINITE
+   */
   checkFinite(): Promise<void>;
   /** For weights that are known to be finite: no read checks. */
   assumeFinite(): void;

@@ -1,8 +1,8 @@
 import type { ModelConfig } from './model-config.ts';
 
 /**
- * What the tensors of a decoder are called: Hugging Face's names, as Llama and Qwen2 have them. Formats with other names
- * translate theirs to these. Nothing outside this package builds or parses such a name.
+ * What the tensors of a decoder are called: Hugging Face's names, as Llama and Qwen2 have them. Formats with other
+ * names translate theirs to these. Nothing outside this package builds or parses such a name.
  */
 export const EMBEDDING_NAME = 'model.embed_tokens.weight';
 export const FINAL_NORM_NAME = 'model.norm.weight';

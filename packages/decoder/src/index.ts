@@ -2,37 +2,27 @@
 export {
   cacheBiasGraph,
   emitBlockBias,
-  emitCacheBias,
   emitSegmentBias,
   segmentBiasGraph,
 } from './attention/attention-bias.ts';
 export { emitBlockedAttention } from './attention/blocked-attention.ts';
-export { cutIntoBlocks, type PerQueryBlocks, perQueryBlocks, QUERY_BLOCK_LENGTH } from './attention/query-blocks.ts';
+export { cutIntoBlocks, type PerQueryBlocks, perQueryBlocks } from './attention/query-blocks.ts';
 export { computeRotaryTables, inverseFrequencies, type RotaryTables } from './attention/rotary.ts';
 export { embeddingGradientGraph, embeddingGraph } from './embedding.ts';
 export { gradientName } from './gradient-name.ts';
-export {
-  type BlockInputs,
-  type BlockOutputs,
-  type BlockWeights,
-  emitBlock,
-  type KeyValueCache,
-} from './layer/block.ts';
+export { emitBlock } from './layer/block.ts';
 export {
   ATTENTION_SEED,
   type BlockGradientOptions,
   blockGradientGraph,
   type SavedActivation,
-  type SavingBlockGraphs,
   savingBlockGraphs,
 } from './layer/block-gradient-graphs.ts';
 export { ATTENTION_OUTPUT, batchSymbols, blockGraph, cachedBlockGraph } from './layer/block-graphs.ts';
 export {
-  adaptedLinears,
   adapterParameters,
   isLinearName,
   LINEAR_NAMES,
-  type LinearName,
   type LowRankAdapter,
   mergeAdapterGraph,
 } from './layer/low-rank-adapter.ts';

@@ -9,7 +9,10 @@ export function gatherRowsGraph(hiddenSize: number, float: FloatDtype): GraphBui
   return g;
 }
 
-/** The reverse of `gatherRowsGraph`: adds rows [M, H] to x [N, H] at `indices` int64 [M, 1]. Output: x.sum, meant to alias x. */
+/**
+ * The reverse of `gatherRowsGraph`: adds rows [M, H] to x [N, H] at `indices` int64 [M, 1]. Output: x.sum, meant to
+ * alias x.
+ */
 export function scatterRowsGraph(hiddenSize: number, float: FloatDtype): GraphBuilder {
   const g = new GraphBuilder('scatter_rows', float);
   const x = g.floatInput('x', ['N', hiddenSize]);

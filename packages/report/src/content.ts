@@ -28,7 +28,10 @@ export interface Figures {
 export interface Table {
   readonly kind: 'table';
   readonly caption?: string;
-  /** Headings; a column whose cells are all numbers, printed ones with `± error`, a unit or `(low to high)`, or null, is set to the right. */
+  /**
+   * Headings; a column whose cells are all numbers, printed ones with `± error`, a unit or `(low to high)`, or null, is
+   * set to the right.
+   */
   readonly columns: readonly string[];
   /** One cell a column. Numbers get up to 4 decimals, alike within a column; null is a dash; text stays as it is. */
   readonly rows: readonly (readonly TableCell[])[];
@@ -48,7 +51,9 @@ export interface LineChart {
 
 export interface LineSeries {
   readonly name: string;
-  /** Series of one group share a colour and one entry of the legend: the seeds of one kind of run. Default: the name. */
+  /**
+   * Series of one group share a colour and one entry of the legend: the seeds of one kind of run. Default: the name.
+   */
   readonly group?: string;
   /** Points [x, y] by rising x. A point that is not finite is left out, and the chart's note says so. */
   readonly points: readonly (readonly [x: number, y: number])[];

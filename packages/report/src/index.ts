@@ -1,4 +1,6 @@
-/** Reports: what a page says as plain data, the page as one HTML file with charts, and quantities as people write them. */
+/**
+ * Reports: what a page says as plain data, the page as one HTML file with charts, and quantities as people write them.
+ */
 export type {
   Bar,
   BarChart,

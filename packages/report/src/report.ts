@@ -69,7 +69,10 @@ function printBlock(block: Exclude<ReportBlock, { kind: 'lines' | 'bars' | 'poin
     case 'figures': {
       const cards = block.figures.map(({ label, value, note }) => {
         const below = note === undefined ? '' : `<div class="note">${escapeHtml(note)}</div>`;
-        return `<div class="figure"><div class="label">${escapeHtml(label)}</div><div class="value">${escapeHtml(value)}</div>${below}</div>`;
+        return (
+          `<div class="figure"><div class="label">${escapeHtml(label)}</div><div ` +
+          `class="value">${escapeHtml(value)}</div>${below}</div>`
+        );
       });
       return `<div class="figures">${cards.join('')}</div>`;
     }
@@ -98,13 +101,16 @@ function printTable({ caption, columns, rows }: Table): string {
     return `<tr>${cells.join('')}</tr>`;
   });
   const above = caption === undefined ? '' : `<caption>${escapeHtml(caption)}</caption>`;
-  return `<div class="scroll"><table>${above}<thead><tr>${head}</tr></thead><tbody>${body.join('')}</tbody></table></div>`;
+  return (
+    '<div ' +
+    `class="scroll"><table>${above}<thead><tr>${head}</tr></thead><tbody>${body.join('')}</tbody></table></div>`
+  );
 }
 
 const ABSENT = '\u2013';
 /**
- * A printed number with at most an error, a short unit and an interval in brackets, or an absent one: such columns are set
- * to the right, and their cells on one line.
+ * A printed number with at most an error, a short unit and an interval in brackets, or an absent one: such columns are
+ * set to the right, and their cells on one line.
  */
 const QUANTITY =
   /^(?:\u2013|[-+\u2212~]?\d[\d.,e+-]*(?: \u00b1 \d[\d.,e+-]*)?(?: ?[^\s\d]{1,6})?(?: \([\d.]+ to [\d.]+\))?)$/;

@@ -1,4 +1,6 @@
-/** The report's style sheet: system fonts, two grounds, eight series colours that keep apart on both (Okabe-Ito based). */
+/**
+ * The report's style sheet: system fonts, two grounds, eight series colours that keep apart on both (Okabe-Ito based).
+ */
 export const REPORT_STYLE = `
 :root{color-scheme:light dark;--ground:#fbfaf8;--card:#fff;--ink:#23262b;--soft:#646a73;--line:#e3e1dc;--accent:#0a6c9c;
 --series-1:#0072b2;--series-2:#d55e00;--series-3:#00906a;--series-4:#b5458a;--series-5:#b8860b;--series-6:#3f9bd1;--series-7:#7a5cc7;--series-8:#6b7280}

@@ -44,7 +44,8 @@ test("a container's limit counts where it is less", (t) => {
     return;
   }
   t.onTestFinished(() => rmdirSync(limited.folder));
-  const script = `import { measureAvailableMemory } from ${JSON.stringify(new URL('./available-memory.ts', import.meta.url).href)};
+  const source = JSON.stringify(new URL('./available-memory.ts', import.meta.url).href);
+  const script = `import { measureAvailableMemory } from ${source};
     console.log(measureAvailableMemory());`;
   const printed = execFileSync(
     'sh',

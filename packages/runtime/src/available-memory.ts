@@ -10,8 +10,9 @@ export function measureAvailableMemory(): number {
 }
 
 /**
- * Memory that the tensors of an engine would share, in bytes: a CUDA device's where the engine would choose one or is told to,
- * else what the process may take. WebGPU does not tell its own; where CUDA is asked for and not there, `openEngine` says so.
+ * Memory that the tensors of an engine would share, in bytes: a CUDA device's where the engine would choose one or is
+ * told to, else what the process may take. WebGPU does not tell its own; where CUDA is asked for and not there,
+ * `openEngine` says so.
  * @param device and `candidates` as of `openEngine`
  */
 export function measureTensorMemory(device: DeviceName, candidates: readonly Accelerator[] = []): number {

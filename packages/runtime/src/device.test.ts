@@ -76,7 +76,7 @@ test('auto passes over what is not found, and says what was missing', async () =
   await engine.close();
 });
 
-test('auto looks for a candidate on this machine', async (t) => {
+test('auto looks for a candidate on this machine', async () => {
   const engine = await openEngine({ threads: 1, candidates: ['webgpu', 'cuda'] });
   console.log(`here: ${engine.deviceReason}`);
   assert.match(
@@ -128,7 +128,7 @@ describe('with a WebGPU adapter', unless(chooseSoftwareAdapter()), () => {
     await engine.close();
   });
 
-  test('auto takes no software adapter, and one that is asked for is called what it is', async (t) => {
+  test('auto takes no software adapter, and one that is asked for is called what it is', async () => {
     const chosen = await openEngine({ threads: 1, candidates: ['webgpu'] });
     const asked = await openEngine({ threads: 1, device: 'webgpu' });
     console.log(asked.deviceReason);

@@ -14,11 +14,14 @@ export type Accelerator = 'cuda' | 'webgpu';
 
 export interface EngineOptions {
   /**
-   * Default `auto`: the first of `candidates` that is here, works and multiplies faster than the CPU, else the CPU. A device
-   * that is named is used or refused, never replaced.
+   * Default `auto`: the first of `candidates` that is here, works and multiplies faster than the CPU, else the CPU. A
+   * device that is named is used or refused, never replaced.
    */
   readonly device?: DeviceName;
-  /** Devices that `auto` may choose besides the CPU, best first: those that the programs to come are fit for. Default none. */
+  /**
+   * Devices that `auto` may choose besides the CPU, best first: those that the programs to come are fit for. Default
+   * none.
+   */
   readonly candidates?: readonly Accelerator[];
   /** Threads inside an operator. Default: the cores that the process may use. */
   readonly threads?: number;
@@ -30,8 +33,8 @@ export interface EngineOptions {
    */
   readonly enableMemoryArena?: boolean;
   /**
-   * A folder into which ONNX Runtime writes, when the engine closes, the time that each operator of each program took: one
-   * JSON file a program, in Chrome's trace format. Not set: no profile, and nothing is slowed down.
+   * A folder into which ONNX Runtime writes, when the engine closes, the time that each operator of each program took:
+   * one JSON file a program, in Chrome's trace format. Not set: no profile, and nothing is slowed down.
    */
   readonly profileFolder?: string;
 }
@@ -39,7 +42,8 @@ export interface EngineOptions {
 const REMEDIES = {
   cpu: 'Reinstall onnxruntime-node',
   cuda:
-    "It needs an NVIDIA driver, ONNX Runtime's CUDA provider and the CUDA libraries of that (docs/devices.md says where " +
+    "It needs an NVIDIA driver, ONNX Runtime's CUDA provider and the CUDA libraries of that (docs/devices.md " +
+    'says where ' +
     'they come from), on Linux x64; otherwise choose the device cpu',
   webgpu: 'It needs a graphics driver with Vulkan, Metal or Direct3D 12; otherwise choose the device cpu',
 } as const;
@@ -171,7 +175,8 @@ async function openDevice(
     if (!isStillhouseError(error, 'DEVICE_UNAVAILABLE')) throw error;
     throw new StillhouseError({ ...error.report, remedy: REMEDIES[device], cause: error });
   }
-  const deviceReason = `${reason}${describeMemory(device)}${precision === 'float32' ? '' : `; products of ${precision}`}`;
+  const products = precision === 'float32' ? '' : `; products of ${precision}`;
+  const deviceReason = `${reason}${describeMemory(device)}${products}`;
   return createEngine(link, { device, deviceReason, precision });
 }
 

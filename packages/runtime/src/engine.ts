@@ -42,8 +42,9 @@ export interface Engine {
   readonly deviceReason: string;
   readonly precision: ProductPrecision;
   /**
-   * Makes a program of a graph, under its own name and in the form that the device and the precision want: with one thread
-   * where more would race, which only graphs that do little have, and as it stands where it computes something again.
+   * Makes a program of a graph, under its own name and in the form that the device and the precision want: with one
+   * thread where more would race, which only graphs that do little have, and as it stands where it computes something
+   * again.
    * @throws those of `encodeModel` and `compileModel`
    */
   compile(graph: GraphBuilder): Promise<Program>;

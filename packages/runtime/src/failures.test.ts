@@ -194,7 +194,7 @@ test('a command without an answer that fails is told by the next call with one, 
   await engine.memory();
 });
 
-test('a device that cannot be had is refused', async (t) => {
+test('a device that cannot be had is refused', async () => {
   for (const device of ['cuda', 'webgpu'] as const) {
     const opened = await openEngine({ device }).catch((error: unknown) => error);
     if (opened instanceof Error) {

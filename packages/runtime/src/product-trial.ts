@@ -4,7 +4,10 @@ import type { DeviceTensor } from './tensor.ts';
 
 /** Rows and columns: enough that what counts is how fast a device computes, few enough for one in software. */
 const SIZE = 512;
-/** So many products are queued together, so that waiting for the last counts little, and the best of some rounds is taken. */
+/**
+ * So many products are queued together, so that waiting for the last counts little, and the best of some rounds is
+ * taken.
+ */
 const PRODUCTS = 16;
 const ROUNDS = 3;
 /** A device that takes longer for one product is not tried further. */
@@ -19,8 +22,8 @@ export interface ProductTrial {
 }
 
 /**
- * Computes a few products on an engine: how fast it is, and whether they are right. Of small whole numbers, so that every precision
- * of products gives the same sums, and exactly.
+ * Computes a few products on an engine: how fast it is, and whether they are right. Of small whole numbers, so that
+ * every precision of products gives the same sums, and exactly.
  * @throws StillhouseError of the engine's methods
  */
 export async function tryProducts(engine: Engine): Promise<ProductTrial> {

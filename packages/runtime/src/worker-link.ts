@@ -17,7 +17,10 @@ export interface WorkerLink {
     request: Extract<WorkerRequest, { kind: Kind }>,
     transfer?: readonly ArrayBuffer[],
   ): Promise<WorkerAnswers[Kind]>;
-  /** Ends the thread after the operation that it is in, for which it blocks; what else is under way fails with RUNTIME_WORKER_LOST. */
+  /**
+   * Ends the thread after the operation that it is in, for which it blocks; what else is under way fails with
+   * RUNTIME_WORKER_LOST.
+   */
   terminate(): Promise<void>;
 }
 

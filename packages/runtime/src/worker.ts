@@ -154,7 +154,9 @@ async function compileProgram(request: Extract<WorkerRequest, { kind: 'compile' 
       throw new Failure({
         code: 'PROGRAM_UNSUPPORTED_BY_DEVICE',
         where: `program ${name}`,
-        problem: `ONNX Runtime would compute some of its operators on the CPU, as ${options.device} has no kernels for them`,
+        problem:
+          `ONNX Runtime would compute some of its operators on the CPU, as ${options.device} has no kernels for ` +
+          'them',
         remedy: 'Choose the device cpu',
       });
     }

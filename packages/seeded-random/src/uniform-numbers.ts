@@ -2,13 +2,15 @@ import { createHash } from 'node:crypto';
 import { philox4x32 } from './philox.ts';
 
 /**
- * Fills an array with numbers in [0, 1), multiples of 2^-53, for a position of a row. They depend on the seed, the row's
- * id and the position alone: not on batches, partitions or other rows.
+ * Fills an array with numbers in [0, 1), multiples of 2^-53, for a position of a row. They depend on the seed, the
+ * row's id and the position alone: not on batches, partitions or other rows.
  * @param position in the row, not among its label positions
  */
 export type UniformNumbers = (position: number, into: Float64Array) => void;
 
-/** The numbers of one row: Philox under the seed, counting draws in pairs, positions, and 64 bits of sha256 of the id. */
+/**
+ * The numbers of one row: Philox under the seed, counting draws in pairs, positions, and 64 bits of sha256 of the id.
+ */
 export function openUniformNumbers(seed: number, rowId: string): UniformNumbers {
   const hash = createHash('sha256').update(rowId, 'utf8').digest();
   const [row0, row1] = [hash.readUInt32LE(0), hash.readUInt32LE(4)];

@@ -10,10 +10,10 @@ export interface IntervalEstimate {
 }
 
 /**
- * The mean over the tokens of the same rows in several runs that differ by their seed only. Two things vary: rows, as in
- * {@link estimateRatio} over the runs' mean, and seeds, by the variance of the runs' means over their number. Both add up;
- * the interval is Student's with Welch and Satterthwaite's degrees of freedom (Satterthwaite 1946, Biometrics 2, 110-114).
- * With one run what its seed has done to it is not in the interval.
+ * The mean over the tokens of the same rows in several runs that differ by their seed only. Two things vary: rows, as
+ * in {@link estimateRatio} over the runs' mean, and seeds, by the variance of the runs' means over their number. Both
+ * add up; the interval is Student's with Welch and Satterthwaite's degrees of freedom (Satterthwaite 1946, Biometrics
+ * 2, 110-114). With one run what its seed has done to it is not in the interval.
  * @param runs each the sums of the same rows in the same order
  * @throws StillhouseError ROWS_DIFFER
  */

@@ -11,7 +11,8 @@ export interface RateInterval {
 /**
  * Wilson's score interval of a binomial rate (Wilson 1927), 95 % unless another `z` is given. Unlike the normal
  * approximation it stays inside [0, 1] and is sound at 0 and at all successes.
- * @throws StillhouseError INTERVAL_COUNTS for counts that are no whole numbers with 0 <= successes <= trials, trials > 0
+ * @throws StillhouseError INTERVAL_COUNTS for counts that are no whole numbers with 0 <= successes <= trials, trials >
+ *   0
  */
 export function wilsonInterval(successes: number, trials: number, z: number = NORMAL_QUANTILE_975): RateInterval {
   if (!Number.isInteger(successes) || !Number.isInteger(trials) || successes < 0 || trials < 1 || successes > trials) {

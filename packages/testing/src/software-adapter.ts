@@ -10,8 +10,9 @@ const RTLD_NODELETE = 0x1000;
 const DRIVER = '/usr/lib/chromium/vk_swiftshader_icd.json';
 
 /**
- * Makes WebGPU compute on SwiftShader in this process, a Vulkan driver for the CPU; to be called before the first engine.
- * Debian's chromium-common has it together with a Vulkan loader. STILLHOUSE_INSTALL_WEBGPU=1 allows to install it.
+ * Makes WebGPU compute on SwiftShader in this process, a Vulkan driver for the CPU; to be called before the first
+ * engine. Debian's chromium-common has it together with a Vulkan loader. STILLHOUSE_INSTALL_WEBGPU=1 allows to install
+ * it.
  * @returns why there is none; false where there is
  */
 export function chooseSoftwareAdapter(): string | false {

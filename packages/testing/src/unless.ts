@@ -8,7 +8,8 @@ declare module 'vitest' {
 }
 
 /**
- * Options of a test or a group of tests that may be impossible here, as in `test('on Linux', unless(obstacle), () => {})`.
+ * Options of a test or a group of tests that may be impossible here, as in
+ * `test('on Linux', unless(obstacle), () => {})`.
  * @param obstacle why it is skipped; false or undefined where nothing is in the way
  */
 export function unless(obstacle: string | false | undefined): Pick<TestOptions, 'skip' | 'meta'> {

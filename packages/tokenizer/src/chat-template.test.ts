@@ -30,7 +30,8 @@ test('a template sees special tokens, the time and raise_exception', () => {
 
 test('range counts as in Python', () => {
   const source =
-    '{% for i in range(2, 7, 2) %}{{ i }} {% endfor %}{% for i in range(3, 0, -1) %}{{ i }} {% endfor %}{{ range(2, 1) | length }}{{ range(3) | length }}';
+    '{% for i in range(2, 7, 2) %}{{ i }} {% endfor %}{% for i in range(3, 0, -1) %}{{ i }} {% endfor %}{{ ' +
+    'range(2, 1) | length }}{{ range(3) | length }}';
   assert.equal(createChatTemplate({ default: source }, {}, 'x').render(hi), '2 4 6 3 2 1 03');
 });
 
@@ -44,7 +45,8 @@ test('reasoning is found under each of its names, and keys without a value are d
   const template = createChatTemplate(
     {
       default:
-        '{{ messages[0].reasoning_content }}|{{ messages[0].thinking }}|{% if messages[0].content is defined %}content{% endif %}',
+        '{{ messages[0].reasoning_content }}|{{ messages[0].thinking }}|{% if messages[0].content is defined ' +
+        '%}content{% endif %}',
     },
     {},
     'x',

@@ -26,7 +26,8 @@ test('a student may know more ids than the cache, not fewer and not others', () 
   assert.throws(() => assertSameMeanings(more, a, 'cache', 'student'), {
     code: 'TOKENIZER_MISMATCH',
     message:
-      'cache and student: 1 id means something else (2 agree); expected the same string for every id, got 2 "z" / nothing. ' +
+      'cache and student: 1 id means something else (2 agree); expected the same string for every id, got 2 ' +
+      '"z" / nothing. ' +
       'Use a student with the same special tokens as the teacher.',
   });
 });

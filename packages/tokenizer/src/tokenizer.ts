@@ -171,7 +171,9 @@ function refuseText(folder: string, text: string): never {
     where: folder,
     problem: `the text to encode holds half a surrogate pair at character ${at}`,
     expected: 'well-formed Unicode',
-    got: `U+${text.charCodeAt(at).toString(16).toUpperCase()} in ${JSON.stringify(text.slice(Math.max(0, at - 10), at + 10))}`,
+    got:
+      `U+${text.charCodeAt(at).toString(16).toUpperCase()} in ` +
+      `${JSON.stringify(text.slice(Math.max(0, at - 10), at + 10))}`,
     remedy: 'Replace it, for instance with U+FFFD',
   });
 }

@@ -30,7 +30,8 @@ export async function requireModelFolder(folder: string): Promise<void> {
 /**
  * Reads `config.json` of a Hugging Face folder. `generation_config.json`, where there is one, adds ids that end a
  * text and names the other special ids where config.json does not.
- * @throws StillhouseError MODEL_FOLDER_MISSING, NOT_A_MODEL_FOLDER, CONFIG_NOT_JSON, and those of {@link parseModelConfig}
+ * @throws StillhouseError MODEL_FOLDER_MISSING, NOT_A_MODEL_FOLDER, CONFIG_NOT_JSON, and those of
+ *   {@link parseModelConfig}
  */
 export async function readModelConfig(folder: string): Promise<ModelConfig> {
   await requireModelFolder(folder);

@@ -9,8 +9,8 @@ import { openWeightFiles } from './weight-files.ts';
 /**
  * Opens the weights of a Hugging Face folder and checks that they are those that its config asks for.
  * @param config as `readModelConfig` gives it, for those who have it already
- * @throws StillhouseError MODEL_TIED_HEAD_DIFFERS (the output matrix that stands beside a tied one is another), and those
- *   of `readModelConfig`, `openWeightFiles`, `checkModelWeights`
+ * @throws StillhouseError MODEL_TIED_HEAD_DIFFERS (the output matrix that stands beside a tied one is another), and
+ *   those of `readModelConfig`, `openWeightFiles`, `checkModelWeights`
  */
 export async function openModelWeights(folder: string, config?: ModelConfig): Promise<ModelWeights> {
   const known = config ?? (await readModelConfig(folder));

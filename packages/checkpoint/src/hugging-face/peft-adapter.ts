@@ -4,7 +4,9 @@ import { publishDirectory, stageDirectory, writeFileAtomically } from '@stillhou
 import { writeSafetensors } from '../formats/safetensors/write-safetensors.ts';
 import type { ParameterSpec } from '../parameters.ts';
 
-/** The tensors of a linear layer's low-rank adapter beside its own, as PEFT calls them: A [rank, in] and B [out, rank]. */
+/**
+ * The tensors of a linear layer's low-rank adapter beside its own, as PEFT calls them: A [rank, in] and B [out, rank].
+ */
 export const adapterNames = (linear: string) =>
   ({ a: `${linear}.lora_A.weight`, b: `${linear}.lora_B.weight` }) as const;
 

@@ -75,10 +75,10 @@ async function requireShard(folder: string, indexFile: string, file: string): Pr
 }
 
 /**
- * Opens the tensors of a Hugging Face folder, whole or sharded, whatever model they are of. Links, as in the hub's cache,
- * are followed: a tensor's file is always the real one.
- * @throws StillhouseError of {@link findWeightFiles} and `openSafetensors`, and WEIGHT_INDEX_TENSOR_MISSING when a shard
- *   lacks a tensor that the index promises
+ * Opens the tensors of a Hugging Face folder, whole or sharded, whatever model they are of. Links, as in the hub's
+ * cache, are followed: a tensor's file is always the real one.
+ * @throws StillhouseError of {@link findWeightFiles} and `openSafetensors`, and WEIGHT_INDEX_TENSOR_MISSING when a
+ *   shard lacks a tensor that the index promises
  */
 export async function openWeightFiles(folder: string): Promise<SafetensorsSource> {
   const { files, shardOfTensor } = await findWeightFiles(folder);

@@ -45,8 +45,8 @@ const WEIGHTS = /^model(-\d+-of-\d+)?\.safetensors(\.index\.json)?$/;
  * Writes a Hugging Face folder that `transformers` loads. Everything is prepared beside `out` and moved in at the end,
  * config.json last, so that a run that was cut short leaves no folder that looks like a model. A model that stood in
  * `out` is replaced; other files there stay.
- * @throws StillhouseError PARAMETERS_MISMATCH, OUTPUT_NOT_A_FOLDER, MODEL_FOLDER_MISSING, WEIGHT_NOT_FINITE, and those of
- *   `parseModelConfig` and `writeSafetensors`
+ * @throws StillhouseError PARAMETERS_MISMATCH, OUTPUT_NOT_A_FOLDER, MODEL_FOLDER_MISSING, WEIGHT_NOT_FINITE, and those
+ *   of `parseModelConfig` and `writeSafetensors`
  */
 export async function writeModelFolder(model: ModelToWrite): Promise<void> {
   const { out, carryFrom } = model;

@@ -7,7 +7,10 @@ import { type Dim, multiplyDims } from '@stillhouse/tensor-types';
  */
 const FORBIDDEN_SCORE = -1e30;
 
-/** Some columns of rows: the segment that each belongs to, int32 with B · count entries, and its place, int32 with count. */
+/**
+ * Some columns of rows: the segment that each belongs to, int32 with B · count entries, and its place, int32 with
+ * count.
+ */
 interface Columns {
   readonly segmentIds: Value;
   readonly columns: Value;
@@ -41,7 +44,8 @@ export function emitSegmentBias(g: GraphBuilder, segmentIds: Value, columns: Val
 }
 
 /**
- * The rows of {@link emitSegmentBias} that belong to one block of queries, and of their columns those up to the block's last.
+ * The rows of {@link emitSegmentBias} that belong to one block of queries, and of their columns those up to the block's
+ * last.
  * @param segmentIds int32 [B, S, Q]: S blocks of Q columns
  * @param columns int32 [S, Q]: 0, 1, ..., S·Q - 1
  * @returns [B, 1, 1, Q, (block + 1)·Q]

@@ -2,7 +2,9 @@ import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
 import { type Dim, multiplyDims } from '@stillhouse/tensor-types';
 import { emitWeights, swap } from './softmax-attention.ts';
 
-/** Tensors that one operator cuts or joins: a shader of WebGPU has eight buffers, and a node with more of them fails. */
+/**
+ * Tensors that one operator cuts or joins: a shader of WebGPU has eight buffers, and a node with more of them fails.
+ */
 const MOST_PARTS = 4;
 
 /** How many entries each of at most `MOST_PARTS` parts of `count` takes. */
@@ -43,9 +45,9 @@ export interface BlockedBias {
 }
 
 /**
- * Causal softmax(QKᵀ + bias) V with memory for one block of queries at a time, [B, kvHeads, group·Q, keys], whatever the
- * length of the rows, and without the keys after a block, which are nearly half of them. The gradient computes a block's
- * weights P again, as Dao et al. 2022 (arXiv 2205.14135, algorithm 4) do.
+ * Causal softmax(QKᵀ + bias) V with memory for one block of queries at a time, [B, kvHeads, group·Q, keys], whatever
+ * the length of the rows, and without the keys after a block, which are nearly half of them. The gradient computes a
+ * block's weights P again, as Dao et al. 2022 (arXiv 2205.14135, algorithm 4) do.
  * @param queries [B, kvHeads, S, group, Q, headDim], scaled
  * @param keys [B, kvHeads, S, Q, headDim]
  * @param values [B, kvHeads, S, Q, headDim]
@@ -100,8 +102,8 @@ export function emitBlockedAttention(
             [dQueries[0], dKeys[0], dValues[0]] = [dQ, dK, dV];
             break;
           }
-          // The next block's operands come out of one tensor with all that this one gives, so that no engine can begin the
-          // next before this one's weights have done their part and are gone.
+          // The next block's operands come out of one tensor with all that this one gives, so that no engine can begin
+          // the next before this one's weights have done their part and are gone.
           const next = [allQueries[block - 1]!, allDMixed[block - 1]!].map((x) => stacked(x, group));
           const given = g.concat([dQ, dK, dV, ...next], 2);
           const taken = g.split(given, 2, [group, block, 1, block, 1, group, group]);

@@ -5,8 +5,8 @@
 export const QUERY_BLOCK_LENGTH = 512;
 
 /**
- * Into how many equal blocks the queries of rows of `length` columns are cut: a power of four, so that few programs serve
- * rows of all lengths; 1 where they fit one block.
+ * Into how many equal blocks the queries of rows of `length` columns are cut: a power of four, so that few programs
+ * serve rows of all lengths; 1 where they fit one block.
  */
 function countQueryBlocks(length: number, blockLength = QUERY_BLOCK_LENGTH): number {
   let blocks = 1;

@@ -30,9 +30,9 @@ export interface RotaryTables<Table = Value> {
 }
 
 /**
- * cos and sin of position x inverse frequency, headDim / 2 numbers for each of `positions`. Angles are rounded to `float`
- * as transformers rounds them; their cosines are computed here, in double precision, because on a GPU sine and cosine
- * of an angle of some dozens are right to three digits (WGSL promises 2^-11, and nothing beyond π).
+ * cos and sin of position x inverse frequency, headDim / 2 numbers for each of `positions`. Angles are rounded to
+ * `float` as transformers rounds them; their cosines are computed here, in double precision, because on a GPU sine and
+ * cosine of an angle of some dozens are right to three digits (WGSL promises 2^-11, and nothing beyond π).
  */
 export function computeRotaryTables(
   config: ModelConfig,

@@ -1,10 +1,10 @@
 import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
-import { type Dim, multiplyDims } from '@stillhouse/tensor-types';
+import { multiplyDims } from '@stillhouse/tensor-types';
 
 /**
- * A score so far below its row's largest counts as this far: its share is 1e-26, nothing to float32 and to float64. Left
- * where a bias puts it, at -1e30, the softmax's exponential of it would be a subnormal number, and with half of the keys
- * forbidden ONNX Runtime's softmax then takes four times as long.
+ * A score so far below its row's largest counts as this far: its share is 1e-26, nothing to float32 and to float64.
+ * Left where a bias puts it, at -1e30, the softmax's exponential of it would be a subnormal number, and with half of
+ * the keys forbidden ONNX Runtime's softmax then takes four times as long.
  */
 const LOWEST_RELATIVE_SCORE = -60;
 

@@ -94,7 +94,10 @@ export interface SavedActivation {
 export interface SavingBlockGraphs {
   /** As `blockGraph`, with the saved activations as further outputs. */
   readonly forward: GraphBuilder;
-  /** As `blockGradientGraph`, with the saved activations as further inputs, and without the inputs it then does not need. */
+  /**
+   * As `blockGradientGraph`, with the saved activations as further inputs, and without the inputs it then does not
+   * need.
+   */
   readonly gradient: GraphBuilder;
   readonly saved: readonly SavedActivation[];
 }
@@ -107,7 +110,9 @@ const SAVED_OPERATORS: ReadonlySet<OperatorName> = new Set<OperatorName>([
   'RMSNormalization',
 ]);
 
-/** One layer forwards and backwards without recomputation: results of products, softmax and norms are kept in between. */
+/**
+ * One layer forwards and backwards without recomputation: results of products, softmax and norms are kept in between.
+ */
 export function savingBlockGraphs(
   config: ModelConfig,
   float: FloatDtype,

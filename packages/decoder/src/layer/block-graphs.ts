@@ -56,9 +56,10 @@ export const batchSymbols = (rows: number, length: number, queryBlocks: number):
 
 /** Output of a graph of a layer: what attention adds to the residual stream, [B·T, H]. */
 export const ATTENTION_OUTPUT = 'attention.output';
+
 /**
- * One layer. Inputs: x [B·T, H], cos, sin, bias, the layer's weights and those of its adapters. Outputs: y [B·T, H] and,
- * by choice, the weights of attention (`attention`) and what it adds to the residual stream (`attention.output`).
+ * One layer. Inputs: x [B·T, H], cos, sin, bias, the layer's weights and those of its adapters. Outputs: y [B·T, H]
+ * and, by choice, the weights of attention (`attention`) and what it adds to the residual stream (`attention.output`).
  * With S > 1 query blocks, T is S·Q, and in the place of the bias stand segments [B, S, Q] and columns [S, Q] (int32).
  */
 export function blockGraph(

@@ -50,7 +50,9 @@ function weight(weights: BlockWeights, name: string): Value {
   return value;
 }
 
-/** y = addTo + x Wᵀ + b on the matrix `x` [N, in], with the weight as checkpoints store it, [out, in], and its adapter. */
+/**
+ * y = addTo + x Wᵀ + b on the matrix `x` [N, in], with the weight as checkpoints store it, [out, in], and its adapter.
+ */
 function emitLinear(
   g: GraphBuilder,
   inputs: BlockInputs,

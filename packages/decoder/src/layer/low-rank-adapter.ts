@@ -10,8 +10,8 @@ export const isLinearName = (value: unknown): value is LinearName =>
   (LINEAR_NAMES as readonly unknown[]).includes(value);
 
 /**
- * LoRA (Hu et al. 2021, arXiv 2106.09685, eq. 3): a linear layer with weight W [out, in] gives x Wᵀ + scale · (x Aᵀ) Bᵀ,
- * with A [rank, in] and B [out, rank].
+ * LoRA (Hu et al. 2021, arXiv 2106.09685, eq. 3): a linear layer with weight W [out, in] gives x Wᵀ + scale · (x Aᵀ)
+ * Bᵀ, with A [rank, in] and B [out, rank].
  */
 export interface LowRankAdapter {
   readonly rank: number;
@@ -70,7 +70,10 @@ export function emitAdapter(
   );
 }
 
-/** A linear layer's weight with its adapter in it, W + scale · B A. Inputs: w [O, I], a [R, I], b [O, R]. Output: merged. */
+/**
+ * A linear layer's weight with its adapter in it, W + scale · B A. Inputs: w [O, I], a [R, I], b [O, R]. Output:
+ * merged.
+ */
 export function mergeAdapterGraph({ scale }: LowRankAdapter, float: FloatDtype): GraphBuilder {
   const g = new GraphBuilder('merge_adapter', float);
   const [w, a, b] = [g.floatInput('w', ['O', 'I']), g.floatInput('a', ['R', 'I']), g.floatInput('b', ['O', 'R'])];

@@ -42,11 +42,11 @@ export function padSequences(sequences: readonly Int32Array[], blockLength?: num
 }
 
 /**
- * Several sequences a row where they fit, none split, and the rows padded as `padSequences` does; attention is block-diagonal,
- * so the same is computed. First-fit decreasing into rows of the longest sequence's length.
- * @param columnCost what attention over one more column costs a token, as a share of all else that a token costs. With it
- *   rows may be longer than the longest sequence where that leaves so little padding that a batch of [B, T] costs less,
- *   B · T · (1 + columnCost · T): fewer rows are filled by longest processing time first (Graham 1969).
+ * Several sequences a row where they fit, none split, and the rows padded as `padSequences` does; attention is
+ * block-diagonal, so the same is computed. First-fit decreasing into rows of the longest sequence's length.
+ * @param columnCost what attention over one more column costs a token, as a share of all else that a token costs. With
+ *   it rows may be longer than the longest sequence where that leaves so little padding that a batch of [B, T] costs
+ *   less, B · T · (1 + columnCost · T): fewer rows are filled by longest processing time first (Graham 1969).
  */
 export function packSequences(sequences: readonly Int32Array[], columnCost?: number, blockLength?: number): TokenBatch {
   const lengths = sequences.map((ids) => ids.length);

@@ -10,7 +10,10 @@ export interface BatchTensors {
   readonly tokens: number;
   readonly queryBlocks: number;
   readonly ids: DeviceTensor;
-  /** Inputs of a layer's programs that have an entry for each row: cos, sin, and `bias` or, for query blocks, `segments`. */
+  /**
+   * Inputs of a layer's programs that have an entry for each row: cos, sin, and `bias` or, for query blocks,
+   * `segments`.
+   */
   readonly tables: Readonly<Record<string, DeviceTensor>>;
   /** Inputs of a layer's programs that all rows share: `columns`, for query blocks. */
   readonly shared: Readonly<Record<string, DeviceTensor>>;

@@ -26,7 +26,10 @@ export interface ForwardPrograms {
   readonly float: FloatDtype;
   readonly bias: Program;
   readonly embedding: Program;
-  /** A layer without adapters, and with; the second only where the model has any. Compiled when they are first asked for. */
+  /**
+   * A layer without adapters, and with; the second only where the model has any. Compiled when they are first asked
+   * for.
+   */
   readonly block: PerQueryBlocks<Program>;
   readonly adaptedBlock: PerQueryBlocks<Program> | undefined;
   readonly finalNorm: Program;

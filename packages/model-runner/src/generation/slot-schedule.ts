@@ -7,8 +7,8 @@ export interface ScheduleChange {
 }
 
 /**
- * Which sequence stands in which row of a KV store. A row that is left goes to the next that waits; where none waits, the
- * last row moves there, so that the rows in use are always the first ones.
+ * Which sequence stands in which row of a KV store. A row that is left goes to the next that waits; where none waits,
+ * the last row moves there, so that the rows in use are always the first ones.
  */
 export interface SlotSchedule<Item> {
   /** By row: all of the first rows are in use, no other is. */

@@ -23,7 +23,8 @@ export interface DecoderOnDevice {
 }
 
 /**
- * Uploads a model from a Hugging Face folder or from weights that are open already, one tensor in host memory at a time.
+ * Uploads a model from a Hugging Face folder or from weights that are open already, one tensor in host memory at a
+ * time.
  * @throws StillhouseError WEIGHT_NOT_FINITE and those of `openModelWeights`
  */
 export async function loadDecoder(

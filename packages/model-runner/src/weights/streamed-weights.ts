@@ -13,7 +13,8 @@ import { uploadWeight } from './upload-weight.ts';
 
 /**
  * A model's weights, in memory only while they are used: a layer is read from its file when it is taken, and freed
- * when it is dropped, unless all layers are kept because they fit. What is read is widened to the dtype of the products.
+ * when it is dropped, unless all layers are kept because they fit. What is read is widened to the dtype of the
+ * products.
  */
 export interface StreamedWeights {
   /** Starts to read a layer, from 0, that is taken soon. */

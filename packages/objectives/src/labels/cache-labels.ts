@@ -13,7 +13,10 @@ export type RefineMode = 'auto' | 'always' | 'never';
 /** Hidden states of these dtypes give the head of the distribution as exactly as top-k labels do. */
 const FAITHFUL_DTYPES: readonly HiddenDtype[] = ['float32', 'float16'];
 
-/** What a cache says of itself, with only those labels whose files are there: `cache pull --groups` may have left some out. */
+/**
+ * What a cache says of itself, with only those labels whose files are there: `cache pull --groups` may have left some
+ * out.
+ */
 export function describeOpenLabels({
   description,
   openLabels,

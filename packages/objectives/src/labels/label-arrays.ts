@@ -16,7 +16,10 @@ import {
   type Target,
 } from './label-gathering.ts';
 
-/** The label positions of some rows as the arrays that `lossGraph` takes. N positions, rows in order, positions ascending. */
+/**
+ * The label positions of some rows as the arrays that `lossGraph` takes. N positions, rows in order, positions
+ * ascending.
+ */
 export interface LabelArrays {
   readonly count: number;
   /** [N]: index of the row among those given, and the position in it whose next token is predicted. */

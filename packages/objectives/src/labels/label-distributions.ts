@@ -106,9 +106,9 @@ export interface SampledInputs {
 /**
  * Both sides at ids that were drawn from the teacher at temperature T (random-sampling KD, Anshumann et al. 2025,
  * arXiv 2503.16870): the teacher as the empirical distribution w, the student with its full normaliser. The
- * forward divergence is Σ w (log w - log q). Its gradient, that of the cross-entropy -Σ w log q, is an unbiased estimate
- * of the gradient of the full KL where w are counts over the number of draws; its value is the full KL too large by
- * H(p) - H(w), the entropy that the draws lack, which does not depend on the student.
+ * forward divergence is Σ w (log w - log q). Its gradient, that of the cross-entropy -Σ w log q, is an unbiased
+ * estimate of the gradient of the full KL where w are counts over the number of draws; its value is the full KL too
+ * large by H(p) - H(w), the entropy that the draws lack, which does not depend on the student.
  */
 export function emitSampledDistributions(
   g: GraphBuilder,

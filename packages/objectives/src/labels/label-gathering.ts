@@ -98,8 +98,8 @@ export interface GatheredSamples {
 
 /**
  * Sampled labels of the targets as an empirical distribution at `temperature`. Where the draws were taken at another
- * one, each count is weighed by p at `temperature` over p at the draws' and all are normalised (importance sampling from
- * a tempered proposal, arXiv 2503.16870); normalised weights are unbiased only as draws become many.
+ * one, each count is weighed by p at `temperature` over p at the draws' and all are normalised (importance sampling
+ * from a tempered proposal, arXiv 2503.16870); normalised weights are unbiased only as draws become many.
  * @param drawnAt temperature of the draws
  * @param vocabSize ids from here on are left out
  * @throws Error where draws of another temperature come without logprobs

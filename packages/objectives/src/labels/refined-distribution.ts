@@ -18,9 +18,9 @@ export interface RefinementInputs extends TopKInputs {
  * only the shape of its tail from logits that may come from a compressed hidden state. With S the stored ids, s the
  * logits, l and tail the exact log-probabilities of S and of everything outside:
  * - `stored`: log p_i = l_i at T on S; log p_j = tail at T + log softmax over V\S of s_j / T outside;
- * - `computed`: z_j = s_j shifted so that Σ over V\S of exp(z_j) is the exact mass outside at T = 1; then both sides are
- *   tempered, log p_i = l_i / T - log Z and log p_j = z_j / T - log Z with Z = Σ_S exp(l_i / T) + Σ_V\S exp(z_j / T).
- *   Where the exact mass outside is below what floating point can tell (`ABSENT_LOGPROB`), the logits alone say how
+ * - `computed`: z_j = s_j shifted so that Σ over V\S of exp(z_j) is the exact mass outside at T = 1; then both sides
+ *   are tempered, log p_i = l_i / T - log Z and log p_j = z_j / T - log Z with Z = Σ_S exp(l_i / T) + Σ_V\S exp(z_j /
+ *   T). Where the exact mass outside is below what floating point can tell (`ABSENT_LOGPROB`), the logits alone say how
  *   large it is: at T > 1 even that mass can matter.
  *
  * Nothing is differentiated through it but the student, which it does not see.

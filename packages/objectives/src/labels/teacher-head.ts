@@ -12,8 +12,8 @@ import type { SoftLabels } from '../losses/loss-graph.ts';
 type FullLabels = Extract<SoftLabels, { readonly kind: 'full' }>;
 
 /**
- * How full labels of a cache reach the loss: as the teacher's final states, or, of coded states, as their codes with a 1
- * behind, [N, rank + 1]. Then the codebook is folded into the output matrix, W h = (W [decode | mean]) · (q, 1), and
+ * How full labels of a cache reach the loss: as the teacher's final states, or, of coded states, as their codes with a
+ * 1 behind, [N, rank + 1]. Then the codebook is folded into the output matrix, W h = (W [decode | mean]) · (q, 1), and
  * nothing is decoded for each position.
  */
 export function describeFullLabels(

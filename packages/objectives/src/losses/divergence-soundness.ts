@@ -10,6 +10,9 @@ export function explainUnsoundDivergence({ kind }: Divergence, labels: SoftLabel
   if (labels.kind === 'sampled')
     return 'draws say nothing of ids that were not drawn: only the forward KL has an unbiased gradient from them';
   if (labels.kind === 'topk' && labels.tail === 'renormalise')
-    return "the student's entries do not add up to 1 beside a renormalised teacher's: it would be least where the student puts its mass outside the top k";
+    return (
+      "the student's entries do not add up to 1 beside a renormalised teacher's: it would be least where the " +
+      'student puts its mass outside the top k'
+    );
   return undefined;
 }

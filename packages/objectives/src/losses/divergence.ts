@@ -22,9 +22,9 @@ function emitKl(g: GraphBuilder, logA: Value, logB: Value): Value {
 }
 
 /**
- * KL(P‖Q) at each position, [N], of a teacher's log-probabilities over the whole vocabulary and a student's logits, [N, V]
- * each, Q at temperature T. The same as {@link emitDivergence} of both distributions, with the gradient in closed form,
- * (Σp · q - p) / T, which passes over [N, V] half as often as those of the operators do.
+ * KL(P‖Q) at each position, [N], of a teacher's log-probabilities over the whole vocabulary and a student's logits,
+ * [N, V] each, Q at temperature T. The same as {@link emitDivergence} of both distributions, with the gradient in
+ * closed form, (Σp · q - p) / T, which passes over [N, V] half as often as those of the operators do.
  */
 export function emitForwardKl(g: GraphBuilder, teacher: Value, studentLogits: Value, temperature: Value): Value {
   const [kl] = g.withGradient([studentLogits], () => {

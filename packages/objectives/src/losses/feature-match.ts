@@ -5,9 +5,9 @@ import { outputGradients } from './loss-gradients.ts';
 export type HiddenLoss = 'mse' | 'cosine';
 
 /**
- * What is done to both sides before they are compared: `rms` divides each by its root mean square over the width, `layer`
- * first takes the mean over the width away (layer normalisation without gain, as Baevski et al. 2022, arXiv 2202.03555,
- * §3.3, do with their targets).
+ * What is done to both sides before they are compared: `rms` divides each by its root mean square over the width,
+ * `layer` first takes the mean over the width away (layer normalisation without gain, as Baevski et al. 2022, arXiv
+ * 2202.03555, §3.3, do with their targets).
  */
 export type FeatureNormalisation = 'none' | 'rms' | 'layer';
 
@@ -39,8 +39,8 @@ export interface ComparedStates {
 
 /**
  * Distance of two states at each position, [N]: `mse` is the mean over the width of (projection·student - teacher)²
- * (Jiao et al. 2020, arXiv 1909.10351, eq. 8), `cosine` is 1 - their cosine (Sanh et al. 2019, arXiv 1910.01108, §3); both
- * of the normalised sides. On `rms` sides `mse` is 2 (1 - cosine).
+ * (Jiao et al. 2020, arXiv 1909.10351, eq. 8), `cosine` is 1 - their cosine (Sanh et al. 2019, arXiv 1910.01108, §3);
+ * both of the normalised sides. On `rms` sides `mse` is 2 (1 - cosine).
  */
 export function emitHiddenLoss(
   g: GraphBuilder,
@@ -65,7 +65,9 @@ function emitNormalised(g: GraphBuilder, normalisation: FeatureNormalisation, x:
   return g.div(centred, g.sqrt(g.add(meanSquare, g.scalar(NORMALISATION_EPSILON))));
 }
 
-/** What the graph of a match depends on besides the match: H, and the final norm where the student's state is `final`. */
+/**
+ * What the graph of a match depends on besides the match: H, and the final norm where the student's state is `final`.
+ */
 export interface FeatureReadout {
   readonly hiddenSize: number;
   readonly rmsNormEpsilon: number;

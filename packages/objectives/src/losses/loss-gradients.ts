@@ -1,8 +1,8 @@
 import { differentiate, type GraphBuilder, type Value } from '@stillhouse/onnx-graph';
 
 /**
- * The outputs that carry a chunk's gradients: dx of the state, where it is wanted, and for each trained value NAME the sum
- * `gradient.NAME.sum` of the input `gradient.NAME`, which it is meant to alias, and its gradient.
+ * The outputs that carry a chunk's gradients: dx of the state, where it is wanted, and for each trained value NAME the
+ * sum `gradient.NAME.sum` of the input `gradient.NAME`, which it is meant to alias, and its gradient.
  * @param total the scalar that is differentiated
  * @param x the state whose gradient is wanted
  */

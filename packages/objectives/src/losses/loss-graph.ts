@@ -46,7 +46,9 @@ export interface Objective {
   readonly isFeaturesOnly?: boolean;
 }
 
-/** What the student's readout looks like: H, V (rows of the output matrix that take part) and the final norm's epsilon. */
+/**
+ * What the student's readout looks like: H, V (rows of the output matrix that take part) and the final norm's epsilon.
+ */
 export interface Readout {
   readonly hiddenSize: number;
   readonly vocabSize: number;
@@ -146,14 +148,14 @@ export function emitSoftLoss(
 }
 
 /**
- * Log-probability of a tail whose mass was lost to rounding, where a logarithm of it is needed: half the distance between
- * 1 and the float32 below it.
+ * Log-probability of a tail whose mass was lost to rounding, where a logarithm of it is needed: half the distance
+ * between 1 and the float32 below it.
  */
 export const LOST_TAIL_LOGPROB = Math.log(2 ** -25);
 
 /**
- * Both sides of the divergence, [N, E]: E are all ids for full labels, otherwise the entries and the tail where there is
- * one. Makes the inputs `teacher.*` that the labels read.
+ * Both sides of the divergence, [N, E]: E are all ids for full labels, otherwise the entries and the tail where there
+ * is one. Makes the inputs `teacher.*` that the labels read.
  * @param floorsTail whether a tail that was lost to rounding counts as `LOST_TAIL_LOGPROB` and not as absent
  */
 export function emitSoftDistributions(

@@ -37,8 +37,8 @@ export function entropyGraph({ hiddenSize, vocabSize, rmsNormEpsilon }: Readout,
  * zero. Among equal entropies the earlier position goes first, so exactly `kept` are kept. A row is whole in one
  * micro-batch: what is kept does not depend on how a step is split.
  *
- * Inputs: entropy [N] and order [N] (0, 1, 2, ... from the row's first target) of some of the row's targets; weights [N];
- * row.entropy [R] and row.order [R] of all of them; kept, a scalar. Output: selected [N].
+ * Inputs: entropy [N] and order [N] (0, 1, 2, ... from the row's first target) of some of the row's targets; weights
+ * [N]; row.entropy [R] and row.order [R] of all of them; kept, a scalar. Output: selected [N].
  */
 export function selectionGraph(float: FloatDtype): GraphBuilder {
   const g = new GraphBuilder('token_selection', float);

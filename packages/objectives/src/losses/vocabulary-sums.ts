@@ -12,7 +12,8 @@ export const REMOVED_SCORE = -1e30;
 /**
  * log Σ exp over the last axis of [N, V]: [N, 1]. Block by block: ONNX Runtime adds up a row one number after the
  * other, and in float32 a sum of 151,936 exponentials one of which is 1 then comes out up to 8e-4 too small, as the
- * many small ones vanish beside it; in blocks it is right to 2e-6. By hand, as ReduceLogSumExp takes four times as long.
+ * many small ones vanish beside it; in blocks it is right to 2e-6. By hand, as ReduceLogSumExp takes four times as
+ * long.
  */
 export function emitLogSumExp(g: GraphBuilder, x: Value): Value {
   const [logSum] = g.withGradient([x], () => {

@@ -122,10 +122,10 @@ interface EncodedNode {
 /**
  * The graph as ONNX protobuf bytes; dead nodes and inputs that nothing reads are left out.
  *
- * For a provider that is not the CPU's the operator set is the oldest that will do, and shapes that only a run knows are
- * inputs (`shapeInputName`), as they are for every target where the graph asks for it (`GraphHints.takesShapes`): the
- * runtime fills them in. Operators that the target lacks are lowered to ones that it has
- * (lowering.ts); for `webgpu` a graph with any other is refused. With the precision `bfloat16` a graph that allows it
+ * For a provider that is not the CPU's the operator set is the oldest that will do, and shapes that only a run knows
+ * are inputs (`shapeInputName`), as they are for every target where the graph asks for it (`GraphHints.takesShapes`):
+ * the runtime fills them in. Operators that the target lacks are lowered to ones that it has (lowering.ts); for
+ * `webgpu` a graph with any other is refused. With the precision `bfloat16` a graph that allows it
  * (`GraphHints.allowsCoarseProducts`) multiplies matrices of bfloat16 in its Gemm nodes.
  * @throws StillhouseError GRAPH_INVALID when the graph does not verify, GRAPH_UNSUPPORTED_BY_DEVICE when the target has
  *   no kernel for some of its operators

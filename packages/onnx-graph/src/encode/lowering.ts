@@ -111,8 +111,8 @@ export interface GemmOperands {
 }
 
 /**
- * A product of float32 matrices as one of bfloat16 matrices, which tensor cores sum up in float32, rounded to bfloat16 as
- * PyTorch's autocast does. What it is added to stays float32, so that sums over micro-batches lose nothing.
+ * A product of float32 matrices as one of bfloat16 matrices, which tensor cores sum up in float32, rounded to bfloat16
+ * as PyTorch's autocast does. What it is added to stays float32, so that sums over micro-batches lose nothing.
  */
 export function lowerGemmToBfloat16({ name, a, b, c, output, transA, transB }: GemmOperands): readonly LoweredNode[] {
   const part = (suffix: string) => `${name}/${suffix}`;

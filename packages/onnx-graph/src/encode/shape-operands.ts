@@ -12,8 +12,8 @@ interface ShapeOperands {
 const emitted = new WeakMap<GraphBuilder, ShapeOperands>();
 
 /**
- * The int64 tensor that holds the shape `target`, with nodes that compute it where only a run knows it; at most one entry
- * may be -1 when `mayInfer`.
+ * The int64 tensor that holds the shape `target`, with nodes that compute it where only a run knows it; at most one
+ * entry may be -1 when `mayInfer`.
  * @throws StillhouseError GRAPH_UNKNOWN_SYMBOL where no input has one of its symbols as a dimension
  */
 export function emitShapeOperand(g: GraphBuilder, target: Shape, mayInfer: boolean): Value {

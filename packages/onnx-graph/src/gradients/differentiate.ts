@@ -13,7 +13,10 @@ export interface DifferentiateOptions {
   readonly accumulateInto?: ReadonlyMap<Value, Value>;
   /** The table of rules; another one than the default serves to show that a check catches a wrong rule. */
   readonly rules?: GradientRules;
-  /** Leaves parts with a gradient of their own to the rules of their operators; serves to check the former by the latter. */
+  /**
+   * Leaves parts with a gradient of their own to the rules of their operators; serves to check the former by the
+   * latter.
+   */
   readonly ignoresParts?: boolean;
 }
 

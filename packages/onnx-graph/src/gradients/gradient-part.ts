@@ -1,8 +1,8 @@
 import type { Contribution, Node, Value } from '../graph/types.ts';
 
 /**
- * A part of a graph whose gradient is emitted by a rule of its own instead of by those of its operators, because a closed
- * form needs fewer passes over the data. Nothing outside of the part may use what it computes but its outputs.
+ * A part of a graph whose gradient is emitted by a rule of its own instead of by those of its operators, because a
+ * closed form needs fewer passes over the data. Nothing outside of the part may use what it computes but its outputs.
  */
 export interface GradientPart {
   readonly nodes: ReadonlySet<Node>;

@@ -195,7 +195,9 @@ function keepReduced(g: GraphBuilder, reduced: Value, x: Value, axes: readonly n
   return shapesEqual(reduced.shape, kept) ? reduced : g.reshape(reduced, kept);
 }
 
-/** 1 / (number of elements averaged over), from the shapes where they are known and from the data where they are not. */
+/**
+ * 1 / (number of elements averaged over), from the shapes where they are known and from the data where they are not.
+ */
 function meanFactor(g: GraphBuilder, x: Value, y: Value, axes: readonly number[]): Value {
   const known = axes.map((axis) => x.shape[axis]!);
   if (known.every((dim) => typeof dim === 'number'))

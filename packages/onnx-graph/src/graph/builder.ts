@@ -14,13 +14,16 @@ export interface GraphHints {
    */
   readonly computesAgain?: boolean;
   /**
-   * For a graph that may have thousands of nodes: shapes that only a run knows are inputs of the encoded graph wherever it
-   * runs, and on the CPU of a length that the graph does not tell, so that ONNX Runtime knows not even the rank of what is
-   * reshaped. Its memory planner compares each value's shape with those of all values that have ended, in time that grows
-   * with the square of the nodes, and passes by values without one (docs/log.md).
+   * For a graph that may have thousands of nodes: shapes that only a run knows are inputs of the encoded graph wherever
+   * it runs, and on the CPU of a length that the graph does not tell, so that ONNX Runtime knows not even the rank of
+   * what is reshaped. Its memory planner compares each value's shape with those of all values that have ended, in time
+   * that grows with the square of the nodes, and passes by values without one (docs/log.md).
    */
   readonly takesShapes?: boolean;
-  /** Whether the products of linear layers may be of coarser operands, where the user chose that. Losses do not allow it. */
+  /**
+   * Whether the products of linear layers may be of coarser operands, where the user chose that. Losses do not allow
+   * it.
+   */
   readonly allowsCoarseProducts?: boolean;
 }
 
@@ -107,7 +110,9 @@ export class GraphBuilder {
     return this.input(name, this.float, shape);
   }
 
-  /** Makes `value` an output called `name`; an output that is an input or has another output's value gets its own node. */
+  /**
+   * Makes `value` an output called `name`; an output that is an input or has another output's value gets its own node.
+   */
   output(name: string, value: Value): Value {
     const isTaken = value.node === undefined || [...this.outputs.values()].includes(value);
     const own = isTaken ? this.identity(value) : value;
@@ -295,8 +300,8 @@ export class GraphBuilder {
     return this.apply('Split', [x], { axis, sizes });
   }
   /**
-   * The entries of `x` from `start` to `end` along an axis of known size: one copy, where `split` copies the rest too, and ONNX
-   * Runtime keeps what nothing reads until the run ends. On WebGPU of floats only.
+   * The entries of `x` from `start` to `end` along an axis of known size: one copy, where `split` copies the rest too,
+   * and ONNX Runtime keeps what nothing reads until the run ends. On WebGPU of floats only.
    */
   slice(x: Value, axis: number, start: number, end: number): Value {
     return start === 0 && end === x.shape[axis] ? x : this.#one('Slice', [x], { axis, start, end });

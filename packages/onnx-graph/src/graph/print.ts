@@ -28,7 +28,8 @@ export function printGraph(g: GraphBuilder): string {
   for (const node of reachableNodes(g.nodes, g.outputs.values(), new Set(g.cuts.values()))) {
     const attributes = Object.entries(node.attributes as Record<string, AttributeValue>).map(formatAttribute);
     lines.push(
-      `  ${node.outputs.map(typed).join(', ')} = ${node.op}(${[...node.inputs.map(formatOperand), ...attributes].join(', ')})`,
+      `  ${node.outputs.map(typed).join(', ')} = ` +
+        `${node.op}(${[...node.inputs.map(formatOperand), ...attributes].join(', ')})`,
     );
   }
   for (const [name, value] of g.outputs) lines.push(`  output ${name} = ${typed(value)}`);

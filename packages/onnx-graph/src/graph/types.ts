@@ -47,7 +47,9 @@ interface ShapeAttribute {
   readonly target: Shape;
 }
 
-/** Every operator the builder knows, with its attributes. The tables of types and of gradients are exhaustive over it. */
+/**
+ * Every operator the builder knows, with its attributes. The tables of types and of gradients are exhaustive over it.
+ */
 export interface OperatorAttributes {
   Add: NoAttributes;
   Sub: NoAttributes;

@@ -39,7 +39,8 @@ export function findGraphProblems(g: GraphBuilder): readonly string[] {
         const stored = node.outputs[i];
         if (stored === undefined || stored.dtype !== type.dtype || !shapesEqual(stored.shape, type.shape)) {
           problems.push(
-            `node ${node.name}: output ${i} is stored as ${stored?.dtype}${formatShape(stored?.shape ?? [])}, inferred ${type.dtype}${formatShape(type.shape)}`,
+            `node ${node.name}: output ${i} is stored as ${stored?.dtype}${formatShape(stored?.shape ?? [])}, ` +
+              `inferred ${type.dtype}${formatShape(type.shape)}`,
           );
         }
       });
@@ -69,7 +70,10 @@ export function verifyGraph(g: GraphBuilder): void {
   });
 }
 
-/** @throws StillhouseError GRAPH_UNSUPPORTED_BY_DEVICE with every operator that ONNX Runtime's WebGPU provider has no kernel for */
+/**
+ * @throws StillhouseError GRAPH_UNSUPPORTED_BY_DEVICE with every operator that ONNX Runtime's WebGPU provider has no
+ * kernel for
+ */
 export function verifyWebGpuGraph(name: string, nodes: readonly Node[]): void {
   const problems = findWebGpuProblems(nodes);
   if (problems.length === 0) return;

@@ -23,9 +23,9 @@ interface Chunk {
 export type ArenaBlock = object;
 
 /**
- * Where ONNX Runtime's memory arena (`BFCArena`: best fit, neighbours joined when they are free, regions of doubling sizes that
- * are never given back) would put what is asked for. What values of many sizes leave between each other is memory too,
- * and can be half of all.
+ * Where ONNX Runtime's memory arena (`BFCArena`: best fit, neighbours joined when they are free, regions of doubling
+ * sizes that are never given back) would put what is asked for. What values of many sizes leave between each other is
+ * memory too, and can be half of all.
  */
 export interface ArenaModel {
   allocate(sizeBytes: number): ArenaBlock;

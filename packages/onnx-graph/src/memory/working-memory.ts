@@ -1,4 +1,4 @@
-import { type Dtype, elementBytes, resolveDim } from '@stillhouse/tensor-types';
+import { elementBytes, resolveDim } from '@stillhouse/tensor-types';
 import type { GraphBuilder } from '../graph/builder.ts';
 import { reachableNodes } from '../graph/reachable.ts';
 import type { OperatorName, Value } from '../graph/types.ts';
@@ -9,10 +9,10 @@ import { orderExecution } from './execution-order.ts';
 const VIEWS: ReadonlySet<OperatorName> = new Set<OperatorName>(['Reshape', 'Identity', 'BitCast']);
 
 /**
- * The bytes that a program of the graph comes to hold for what it computes on the way, on the CPU: its values taken from ONNX
- * Runtime's arena and given back in the order of execution. Inputs, outputs and constants are not counted: their memory is
- * the caller's. As sizes are symbols, ONNX Runtime writes over no operand, and what nothing reads stays to the end of the run.
- * Programs that were measured held 1.03 to 1.11 of this (docs/log.md).
+ * The bytes that a program of the graph comes to hold for what it computes on the way, on the CPU: its values taken
+ * from ONNX Runtime's arena and given back in the order of execution. Inputs, outputs and constants are not counted:
+ * their memory is the caller's. As sizes are symbols, ONNX Runtime writes over no operand, and what nothing reads stays
+ * to the end of the run. Programs that were measured held 1.03 to 1.11 of this (docs/log.md).
  * @param sizes of the symbols
  */
 export function measureWorkingMemory(g: GraphBuilder, sizes: Readonly<Record<string, number>>): number {

@@ -7,7 +7,8 @@ import { createNativeSessions, type NativeSession } from './native-session.ts';
 import { loadOnnxRuntime } from './onnxruntime-library.ts';
 
 /**
- * The first CUDA device. onnxruntime-node cannot keep tensors there between runs, so this calls the C API of its library.
+ * The first CUDA device. onnxruntime-node cannot keep tensors there between runs, so this calls the C API of its
+ * library.
  * @throws Error with the words of the loader, the driver or ONNX Runtime where it does not work
  */
 export async function openCudaBackend(

@@ -4,7 +4,9 @@ import koffi, { type LibraryHandle } from 'koffi';
 export type Address = bigint;
 export const NO_ADDRESS: Address = 0n;
 
-/** What a foreign function may take: a number, an address, or memory of ours, which must live until the call is over. */
+/**
+ * What a foreign function may take: a number, an address, or memory of ours, which must live until the call is over.
+ */
 export type ForeignArgument = number | bigint | NodeJS.ArrayBufferView;
 
 /** The types of a function's parameters, in C. */
@@ -35,8 +37,8 @@ koffi.config({ ...koffi.config(), sync_stack_size: STACK_BYTES });
 const RTLD_LAZY = 1;
 
 /**
- * Loads a library for as long as the process lives, or gives the one that the process consists of (`null`). Its symbols are not
- * seen by others.
+ * Loads a library for as long as the process lives, or gives the one that the process consists of (`null`). Its symbols
+ * are not seen by others.
  * @throws Error with the loader's own words
  */
 export function loadLibrary(path: string | null): LibraryHandle {
@@ -52,8 +54,8 @@ export function loadLibrary(path: string | null): LibraryHandle {
 }
 
 /**
- * koffi unloads a library when nothing in JavaScript holds it, or when its thread ends; addresses from a table of functions hold
- * nothing, and threads of the library itself may still run. Loaded once more, it stays.
+ * koffi unloads a library when nothing in JavaScript holds it, or when its thread ends; addresses from a table of
+ * functions hold nothing, and threads of the library itself may still run. Loaded once more, it stays.
  */
 function pinLibrary(path: string): void {
   if (process.platform === 'win32')

@@ -16,7 +16,9 @@ const PATTERN_ELEMENTS = 1 << 16;
 /** The C library; on Windows the one that every process has. */
 const LIBRARY = process.platform === 'win32' ? 'ucrtbase.dll' : null;
 
-/** Main memory, from the C library: it comes back when it is freed, which arrays of JavaScript do when it suits them. */
+/**
+ * Main memory, from the C library: it comes back when it is freed, which arrays of JavaScript do when it suits them.
+ */
 export function openHostDevice(): NativeDevice {
   const library = loadLibrary(LIBRARY);
   const calloc = findFunction(library, 'calloc', 'pointer', ['size_t', 'size_t']);

@@ -7,8 +7,8 @@ import type { NativeDevice } from './native-device.ts';
 import type { NativeSession, NativeSessions } from './native-session.ts';
 
 /**
- * Tensors in main memory or in that of a CUDA device. Programs read and write them where they lie, and views are addresses
- * inside of them. On a CUDA device everything is queued in one stream, so only a download waits for it.
+ * Tensors in main memory or in that of a CUDA device. Programs read and write them where they lie, and views are
+ * addresses inside of them. On a CUDA device everything is queued in one stream, so only a download waits for it.
  */
 export function createNativeMemory(
   device: NativeDevice,

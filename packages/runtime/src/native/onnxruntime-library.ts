@@ -20,8 +20,8 @@ const API_VERSION = 17;
 const p = 'pointer';
 
 /**
- * Functions by their place in the struct OrtApi of onnxruntime_c_api.h, which grows at its end only. All give an OrtStatus
- * but for those that end something, which give nothing.
+ * Functions by their place in the struct OrtApi of onnxruntime_c_api.h, which grows at its end only. All give an
+ * OrtStatus but for those that end something, which give nothing.
  */
 const FUNCTIONS = {
   createEnv: [3, ['int', p, p]],

@@ -25,10 +25,10 @@ const NOTHING = { kind: 'constant', value: 0 } as const;
 
 /**
  * Tensors in buffers of a WebGPU device. The binding hands a buffer out only as the result of a run, it has no offsets
- * into buffers, and WebGPU lets no dispatch read and write one buffer. So a run always writes new buffers, and the tensor
- * takes the new one in place of its old one, which ONNX Runtime uses again: what is in place for the main thread costs a
- * buffer of the output's size while the program runs. A view of a whole tensor is the same buffer; a view of a part is
- * cut out when it is read and joined in when it is written, which costs a copy of what it is part of.
+ * into buffers, and WebGPU lets no dispatch read and write one buffer. So a run always writes new buffers, and the
+ * tensor takes the new one in place of its old one, which ONNX Runtime uses again: what is in place for the main thread
+ * costs a buffer of the output's size while the program runs. A view of a whole tensor is the same buffer; a view of a
+ * part is cut out when it is read and joined in when it is written, which costs a copy of what it is part of.
  */
 export function createGpuMemory(options: WordModelOptions): TensorMemory<InferenceSession> {
   const { enterNative } = options;

@@ -8,7 +8,10 @@ import { configureSession, nameProfile } from '../session-options.ts';
  */
 const WEBGPU = { name: 'webgpu', validationMode: 'basic' } as const;
 
-/** Options of a session on WebGPU; its outputs come back in main memory, with `preferredOutputLocation` they stay on the device. */
+/**
+ * Options of a session on WebGPU; its outputs come back in main memory, with `preferredOutputLocation` they stay on the
+ * device.
+ */
 export function createWebGpuOptions(options: WorkerOptions): InferenceSession.SessionOptions {
   return {
     executionProviders: [WEBGPU],

@@ -109,10 +109,11 @@ import { join } from 'node:path';
         import { openEngine } from ${from('../index.ts')};
         chooseSoftwareAdapter();
         const engine = await openEngine({ device: 'webgpu', threads: 1 });
-        const program = await engine.compileModel(readFileSync(new URL(${from('../../../../test/runtime/matmul.onnx')})), { name: 'matmul' });
+        const model = readFileSync(new URL(${from('../../../../test/runtime/matmul.onnx')}));
+        const program = await engine.compileModel(model, { name: 'matmul' });
         const a = engine.upload(new Float32Array(1e4), 'float32', [100, 100]);
-        const call = { kind: 'run', program, inputs: { a, b: a }, outputs: { c: engine.allocate('float32', [100, 100]) } };
-        await engine.run([call]);
+        const c = engine.allocate('float32', [100, 100]);
+        await engine.run([{ kind: 'run', program, inputs: { a, b: a }, outputs: { c } }]);
         console.log('ran');
         ${ending}`,
       );

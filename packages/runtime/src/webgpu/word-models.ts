@@ -8,7 +8,10 @@ export const WORD_BYTES = 4;
 
 export interface WordModelOptions {
   readonly enterNative: EnterNative;
-  /** Options of a session whose outputs come back in main memory; with `preferredOutputLocation` they stay on the device. */
+  /**
+   * Options of a session whose outputs come back in main memory; with `preferredOutputLocation` they stay on the
+   * device.
+   */
   readonly sessionOptions: InferenceSession.SessionOptions;
 }
 
