@@ -284,7 +284,7 @@ test('outputs that overflow are refused with the row', async (t) => {
   const engine = await openEngine({ threads: 1 });
   t.onTestFinished(() => engine.close());
   const score = (dtype: 'int8' | 'float16', layer: 'final' | number, topk: boolean) =>
-    scoreWith(engine, teacher, config, rows, {
+    scoreWith(engine, teacher, rows, {
       labels: { topk: topk ? { k: 4, temperatures: [2] } : null, hidden: { layers: [layer], dtype }, head: false },
       positions: 'all',
       batchTokens: 64,
@@ -308,7 +308,7 @@ test('outputs that overflow are refused with the row', async (t) => {
     score('int8', 'final', true),
     refusedWith('TEACHER_OUTPUT_NOT_FINITE', /row row-\d, label position \d+: .*logits/),
   );
-  const sampled = scoreWith(engine, teacher, config, rows, {
+  const sampled = scoreWith(engine, teacher, rows, {
     labels: { topk: null, sampled: { draws: 3, temperature: 1 }, hidden: null, head: false },
     positions: 'all',
     batchTokens: 64,

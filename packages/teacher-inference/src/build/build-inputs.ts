@@ -1,28 +1,16 @@
 import { readFile } from 'node:fs/promises';
-import { basename, resolve } from 'node:path';
-import {
-  digestModel,
-  type ModelConfig,
-  type ModelWeights,
-  openModelWeights,
-  readModelConfig,
-} from '@stillhouse/checkpoint';
+import { basename } from 'node:path';
 import { hashFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { type EncodedRow, encodeRow, type RowSummary, readDataRows, summariseRows } from '@stillhouse/rows';
 import { requireSetting } from '@stillhouse/settings';
-import type { CacheDescription, TokenizerIdentity, WeightsIdentity } from '@stillhouse/teacher-cache';
-import { hasLayer, nameLayers, normaliseDescription } from '@stillhouse/teacher-cache';
+import { type CacheDescription, normaliseDescription, type TokenizerIdentity } from '@stillhouse/teacher-cache';
 import { hasTokenizer, openTokenizer, type Tokenizer } from '@stillhouse/tokenizer';
 import { pinIds } from '../scoring/pinned-ids.ts';
 import type { BuildSettings } from '../settings/build-settings.ts';
 import { needTeacher, resolveLabels } from '../settings/label-settings.ts';
-
-export interface Teacher {
-  readonly folder: string;
-  readonly config: ModelConfig;
-  readonly weights: ModelWeights;
-}
+import { openFolderTeacher } from '../teacher/folder-teacher.ts';
+import type { Teacher } from '../teacher/teacher.ts';
 
 /** Tokens and label positions of a shard. */
 export interface ShardCounts {
@@ -49,14 +37,16 @@ export interface BuildInputs {
 
 /**
  * Opens teacher, tokenizer and data, reads every row once, and checks all that can be known before scoring.
- * @throws StillhouseError SETTING_MISSING, LABELS_CONTRADICTORY, PINNED_ID_UNKNOWN, TOP_K_LARGER_THAN_VOCABULARY, HIDDEN_LAYER_OUT_OF_RANGE,
- *   VOCABULARY_MISMATCH, and those of `readModelConfig`, `openModelWeights`, `openTokenizer`, `readDataRows`, `encodeRow`
+ * @throws StillhouseError SETTING_MISSING, LABELS_CONTRADICTORY, PINNED_ID_UNKNOWN, VOCABULARY_MISMATCH, and those of
+ *   `openFolderTeacher`, `openTokenizer`, `readDataRows`, `encodeRow`
  */
 export async function openBuildInputs(settings: BuildSettings): Promise<BuildInputs> {
   const data = requireSetting(settings, 'data', 'FILE.jsonl');
   const out = requireSetting(settings, 'out', 'DIR');
   const labels = resolveLabels(settings);
-  const teacher = needTeacher(labels) ? await openTeacher(requireSetting(settings, 'teacher', 'DIR'), labels) : null;
+  const teacher = needTeacher(labels)
+    ? await openFolderTeacher(requireSetting(settings, 'teacher', 'DIR'), labels)
+    : null;
   try {
     const tokenizer = await openBuildTokenizer(settings, teacher);
     const rows = (isWanted: (row: number) => boolean) => encodeRows(settings, data, { teacher, tokenizer }, isWanted);
@@ -64,7 +54,7 @@ export async function openBuildInputs(settings: BuildSettings): Promise<BuildInp
     const summary = await summariseRows(countShards(rows(everyRow), settings, shards));
     const hashData = async () => (await hashFile(data)).sha256;
     const description = normaliseDescription({
-      teacher: teacher && (await identifyTeacher(teacher)),
+      teacher: teacher && (await teacher.identify()),
       tokenizer: tokenizer && identifyTokenizer(tokenizer),
       data: { sha256: await hashData(), name: basename(data), rowCount: summary.rowCount },
       maxLength: settings.maxLength ?? null,
@@ -74,10 +64,10 @@ export async function openBuildInputs(settings: BuildSettings): Promise<BuildInp
       rowsPerShard: settings.rowsPerShard,
       generator: await identifyGenerator(),
     });
-    const close = async () => teacher?.weights.close();
+    const close = async () => teacher?.close();
     return { out, teacher, tokenizer, description, summary, shards, rows, hashData, close };
   } catch (error) {
-    await teacher?.weights.close();
+    await teacher?.close();
     throw error;
   }
 }
@@ -91,31 +81,7 @@ export function pinLabels(
   teacher: Teacher | null,
   tokenizer: Tokenizer | null,
 ): CacheDescription['labels'] {
-  return labels.topk === null ? labels : { ...labels, topk: pinIds(labels.topk, pin, teacher!.config, tokenizer) };
-}
-
-export async function openTeacher(folder: string, { topk, hidden }: CacheDescription['labels']): Promise<Teacher> {
-  const config = await readModelConfig(folder);
-  if (topk !== null && topk.k > config.vocabSize) {
-    throw new StillhouseError({
-      code: 'TOP_K_LARGER_THAN_VOCABULARY',
-      where: topk.topP === undefined ? '--top-k' : '--max-k',
-      problem: `${folder} has fewer ids than that`,
-      expected: `at most ${config.vocabSize}`,
-      got: String(topk.k),
-    });
-  }
-  const outside = hidden?.layers.find((layer) => !hasLayer(config.layerCount, layer));
-  if (outside !== undefined) {
-    throw new StillhouseError({
-      code: 'HIDDEN_LAYER_OUT_OF_RANGE',
-      where: '--hidden-layers',
-      problem: `${folder} has no such layer`,
-      expected: nameLayers(config.layerCount),
-      got: String(outside),
-    });
-  }
-  return { folder, config, weights: await openModelWeights(folder, config) };
+  return labels.topk === null ? labels : { ...labels, topk: pinIds(labels.topk, pin, teacher!.vocabulary, tokenizer) };
 }
 
 export async function openBuildTokenizer(
@@ -126,12 +92,12 @@ export async function openBuildTokenizer(
   const folder = named ?? own;
   if (folder === undefined) return null;
   const tokenizer = await openTokenizer(folder);
-  if (teacher !== null && tokenizer.realVocabSize > teacher.config.vocabSize) {
+  if (teacher !== null && tokenizer.realVocabSize > teacher.vocabulary.size) {
     throw new StillhouseError({
       code: 'VOCABULARY_MISMATCH',
       where: folder,
-      problem: `the tokenizer has ids that the teacher in ${teacher.folder} does not know`,
-      expected: `at most ${teacher.config.vocabSize} ids`,
+      problem: `the tokenizer has ids that the teacher in ${teacher.where} does not know`,
+      expected: `at most ${teacher.vocabulary.size} ids`,
       got: String(tokenizer.realVocabSize),
       remedy: "Use the teacher's own tokenizer",
     });
@@ -145,21 +111,6 @@ export const identifyTokenizer = ({ digest, realVocabSize, chatTemplate }: Token
   chatTemplateSha256: chatTemplate?.sha256 ?? null,
 });
 
-export async function identifyTeacher({ folder, config }: Teacher): Promise<WeightsIdentity> {
-  const { weightsSha256, configSha256 } = await digestModel(folder);
-  const { architecture, hiddenSize, layerCount, vocabSize } = config;
-  return {
-    kind: 'weights',
-    name: basename(resolve(folder)),
-    architecture,
-    weightsSha256,
-    configSha256,
-    hiddenSize,
-    layerCount,
-    vocabSize,
-  };
-}
-
 /** The rows of a data file that are wanted, by their numbers in it. */
 export async function* encodeRows(
   { limit, maxLength }: Pick<BuildSettings, 'limit' | 'maxLength'>,
@@ -167,11 +118,11 @@ export async function* encodeRows(
   { teacher, tokenizer }: Pick<BuildInputs, 'teacher' | 'tokenizer'>,
   isWanted: (row: number) => boolean,
 ): AsyncGenerator<EncodedRow> {
-  const vocabSize = Math.min(tokenizer?.realVocabSize ?? Infinity, teacher?.config.vocabSize ?? Infinity);
+  const vocabSize = Math.min(tokenizer?.realVocabSize ?? Infinity, teacher?.vocabulary.size ?? Infinity);
   const options = {
     where: data,
     ...(maxLength === undefined ? {} : { maxLength }),
-    ...(teacher === null ? {} : { contextLength: teacher.config.maxPositions }),
+    ...(teacher === null ? {} : { contextLength: teacher.contextLength }),
     ...(vocabSize === Infinity ? {} : { vocabSize }),
   };
   let index = 0;

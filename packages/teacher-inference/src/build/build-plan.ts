@@ -1,4 +1,4 @@
-import { type CacheSize, estimateCacheSize, type MatrixDtype } from '@stillhouse/teacher-cache';
+import { type CacheSize, estimateCacheSize } from '@stillhouse/teacher-cache';
 import type { BuildSettings } from '../settings/build-settings.ts';
 import { type BuildInputs, openBuildInputs } from './build-inputs.ts';
 
@@ -36,12 +36,11 @@ export async function planBuild(settings: BuildSettings): Promise<BuildPlan> {
 
 export function describePlan({ out, teacher, description, summary, shards }: BuildInputs): BuildPlan {
   const labelPositions = shards.reduce((sum, { positions }) => sum + positions, 0);
-  const stored = teacher?.weights.head.dtype;
   const size = estimateCacheSize(description, {
     rows: summary.rowCount,
     tokens: summary.tokenCount,
     positions: labelPositions,
-    ...(stored === undefined ? {} : { matrixDtype: matrixDtype(stored) }),
+    ...(teacher === null ? {} : { matrixDtype: teacher.matrixDtype }),
   });
   const growing = size.groups.filter(({ group, bytesPerPosition }) => group !== 'rows' && bytesPerPosition !== null);
   return {
@@ -58,7 +57,3 @@ export function describePlan({ out, teacher, description, summary, shards }: Bui
       growing.length === 0 ? null : growing.reduce((sum, { bytesPerPosition }) => sum + bytesPerPosition!, 0),
   };
 }
-
-/** What the cache keeps an output matrix as that is stored as `dtype`. */
-export const matrixDtype = (dtype: string): MatrixDtype =>
-  dtype === 'bfloat16' || dtype === 'float16' ? dtype : 'float32';

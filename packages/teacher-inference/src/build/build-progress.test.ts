@@ -17,7 +17,7 @@ test('layers and readout weigh what they cost; what earlier runs did counts as d
   // H 64, 4 heads and 2 KV heads of 16, feed-forward 160, V 512.
   assert.deepEqual([layer, readout], [64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 160, 64 * 512]);
   let now = 0;
-  const tracker = trackProgress(config, SHARDS, 1, () => now);
+  const tracker = trackProgress({ token: layer * config.layerCount, position: readout }, SHARDS, 1, () => now);
   now = 10_000;
   const half = tracker.step(1, { stage: 1, work: 200 * layer });
   const shardWork = 2 * 200 * layer + 100 * readout;

@@ -1,6 +1,5 @@
-import type { ModelConfig } from '@stillhouse/checkpoint';
 import type { ScoringStep } from '../scoring/row-scorer.ts';
-import { measureWork } from '../scoring/scoring-work.ts';
+import type { TeacherWork } from '../teacher/teacher.ts';
 import type { ShardCounts } from './build-inputs.ts';
 
 export interface BuildProgress {
@@ -29,18 +28,17 @@ export interface ProgressTracker {
 
 /**
  * Counts work in multiply-adds, so that layers and readout, long rows and short ones weigh what they cost.
- * @param config null where nothing is scored; then tokens are work
+ * @param work null where nothing is scored; then tokens are work
  * @param done shards that earlier runs finished
  */
 export function trackProgress(
-  config: ModelConfig | null,
+  work: TeacherWork | null,
   shards: readonly ShardCounts[],
   done: number,
   now: () => number = () => performance.now(),
 ): ProgressTracker {
-  const perUnit = config === null ? undefined : measureWork(config);
   const workOf = ({ tokens, positions }: ShardCounts) =>
-    perUnit === undefined ? tokens : tokens * perUnit.layer * config!.layerCount + positions * perUnit.readout;
+    work === null ? tokens : tokens * work.token + positions * work.position;
   const sum = (list: readonly ShardCounts[], measure: (shard: ShardCounts) => number) =>
     list.reduce((total, shard) => total + measure(shard), 0);
   const tokens = sum(shards, (shard) => shard.tokens);
@@ -73,8 +71,8 @@ export function trackProgress(
   };
   const rowsBefore = (shard: number) => sum(shards.slice(0, shard), ({ rows }) => rows);
   return {
-    step: (shard, { stage, work }) => {
-      workOfShard += work;
+    step: (shard, { stage, work: added }) => {
+      workOfShard += added;
       tokensDone = tokensOf(shard);
       return report(shard, stage, rowsBefore(shard));
     },

@@ -14,13 +14,13 @@ import {
   type UnfinishedPart,
 } from '@stillhouse/teacher-cache';
 import type { BuildSettings } from '../settings/build-settings.ts';
-import { openTeacherSession, type TeacherSession } from '../teacher/teacher-session.ts';
+import { openTeacherSession, type TeacherSession } from '../teacher/teacher.ts';
 import { type BuildInputs, openBuildInputs } from './build-inputs.ts';
 import { type BuildPlan, describePlan } from './build-plan.ts';
 import { type BuildProgress, trackProgress } from './build-progress.ts';
-import { readOutputMatrix, readTokenizerFiles } from './fixed-files.ts';
 import { parsePartition } from './partition-setting.ts';
 import { type ShardWork, scoreShards, takeRows } from './score-shards.ts';
+import { readTokenizerFiles } from './tokenizer-files.ts';
 
 export interface BuildStart extends BuildPlan {
   /** null where the whole cache is built. */
@@ -78,8 +78,7 @@ export async function buildTeacherCache(settings: BuildSettings, events: BuildEv
   const inputs = await openBuildInputs(settings);
   try {
     // A cache that was begun has this teacher's digest, or is refused: its weights were checked then.
-    if (await isBegun(inputs.out)) inputs.teacher?.weights.assumeFinite();
-    else await inputs.teacher?.weights.checkFinite();
+    await inputs.teacher?.check(await isBegun(inputs.out));
     const { description, summary, out, shards } = inputs;
     const options = { totalRows: summary.rowCount, ...(partition === undefined ? {} : { partition }) };
     const writer = await openCacheWriter(out, description, options);
@@ -155,7 +154,7 @@ async function fillCache(
     await writer.putTokenizerFiles(await readTokenizerFiles(tokenizer));
   }
   if (teacher !== null && description.labels.head && !writer.hasOutputMatrix) {
-    await writer.putOutputMatrix(readOutputMatrix(teacher));
+    await writer.putOutputMatrix(teacher.readOutputMatrix());
   }
   const session = await openTeacherSession(teacher, settings);
   try {
@@ -168,7 +167,7 @@ async function fillCache(
       weights: session.weights,
     });
     const own = writer.shards.map((shard) => shards[shard]!);
-    const progress = trackProgress(teacher?.config ?? null, own, writer.completedShards);
+    const progress = trackProgress(teacher?.work ?? null, own, writer.completedShards);
     await calibrate(inputs, writer, session);
     await writeShards(inputs, writer, session, {
       // Counted whether or not anyone listens.

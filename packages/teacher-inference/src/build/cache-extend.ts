@@ -18,18 +18,9 @@ import type { Tokenizer } from '@stillhouse/tokenizer';
 import { asBuildSettings, type ExtendSettings, extendLabels } from '../settings/extend-settings.ts';
 import { needTeacher } from '../settings/label-settings.ts';
 import { openKnownTeacher, openKnownTokenizer } from '../teacher/known-teacher.ts';
-import { openTeacherSession } from '../teacher/teacher-session.ts';
-import {
-  countShards,
-  encodeRows,
-  everyRow,
-  identifyGenerator,
-  pinLabels,
-  type ShardCounts,
-  type Teacher,
-} from './build-inputs.ts';
+import { openTeacherSession, type Teacher } from '../teacher/teacher.ts';
+import { countShards, encodeRows, everyRow, identifyGenerator, pinLabels, type ShardCounts } from './build-inputs.ts';
 import { type BuildProgress, trackProgress } from './build-progress.ts';
-import { readOutputMatrix } from './fixed-files.ts';
 import { scoreShards, takeRows } from './score-shards.ts';
 
 export interface ExtendEvents {
@@ -74,13 +65,14 @@ export async function extendTeacherCache(settings: ExtendSettings, events: Exten
   const base = await readManifest(cache);
   const labels = extendLabels(base.description.labels, settings);
   const added = await readAddedRows(settings, base);
-  const inputs = await openExtendInputs(settings, cache, base, labels, added);
+  const asked: AskedExtension = { settings, cache, base, labels, added };
+  const inputs = await openExtendInputs(asked);
   try {
     const { furtherData = [] } = base.description;
     const description: CacheDescription = {
       ...base.description,
       teacher: inputs.identity,
-      labels: await pinAdded(labels, base, settings, cache, inputs.teacher),
+      labels: await pinAdded(asked, inputs.teacher),
       ...(added === undefined ? {} : { furtherData: [...furtherData, added.identity] }),
     };
     const rowsAdded = inputs.shards.reduce((sum, { rows }) => sum + rows, 0);
@@ -92,7 +84,7 @@ export async function extendTeacherCache(settings: ExtendSettings, events: Exten
     let tokensPerSecond = 0;
     try {
       if (!isComplete) {
-        tokensPerSecond = await fillExtension(settings, base, { ...inputs, added, rowsAdded }, extension, events);
+        tokensPerSecond = await fillExtension(asked, { ...inputs, rowsAdded }, extension, events);
       }
     } finally {
       await extension.close();
@@ -111,16 +103,23 @@ export async function extendTeacherCache(settings: ExtendSettings, events: Exten
       cacheDigest: manifest.digest,
     };
   } finally {
-    await inputs.teacher?.weights.close();
+    await inputs.teacher?.close();
   }
+}
+
+/** What is asked for, beside the cache as it is. */
+interface AskedExtension {
+  readonly settings: ExtendSettings;
+  readonly cache: string;
+  readonly base: CacheManifest;
+  readonly labels: CacheDescription['labels'];
+  /** undefined where no rows are added. */
+  readonly added: AddedRows | undefined;
 }
 
 /** Top-k labels that are new get their pinned ids; those that are there keep theirs. */
 async function pinAdded(
-  labels: CacheDescription['labels'],
-  { description }: CacheManifest,
-  settings: ExtendSettings,
-  cache: string,
+  { settings, cache, base: { description }, labels }: AskedExtension,
   teacher: Teacher | null,
 ): Promise<CacheDescription['labels']> {
   if (description.labels.topk !== null || labels.topk === null) return labels;
@@ -186,13 +185,8 @@ interface ExtendInputs {
   readonly shards: readonly ShardCounts[];
 }
 
-async function openExtendInputs(
-  settings: ExtendSettings,
-  cache: string,
-  base: CacheManifest,
-  labels: CacheDescription['labels'],
-  added: AddedRows | undefined,
-): Promise<ExtendInputs> {
+async function openExtendInputs(asked: AskedExtension): Promise<ExtendInputs> {
+  const { settings, cache, base, labels, added } = asked;
   const { description } = base;
   const isMore = JSON.stringify(labels) !== JSON.stringify(description.labels);
   const opened =
@@ -213,7 +207,7 @@ async function openExtendInputs(
     }
     return { teacher, identity: opened?.identity ?? description.teacher, tokenizer, shards };
   } catch (error) {
-    await teacher?.weights.close();
+    await teacher?.close();
     throw error;
   }
 }
@@ -249,17 +243,16 @@ async function refuseKnownRows(
 
 /** @returns tokens per second */
 async function fillExtension(
-  settings: ExtendSettings,
-  base: CacheManifest,
-  inputs: ExtendInputs & { readonly added: AddedRows | undefined; readonly rowsAdded: number },
+  { settings, base, added }: AskedExtension,
+  inputs: ExtendInputs & { readonly rowsAdded: number },
   extension: CacheExtension,
   events: ExtendEvents,
 ): Promise<number> {
-  const { teacher, tokenizer, added, shards, rowsAdded } = inputs;
+  const { teacher, tokenizer, shards, rowsAdded } = inputs;
   const { writer } = extension;
   const { labels, positions } = writer.description;
   if (teacher !== null && labels.head && !writer.hasOutputMatrix) {
-    await writer.putOutputMatrix(readOutputMatrix(teacher));
+    await writer.putOutputMatrix(teacher.readOutputMatrix());
   }
   const session = await openTeacherSession(teacher, { ...asBuildSettings(settings), positions });
   try {
@@ -276,7 +269,7 @@ async function fillExtension(
       positions: shard.positionCount,
     }));
     const counts = writer.shards.map((shard) => [...former, ...shards][shard]!);
-    const progress = trackProgress(teacher?.config ?? null, counts, writer.completedShards);
+    const progress = trackProgress(teacher?.work ?? null, counts, writer.completedShards);
     const ahead = writer.shards.slice(writer.completedShards).find((shard) => shard >= base.shards.length);
     const firstNew = ahead === undefined ? Infinity : writer.shardRange(ahead)[0] - base.rows.planned;
     const newRows =

@@ -7,7 +7,6 @@ import {
   type DamagedShard,
   type DataRange,
   type HiddenLayer,
-  labelPositions,
   listData,
   openCacheRepair,
   type VerifyReport,
@@ -18,9 +17,9 @@ import { BUILD_SETTINGS } from '../settings/build-settings.ts';
 import { needTeacher } from '../settings/label-settings.ts';
 import type { RepairSettings } from '../settings/repair-settings.ts';
 import { openKnownTeacher, openKnownTokenizer } from '../teacher/known-teacher.ts';
-import { openTeacherSession, type TeacherSession } from '../teacher/teacher-session.ts';
-import { encodeRows, type Teacher } from './build-inputs.ts';
-import { readOutputMatrix, readTokenizerFiles } from './fixed-files.ts';
+import { openTeacherSession, type Teacher, type TeacherSession, withoutLabels } from '../teacher/teacher.ts';
+import { encodeRows } from './build-inputs.ts';
+import { readTokenizerFiles } from './tokenizer-files.ts';
 
 export interface RepairEvents {
   /** Once, with the paths of all files that are damaged or missing, if there are any. */
@@ -84,7 +83,7 @@ async function mend(settings: RepairSettings, cache: string, repair: CacheRepair
     const openTokenizer = async () =>
       description.tokenizer === null ? null : openKnownTokenizer(cache, description.tokenizer, folders);
     await mendTokenizer(repair, openTokenizer);
-    if (teacher !== null && repair.isOutputMatrixDamaged) await repair.restoreOutputMatrix(readOutputMatrix(teacher));
+    if (teacher !== null && repair.isOutputMatrixDamaged) await repair.restoreOutputMatrix(teacher.readOutputMatrix());
     const source = await openRows(settings, repair, teacher, openTokenizer);
     let done = repair.damaged.length - repair.shards.reduce((sum, { groups }) => sum + groups.length, 0);
     const count = (files: number) => {
@@ -109,7 +108,7 @@ async function mend(settings: RepairSettings, cache: string, repair: CacheRepair
     }
   } finally {
     await session?.close();
-    await teacher?.weights.close();
+    await teacher?.close();
   }
 }
 
@@ -208,8 +207,6 @@ async function mendShard(
   const rows = await read(shard.index);
   const labels = repair.labelsOf(shard);
   const { positions } = repair.manifest.description;
-  const labelled = needTeacher(labels)
-    ? await session!.score(rows, labels, repair)
-    : rows.map((row) => ({ row, positions: labelPositions(row.lossMask, positions) }));
+  const labelled = needTeacher(labels) ? await session!.score(rows, labels, repair) : withoutLabels(rows, positions);
   await repair.restoreShard(shard, labelled);
 }

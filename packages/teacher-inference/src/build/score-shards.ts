@@ -1,6 +1,6 @@
 import type { CacheDescription, CachedRow, CacheWriter } from '@stillhouse/teacher-cache';
 import type { ScoringStep } from '../scoring/row-scorer.ts';
-import type { TeacherSession } from '../teacher/teacher-session.ts';
+import type { TeacherSession } from '../teacher/teacher.ts';
 
 /** The work that a writer has left; a place is that of a shard among those of the writer. */
 export interface ShardWork {

@@ -1,10 +1,11 @@
 import { createStreamedWeights } from '@stillhouse/model-runner';
 import { openEngine } from '@stillhouse/runtime';
 import type { CacheDescription, CachedRow, HiddenCodebook, LabelledRow } from '@stillhouse/teacher-cache';
-import { openBuildInputs, openTeacher } from '../build/build-inputs.ts';
+import { openBuildInputs } from '../build/build-inputs.ts';
 import type { ScoringStep } from '../scoring/row-scorer.ts';
 import type { BuildSettings } from '../settings/build-settings.ts';
-import { openTeacherSession } from '../teacher/teacher-session.ts';
+import { openFolderTeacher } from '../teacher/folder-teacher.ts';
+import { openTeacherSession } from '../teacher/teacher.ts';
 import { fitCodebook } from './codebook-fitting.ts';
 import { measureTransform } from './hidden-calibration.ts';
 
@@ -51,7 +52,6 @@ export async function scorePilot(settings: BuildSettings, options: PilotOptions)
   });
   try {
     const { description, shards, summary } = inputs;
-    const teacher = inputs.teacher!;
     const positions = shards.reduce((sum, shard) => sum + shard.positions, 0);
     const needed = Math.ceil((options.leastPositions * summary.rowCount) / Math.max(1, positions));
     const count = Math.min(summary.rowCount, Math.max(1, Math.ceil(options.share * summary.rowCount), needed));
@@ -59,7 +59,7 @@ export async function scorePilot(settings: BuildSettings, options: PilotOptions)
     const chosen: CachedRow[] = [];
     for await (const row of inputs.rows((number) => wanted.has(number))) chosen.push(row);
     options.onPlan?.({ rows: count, positions: Math.round((positions * count) / summary.rowCount) });
-    const session = await openTeacherSession(teacher, settings);
+    const session = await openTeacherSession(inputs.teacher, settings);
     try {
       const noScales = { scale: () => undefined, setScale: async () => {} };
       const rows = await session.score(chosen, description.labels, noScales, options.onStep);
@@ -83,13 +83,14 @@ async function fitCodebooks(
   rows: readonly LabelledRow[],
   codedBytes: readonly number[],
 ): Promise<readonly HiddenCodebook[]> {
-  const { config, weights: source } = await openTeacher(teacher!, labels);
+  const { weights: source, close } = await openFolderTeacher(teacher!, labels);
   try {
     const engine = await openEngine({ device, ...(threads === undefined ? {} : { threads }) });
     try {
       const weights = createStreamedWeights(engine, source, { float: 'float32', keepAll: false });
+      const { hiddenSize } = source.config;
       const states = joinStates(rows.map(({ hidden }) => hidden!.get('final')!.values as Float32Array));
-      const shape = [states.length / config.hiddenSize, config.hiddenSize];
+      const shape = [states.length / hiddenSize, hiddenSize];
       const uploaded = engine.upload(states, 'float32', shape, { transfer: true });
       const readout = { head: await weights.takeOutputMatrix(), temperatures };
       const { transform, coordinates } = await measureTransform(engine, uploaded, readout);
@@ -98,7 +99,7 @@ async function fitCodebooks(
       await engine.close();
     }
   } finally {
-    await source.close();
+    await close();
   }
 }
 

@@ -12,9 +12,9 @@ afterAll(() => engine.close());
 
 for (const name of ['qwen2-tiny', 'llama-tiny']) {
   test(`${name}: attention outputs are those of transformers, and change no other state by a bit`, async () => {
-    const { config, rows } = await readGoldenRows(name);
+    const { rows } = await readGoldenRows(name);
     const score = (layers: readonly HiddenLayer[], layOut = packSequences) =>
-      scoreWith(engine, goldenFolder(name), config, rows, {
+      scoreWith(engine, goldenFolder(name), rows, {
         labels: { topk: null, hidden: { layers, dtype: 'float32' }, head: false },
         positions: 'all',
         batchTokens: 24,
@@ -33,6 +33,7 @@ for (const name of ['qwen2-tiny', 'llama-tiny']) {
         expectClose(dequantiseHidden(hidden!.get(layer)!), wanted, { absolute: 2e-5, where: `row ${row}, ${layer}` });
       });
     }
+    await golden.close();
     const others = ['final', 1, 2] as const;
     const plain = await score(others);
     for (const layer of others) {

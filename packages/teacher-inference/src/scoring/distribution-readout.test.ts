@@ -14,7 +14,7 @@ const TEACHER = 'qwen2-tiny-untied';
 const golden = await readGoldenRows(TEACHER);
 
 const score = (labels: ScoringOptions['labels'], change: Partial<ScoringOptions> = {}, rows = golden.rows) =>
-  scoreWith(engine, goldenFolder(TEACHER), golden.config, rows, {
+  scoreWith(engine, goldenFolder(TEACHER), rows, {
     labels,
     positions: 'all',
     batchTokens: 64,

@@ -64,7 +64,7 @@ export async function createDistributionReadout(
 
   return async (states, head, ranges, onChunk) => {
     const total = states.shape[0]!;
-    const ownTopK = topk && openTopKReader(engine, topk, vocabSize, total, ranges);
+    const ownTopK = topk && openTopKReader(engine, topk, { vocabSize, total, ranges });
     const ownSampled = sampled && openSampledReader(engine, blocks!, sampled, { vocabSize, chunkSize, ranges });
     const readers = [ownTopK, ownSampled].filter((reader) => reader !== null);
     try {
@@ -99,9 +99,11 @@ const viewRows = (engine: Engine, matrix: DeviceTensor, { start, end }: Chunk): 
 function openTopKReader(
   engine: Engine,
   policy: TopKPolicy,
-  vocabSize: number,
-  total: number,
-  ranges: readonly LabelRange[],
+  {
+    vocabSize,
+    total,
+    ranges,
+  }: { readonly vocabSize: number; readonly total: number; readonly ranges: readonly LabelRange[] },
 ): OutputReader<TopKLabels> {
   const { k, temperatures } = policy;
   const kept = countKeptIds(policy);
@@ -202,7 +204,8 @@ function openSampledReader(
       const sums = (await engine.download(viewRows(engine, blockSums, fromStart(chunk)))) as Float32Array;
       requireFinite(sums, blockCount, 'logits', shiftRanges(ranges, chunk));
       const drawn = drawBlocks(sums, blockCount, listUniform(ranges, chunk, draws, seed));
-      const rows = await takeBlocks(engine, gatherBlocks, weights, drawn.wanted, positions * blockCount);
+      const blocks = engine.view(weights, { offset: 0, shape: [positions * blockCount, BLOCK_IDS] });
+      const rows = await takeBlocks(engine, gatherBlocks, blocks, drawn.wanted);
       parts.push(countDraws(drawn, rows, { positions, draws, blockCount }));
     },
     finish: async () => {
@@ -234,16 +237,15 @@ function listUniform(ranges: readonly LabelRange[], chunk: Chunk, draws: number,
   return uniform;
 }
 
-/** The wanted blocks of `weights`, which has `rowCount` of them. */
+/** The wanted rows of `weights`, a block in each; it is freed. */
 async function takeBlocks(
   engine: Engine,
   program: Program,
   weights: DeviceTensor,
   wanted: readonly number[],
-  rowCount: number,
 ): Promise<Float32Array> {
   const inputs = {
-    weights: engine.view(weights, { offset: 0, shape: [rowCount, BLOCK_IDS] }),
+    weights,
     indices: engine.upload(BigInt64Array.from(wanted, BigInt), 'int64', [wanted.length]),
   };
   const rows = engine.allocate('float32', [wanted.length, BLOCK_IDS]);

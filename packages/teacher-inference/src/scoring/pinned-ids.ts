@@ -1,9 +1,9 @@
-import type { ModelConfig } from '@stillhouse/checkpoint';
 import { isStillhouseError, StillhouseError } from '@stillhouse/errors';
 import { renderConversation } from '@stillhouse/rows';
 import type { TopKPolicy } from '@stillhouse/teacher-cache';
 import type { Tokenizer } from '@stillhouse/tokenizer';
 import type { BuildSettings } from '../settings/build-settings.ts';
+import type { Teacher } from '../teacher/teacher.ts';
 
 /** Where a model stops thinking; how long it thinks hangs on this one id. */
 const END_OF_THINKING = '</think>';
@@ -18,7 +18,7 @@ const END_OF_THINKING = '</think>';
 export function pinIds(
   policy: TopKPolicy,
   pin: BuildSettings['pin'],
-  { vocabSize, eosTokenIds }: Pick<ModelConfig, 'vocabSize' | 'eosTokenIds'>,
+  { size, eosTokenIds }: Teacher['vocabulary'],
   tokenizer: Tokenizer | null,
 ): TopKPolicy {
   const named: readonly (string | number)[] = pin;
@@ -36,8 +36,8 @@ export function pinIds(
     ? named[0] === 'auto' && policy.topP !== undefined
       ? [...eosTokenIds, ...(tokenizer === null ? [] : findEnds(tokenizer))]
       : []
-    : named.map((one) => findId(one, vocabSize, tokenizer));
-  return { ...policy, pinnedIds: [...new Set(ids)].filter((id) => id < vocabSize).sort((a, b) => a - b) };
+    : named.map((one) => findId(one, size, tokenizer));
+  return { ...policy, pinnedIds: [...new Set(ids)].filter((id) => id < size).sort((a, b) => a - b) };
 }
 
 /** The tokenizer's ids that end a sequence, a turn or the thinking. */

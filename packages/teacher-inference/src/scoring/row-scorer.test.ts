@@ -49,7 +49,7 @@ for (const name of GOLDEN_TEACHERS) {
       const { config, rows, expected } = await readGoldenRows(name);
       const { vocabSize, hiddenSize } = config;
       const options: ScoringOptions = { labels: labelsOf(vocabSize, 'float32'), positions: policy, batchTokens: 64 };
-      const scored = await scoreWith(engine, goldenFolder(name), config, rows, options);
+      const scored = await scoreWith(engine, goldenFolder(name), rows, options);
       for (const [i, { positions, topk, hidden, row }] of scored.entries()) {
         assert.equal(row, rows[i]);
         assert.ok(positions.length > 0);
@@ -94,18 +94,12 @@ test('int8 and float16 hidden states are as close as their formats allow', async
   const { hiddenSize } = config;
   const scales = keepScales();
   const score = (dtype: HiddenDtype) =>
-    scoreWith(
-      engine,
-      goldenFolder('qwen2-tiny-untied'),
-      config,
-      rows,
-      {
-        labels: { ...labelsOf(8, dtype), topk: null },
-        positions: 'all',
-        batchTokens: 4096,
-      },
-      { scales },
-    );
+    scoreWith(engine, goldenFolder('qwen2-tiny-untied'), rows, {
+      labels: { ...labelsOf(8, dtype), topk: null },
+      positions: 'all',
+      batchTokens: 4096,
+      scales,
+    });
   const [int8, float16] = [await score('int8'), await score('float16')];
   for (const [i, { positions }] of int8.entries()) {
     for (const [layer, key] of [
@@ -133,7 +127,7 @@ test('int8 and float16 hidden states are as close as their formats allow', async
 test('int8-groups states are what the cache package makes of float32 states', async () => {
   const { config, rows } = await readGoldenRows('qwen2-tiny-untied');
   const score = (dtype: HiddenDtype) =>
-    scoreWith(engine, goldenFolder('qwen2-tiny-untied'), config, rows, {
+    scoreWith(engine, goldenFolder('qwen2-tiny-untied'), rows, {
       labels: { ...labelsOf(8, dtype), topk: null },
       positions: 'all',
       batchTokens: 4096,
@@ -157,18 +151,12 @@ test('coded states come as near as the bytes allow, and the codebook is fixed by
   const { config, rows, expected } = await readGoldenRows('qwen2-tiny-untied');
   const scales = keepScales();
   const score = (codedBytes: number, kept = scales) =>
-    scoreWith(
-      engine,
-      goldenFolder('qwen2-tiny-untied'),
-      config,
-      rows,
-      {
-        labels: { ...labelsOf(8, 'coded'), hidden: { layers: ['final', 1], dtype: 'coded', codedBytes }, topk: null },
-        positions: 'all',
-        batchTokens: 4096,
-      },
-      { scales: kept },
-    );
+    scoreWith(engine, goldenFolder('qwen2-tiny-untied'), rows, {
+      labels: { ...labelsOf(8, 'coded'), hidden: { layers: ['final', 1], dtype: 'coded', codedBytes }, topk: null },
+      positions: 'all',
+      batchTokens: 4096,
+      scales: kept,
+    });
   const errorOf = (labelled: readonly LabelledRow[], kept: typeof scales) => {
     let [error, size] = [0, 0];
     for (const [i, { positions, hidden }] of labelled.entries()) {
@@ -209,7 +197,7 @@ const flatten = (rows: readonly LabelledRow[]) =>
   ]);
 
 test('labels do not depend on batches, layout, companions or whether weights stay', async () => {
-  const { config, rows } = await readGoldenRows('qwen2-tiny');
+  const { rows } = await readGoldenRows('qwen2-tiny');
   const [first, second] = rows as [(typeof rows)[0], (typeof rows)[0]];
   const cut = (row: typeof first, length: number, id: string) => ({
     ...row,
@@ -227,14 +215,13 @@ test('labels do not depend on batches, layout, companions or whether weights sta
   ];
   const labels = labelsOf(16, 'float32');
   const score = (change: Partial<ScoringOptions>, selected = mixed, keepAll = false) =>
-    scoreWith(
-      engine,
-      goldenFolder('qwen2-tiny'),
-      config,
-      selected,
-      { labels, positions: 'all', batchTokens: 64, ...change },
-      { keepAll },
-    );
+    scoreWith(engine, goldenFolder('qwen2-tiny'), selected, {
+      labels,
+      positions: 'all',
+      batchTokens: 64,
+      ...change,
+      keepAll,
+    });
   const packed = flatten(await score({}));
   const compare = (other: readonly number[], where: string) => expectClose(other, packed, { absolute: 1e-5, where });
   compare(flatten(await score({ batchTokens: 1 })), 'one row a batch');
@@ -256,7 +243,7 @@ test('rows without label positions have empty labels and fix usable scales', asy
   const scales = keepScales();
   const options: ScoringOptions = { labels: labelsOf(4, 'int8'), positions: 'response', batchTokens: 64 };
   const folder = goldenFolder('llama-tiny');
-  const scored = await scoreWith(engine, folder, config, silent, options, { scales });
+  const scored = await scoreWith(engine, folder, silent, { ...options, scales });
   for (const { positions, topk, hidden } of scored) {
     assert.equal(positions.length + topk!.ids.length + topk!.logZ.length + hidden!.get('final')!.values.length, 0);
   }

@@ -35,7 +35,7 @@ export function selectTopK(candidates: TopKCandidates, policy: TopKPolicy, vocab
     for (let i = position * keptCount; i < (position + 1) * keptCount; i++) {
       const id = Number(candidates.keptIds[i]!);
       if (ids.subarray(start, end).includes(id)) continue;
-      insert(ids, logprobs, { start, end, ranked }, id, candidates.keptLogprobs[i]!);
+      insert({ ids, logprobs, start, end, ranked }, id, candidates.keptLogprobs[i]!);
       end++;
     }
     counts[position] = end - start;
@@ -52,14 +52,17 @@ function countByMass(logprobs: Float32Array, { topP, minK }: TopKPolicy): number
   return count;
 }
 
+/** The entries of a position, in arrays with room for more. */
 interface Slots {
+  readonly ids: Int32Array;
+  readonly logprobs: Float32Array;
   readonly start: number;
   readonly end: number;
   /** The first so many are there for their rank. */
   readonly ranked: number;
 }
 
-function insert(ids: Int32Array, logprobs: Float32Array, { start, end, ranked }: Slots, id: number, logprob: number) {
+function insert({ ids, logprobs, start, end, ranked }: Slots, id: number, logprob: number) {
   let at = end;
   const comesBefore = (slot: number) =>
     logprobs[slot]! > logprob || (logprobs[slot] === logprob && (slot < start + ranked || ids[slot]! < id));

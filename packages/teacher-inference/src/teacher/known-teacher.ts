@@ -5,33 +5,29 @@ import {
   requireSameTeacher,
   type TeacherIdentity,
   type TokenizerIdentity,
-  type WeightsIdentity,
 } from '@stillhouse/teacher-cache';
 import { hasTokenizer, openTokenizer, type Tokenizer } from '@stillhouse/tokenizer';
-import { identifyTeacher, identifyTokenizer, openTeacher, type Teacher } from '../build/build-inputs.ts';
+import { identifyTokenizer } from '../build/build-inputs.ts';
+import { openFolderTeacher } from './folder-teacher.ts';
+import type { Teacher } from './teacher.ts';
 
 /**
  * The teacher of a cache, by its digests; its folder may have another name. Where the cache has none yet, any.
- * @throws StillhouseError TEACHER_MISMATCH, and those of `openTeacher`
+ * @throws StillhouseError TEACHER_MISMATCH, and those of `openFolderTeacher`
  */
 export async function openKnownTeacher(
   folder: string,
   labels: CacheDescription['labels'],
   known: TeacherIdentity | null,
-): Promise<{ readonly teacher: Teacher; readonly identity: WeightsIdentity }> {
-  const teacher = await openTeacher(folder, labels);
+): Promise<{ readonly teacher: Teacher; readonly identity: TeacherIdentity }> {
+  const teacher = await openFolderTeacher(folder, labels);
   try {
-    const identity = await identifyTeacher(teacher);
-    if (known === null) {
-      await teacher.weights.checkFinite();
-      return { teacher, identity };
-    }
-    requireSameTeacher(identity, known, folder);
-    // They were checked when the cache was begun.
-    teacher.weights.assumeFinite();
-    return { teacher, identity: known };
+    const identity = await teacher.identify();
+    if (known !== null) requireSameTeacher(identity, known, folder);
+    await teacher.check(known !== null);
+    return { teacher, identity: known ?? identity };
   } catch (error) {
-    await teacher.weights.close();
+    await teacher.close();
     throw error;
   }
 }

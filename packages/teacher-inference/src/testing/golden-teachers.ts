@@ -1,9 +1,8 @@
-import { type ModelConfig, openModelWeights, openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
+import { openModelWeights, openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
 import { createStreamedWeights } from '@stillhouse/model-runner';
 import type { Engine } from '@stillhouse/runtime';
 import type { CachedRow, HiddenLayer, HiddenScale, LabelledRow } from '@stillhouse/teacher-cache';
-import type { LayerScales } from '../scoring/row-scorer.ts';
-import { createRowScorer, type ScoringOptions } from '../scoring/row-scorer.ts';
+import { createRowScorer, type LayerScales, type ScoringOptions } from '../scoring/row-scorer.ts';
 
 export const GOLDEN_TEACHERS = ['qwen2-tiny', 'qwen2-tiny-untied', 'llama-tiny', 'llama3-rope-tiny'];
 export const goldenFolder = (name: string) => new URL(`../../../../test/golden/${name}`, import.meta.url).pathname;
@@ -60,19 +59,18 @@ export function keepScales(): LayerScales {
   };
 }
 
-/** Scores rows with the golden model of that name. */
+/** Scores rows with the model of a folder. */
 export async function scoreWith(
   engine: Engine,
   folder: string,
-  config: ModelConfig,
   rows: readonly CachedRow[],
-  options: ScoringOptions,
-  { scales = keepScales(), keepAll = false } = {},
+  options: ScoringOptions & { readonly scales?: LayerScales; readonly keepAll?: boolean },
 ): Promise<readonly LabelledRow[]> {
-  const source = await openModelWeights(folder, config);
+  const { scales = keepScales(), keepAll = false, ...scoring } = options;
+  const source = await openModelWeights(folder, await readModelConfig(folder));
   try {
     const weights = createStreamedWeights(engine, source, { float: 'float32', keepAll });
-    const scorer = await createRowScorer(engine, config, weights, options);
+    const scorer = await createRowScorer(engine, source.config, weights, scoring);
     return await scorer.score(rows, scales);
   } finally {
     await source.close();
