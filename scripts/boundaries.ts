@@ -254,8 +254,8 @@ function checkCycles(root: string, one: Package): Violation[] {
 }
 
 /**
- * Scripts, benchmarks and tests across packages may import any package by its name; the first two but the command, for what
- * they need of it belongs in `experiments`.
+ * Scripts, benchmarks and tests across packages may import any package by its name; the first two but the command, for
+ * what they need of it belongs in `experiments`.
  */
 function checkOutside(root: string, file: SourceFile): Violation[] {
   return file.imports.flatMap((found) => {

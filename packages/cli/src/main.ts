@@ -6,7 +6,8 @@ import { openProgress, type Progress } from './terminal/progress.ts';
 /**
  * Runs the command line: results go to standard output, everything else to standard error.
  * @param args what follows `stillhouse`
- * @returns the exit code: 0, 1 when the work failed, 2 when the command line is wrong, 130 or 143 when a signal stopped it
+ * @returns the exit code: 0, 1 when the work failed, 2 when the command line is wrong, 130 or 143 when a signal stopped
+ *   it
  */
 export async function main(args: readonly string[]): Promise<number> {
   const isJson = args.includes('--json');

@@ -25,6 +25,7 @@ function readSourceMap(url: string): SourceMap | undefined {
   try {
     return new SourceMap(JSON.parse(readFileSync(new URL(`${url}.map`), 'utf8')) as SourceMapPayload);
   } catch {
-    return undefined; // A stack is for whoever looks for a defect: the names of functions are better than a second error.
+    // A stack is for whoever looks for a defect: the names of functions are better than a second error.
+    return undefined;
   }
 }

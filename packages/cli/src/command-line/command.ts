@@ -37,7 +37,8 @@ export interface LoadedCommand {
   /** The list setting that takes all further plain arguments. */
   readonly furtherArguments?: string;
   /**
-   * Reads what a recipe has under `stages`, for commands whose recipes may have any; the result goes to `run` under that name.
+   * Reads what a recipe has under `stages`, for commands whose recipes may have any; the result goes to `run` under
+   * that name.
    * @param recipe the other settings of the recipe
    * @param flags what was given on the command line
    * @param path of the recipe

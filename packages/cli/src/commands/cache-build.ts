@@ -122,7 +122,7 @@ function printStage({ shard, shards, stage }: BuildProgress): string {
 const printGroups = ({ groups }: CacheSize): readonly (readonly [string, string])[] =>
   groups.map(({ group, sizeBytes, bytesPerPosition }) => [
     `  ${group}`,
-    `${printBytes(sizeBytes)}${bytesPerPosition === null ? '' : ` (${printSignificant(bytesPerPosition)} bytes/token)`}`,
+    printBytes(sizeBytes) + (bytesPerPosition === null ? '' : ` (${printSignificant(bytesPerPosition)} bytes/token)`),
   ]);
 
 function printPlan(plan: BuildPlan): string {

@@ -18,7 +18,8 @@ export async function showQuality(settings: QualitySettings, context: CommandCon
     onPlan: ({ rows, positions, modes, device }) => {
       total = positions;
       context.note(
-        `cache quality: ${printCount(positions)} positions of ${printCount(rows)} rows, ${modes.join(', ')}, on ${device}`,
+        `cache quality: ${printCount(positions)} positions of ${printCount(rows)} rows, ${modes.join(', ')}, ` +
+          `on ${device}`,
       );
     },
     onStage: (stage) => context.note(`cache quality: ${STAGES[stage]}`),

@@ -47,7 +47,8 @@ function describeStart(start: TrainingStart): readonly string[] {
 
 /** One of several caches: what there is of it and how much of the training it makes up. */
 const describeCache = ({ location, digest, rows, tokens, share }: CacheUse) =>
-  `${location} (${digest.slice(0, 12)}), ${printCount(rows)} rows, ${printCount(tokens)} tokens: ${printShare(share)} of the tokens trained on`;
+  `${location} (${digest.slice(0, 12)}), ${printCount(rows)} rows, ${printCount(tokens)} tokens: ` +
+  `${printShare(share)} of the tokens trained on`;
 
 /** Loss and its terms, the newest held-out figures, and the memory that the process holds now. */
 function describeStep(metrics: StepMetrics, heldOut: HeldOutMetrics | undefined): string {

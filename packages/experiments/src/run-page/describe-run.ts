@@ -35,7 +35,9 @@ export function describeRun({ out, plan, steps, heldOut, state }: RunContent): R
   const measured = heldOut.at(-1);
   return {
     title: `Training run ${out}`,
-    subtitle: `${state} at step ${printCount(last.step)} of ${printCount(plan.steps)}; ${nameStage(plan, last)}; ${plan.device}; ${nameCaches(plan)}`,
+    subtitle:
+      `${state} at step ${printCount(last.step)} of ${printCount(plan.steps)}; ${nameStage(plan, last)}; ` +
+      `${plan.device}; ${nameCaches(plan)}`,
     sections: [
       {
         blocks: [

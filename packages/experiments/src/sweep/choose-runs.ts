@@ -4,8 +4,8 @@ import type { SweepEvents } from './sweep-events.ts';
 import type { ShareSettings } from './sweep-settings.ts';
 
 /**
- * The runs that this process works on: those of `only`, of them every n-th where there is a partition, by the setting or
- * as a cluster's scheduler says.
+ * The runs that this process works on: those of `only`, of them every n-th where there is a partition, by the setting
+ * or as a cluster's scheduler says.
  * @param onPartition told where the partition comes from, if not from the setting
  * @throws StillhouseError SWEEP_RUN_UNKNOWN, PARTITION_INVALID
  */

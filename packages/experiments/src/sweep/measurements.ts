@@ -24,7 +24,8 @@ const WITHOUT_EFFECT: readonly string[] = ['model', 'out', 'batchSize', 'chunkPo
 
 /**
  * The evaluations of a run, each checked with the student as it comes: held-out rows at T = 1 and at the run's own
- * temperature (of its last stage), which is left out where the held-out labels do not have it; questions where there are any.
+ * temperature (of its last stage), which is left out where the held-out labels do not have it; questions where there
+ * are any.
  * @throws StillhouseError those of `checkEvaluation`
  */
 export async function planMeasurements(

@@ -3,8 +3,8 @@ import type { SharedInputs } from '@stillhouse/student-trainer';
 import type { TeacherCache } from '@stillhouse/teacher-cache';
 
 /**
- * Does work whose many runs read the same caches and students: each cache is opened once and its files are verified once,
- * each student's weights are looked through once.
+ * Does work whose many runs read the same caches and students: each cache is opened once and its files are verified
+ * once, each student's weights are looked through once.
  */
 export async function shareInputs<Result>(work: (shared: Required<SharedInputs>) => Promise<Result>): Promise<Result> {
   const opened = new Map<string, Promise<TeacherCache>>();

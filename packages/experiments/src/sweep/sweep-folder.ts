@@ -28,7 +28,9 @@ export const SWEEP_FILE = 'sweep.json';
 /** Between two looks at whether another process is done with the sweep's own files. */
 const LOOK_AGAIN_MS = 100;
 
-/** Processes that share a sweep write its own files one after the other: each works on what the ones before have left. */
+/**
+ * Processes that share a sweep write its own files one after the other: each works on what the ones before have left.
+ */
 export async function inTurn<Result>(out: string, work: () => Promise<Result>): Promise<Result> {
   const words = {
     inUseCode: 'SWEEP_IN_USE',

@@ -141,7 +141,9 @@ function refuseDuplicates(runs: readonly SweepRun[]): void {
     throw new StillhouseError({
       code: 'SWEEP_DUPLICATE',
       where: 'sweep',
-      problem: `two runs have the same settings: ${[twin, run].map(({ overrides }) => JSON.stringify(overrides)).join(' and ')}`,
+      problem:
+        'two runs have the same settings: ' +
+        `${[twin, run].map(({ overrides }) => JSON.stringify(overrides)).join(' and ')}`,
       remedy: 'Take one of them out',
     });
   }

@@ -86,7 +86,9 @@ function describeCache(figures: SweepFigures, digest: string): ReportSection {
       { kind: 'table', ...table },
       {
         kind: 'paragraph',
-        text: '* lowest KL to the teacher at T = 1 on held-out rows. KL and CE in nats a token; ± one standard error over rows; times of training.',
+        text:
+          '* lowest KL to the teacher at T = 1 on held-out rows. KL and CE in nats a token; ± one standard error ' +
+          'over rows; times of training.',
       },
       ...(measured.length === 0 ? [] : chartRuns(measured)),
       ...figures.differing.flatMap((key) => chartSetting(key, measured, figures.differing)),

@@ -26,7 +26,8 @@ export const SHARE_SETTINGS = {
     undefined,
   ),
   partition: text(
-    'only every n-th run from the i-th, as 2/4, into a folder that all parts share; left out: as the Slurm array or Kubernetes job says; none: all',
+    'only every n-th run from the i-th, as 2/4, into a folder that all parts share; left out: as the Slurm ' +
+      'array or Kubernetes job says; none: all',
     undefined,
   ),
   dryRun: boolean('check all runs and list them, and train none'),

@@ -29,8 +29,8 @@ export interface TemperatureChoice {
 }
 
 /**
- * Compares temperatures by what the students have become, each measured at T = 1 on the same rows. Differences are taken row by
- * row, so that what makes a row hard for all of them is no noise.
+ * Compares temperatures by what the students have become, each measured at T = 1 on the same rows. Differences are
+ * taken row by row, so that what makes a row hard for all of them is no noise.
  * @param tried at least one, all with the same seeds in the same order
  */
 export function chooseTemperature(tried: readonly TriedTemperature[]): TemperatureChoice {

@@ -44,8 +44,8 @@ const NOT_OF_LABELS = ['TEMPERATURE_NOT_IN_GRID', 'TEMPERATURE_NOT_DRAWN'];
 
 /**
  * A sweep over temperatures and seeds, all else alike.
- * @throws StillhouseError TEMPERATURES_NOT_OF_LABELS naming all that the labels do not have, TEMPERATURES_TOO_FEW, SETTING_UNUSED
- *   where no soft labels take part, SETTING_MISSING, SWEEP_DUPLICATE, and those of `checkTraining`
+ * @throws StillhouseError TEMPERATURES_NOT_OF_LABELS naming all that the labels do not have, TEMPERATURES_TOO_FEW,
+ *   SETTING_UNUSED where no soft labels take part, SETTING_MISSING, SWEEP_DUPLICATE, and those of `checkTraining`
  */
 export async function planTuning(settings: TuningSettings, shared: Required<SharedInputs>): Promise<SweepPlan> {
   refuseHardLabels(settings);

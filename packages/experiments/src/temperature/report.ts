@@ -54,7 +54,10 @@ export function describeTemperatures(out: string, choice: TemperatureChoice): Re
           { kind: 'table', columns: columns!, rows },
           {
             kind: 'paragraph',
-            text: 'All students are measured at T = 1 on the same held-out rows, whatever they were trained at. Intervals are 95 % over rows and, with several seeds, over seeds; differences are taken row by row.',
+            text:
+              'All students are measured at T = 1 on the same held-out rows, whatever they were trained at. ' +
+              'Intervals are 95 % over rows and, with several seeds, over seeds; differences are taken row by ' +
+              'row.',
           },
           curve(choice, 'Cross-entropy', 'held-out CE, nats', ({ ce }) => ce),
           curve(choice, 'Top-1 agreement', 'share of held-out tokens', ({ top1Agreement }) => top1Agreement),

@@ -5,7 +5,8 @@ import { type HeldOutEvaluator, resolveHeldOut, type StagedSettings } from '@sti
 const EVALUATION_BATCH_SIZE = 8;
 
 /**
- * Opens the rows that a run is evaluated on while it trains, the same in all its stages; undefined where its settings ask for none.
+ * Opens the rows that a run is evaluated on while it trains, the same in all its stages; undefined where its settings
+ * ask for none.
  * @throws StillhouseError those of `openHeldOut` and `resolveHeldOut`
  */
 export async function openEvaluator(
