@@ -187,8 +187,8 @@ async function fillCache(
 }
 
 /**
- * What is measured on the first shard, for a partition that does not have it: taken from the folder, or else measured by
- * scoring that shard too, to the same numbers.
+ * What is measured on the first shard, for a partition that does not have it: taken from the folder, or else measured
+ * by scoring that shard too, to the same numbers.
  */
 async function calibrate(inputs: BuildInputs, writer: CacheWriter, session: TeacherSession): Promise<void> {
   const next = writer.shards[writer.completedShards];

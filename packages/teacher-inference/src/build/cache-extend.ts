@@ -53,8 +53,8 @@ export interface ExtendResult {
 }
 
 /**
- * Adds to a cache what it lacks of what is asked for: rows of a further data file, labels, layers, a larger k. Only that
- * is computed; every other file stays as it is. A cache that has all of it already is left alone.
+ * Adds to a cache what it lacks of what is asked for: rows of a further data file, labels, layers, a larger k. Only
+ * that is computed; every other file stays as it is. A cache that has all of it already is left alone.
  * @throws StillhouseError SETTING_MISSING, EXTEND_PLACE, TEACHER_MISMATCH, TOKENIZER_MISMATCH, ROW_ID_DUPLICATE,
  *   DATA_CHANGED, and those of `openCacheExtension`, `openBuildInputs`, `RowScorer.score`
  */

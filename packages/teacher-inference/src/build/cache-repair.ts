@@ -38,9 +38,9 @@ export interface RepairResult {
 }
 
 /**
- * Hashes every file of a cache and computes those anew that are damaged or missing, and nothing else: rows from the data,
- * labels by the teacher from the rows, tokenizer and output matrix from their folders. A file is replaced only by one
- * with the hash that the manifest says. A killed repair is called again.
+ * Hashes every file of a cache and computes those anew that are damaged or missing, and nothing else: rows from the
+ * data, labels by the teacher from the rows, tokenizer and output matrix from their folders. A file is replaced only by
+ * one with the hash that the manifest says. A killed repair is called again.
  * @throws StillhouseError SETTING_MISSING naming what is needed, TEACHER_MISMATCH, TOKENIZER_MISMATCH, DATA_MISMATCH,
  *   CACHE_REPAIR_DIFFERS, and those of `openCacheRepair`, `RowScorer.score`
  */

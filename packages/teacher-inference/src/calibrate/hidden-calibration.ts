@@ -27,9 +27,9 @@ const HEAD_CHUNK = 8192;
 /** Positions that the step and the tables are fitted to. */
 const SAMPLE_POSITIONS = 4096;
 /**
- * The share of the positions, from the last ones, that the transform does not see. In a space of some thousand dimensions
- * it fits its own positions too well: on others the weak coordinates are several times as wide, and tables that never
- * saw that cost half as many bytes again.
+ * The share of the positions, from the last ones, that the transform does not see. In a space of some thousand
+ * dimensions it fits its own positions too well: on others the weak coordinates are several times as wide, and tables
+ * that never saw that cost half as many bytes again.
  */
 const HELD_OUT_SHARE = 0.25;
 /** With fewer positions than that, all serve for everything. */

@@ -16,7 +16,9 @@ export interface Pilot {
   readonly rows: readonly LabelledRow[];
   /** Of the whole data set. */
   readonly totals: { readonly rows: number; readonly tokens: number; readonly positions: number };
-  /** Codebooks of several sizes, fitted to the states of some of the rows. @throws StillhouseError as the engine does */
+  /**
+   * Codebooks of several sizes, fitted to the states of some of the rows. @throws StillhouseError as the engine does
+   */
   fitCodebooks(rows: readonly LabelledRow[], codedBytes: readonly number[]): Promise<readonly HiddenCodebook[]>;
 }
 

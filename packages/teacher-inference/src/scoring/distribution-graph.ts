@@ -70,8 +70,8 @@ interface Exponentials {
 }
 
 /**
- * Exponentials of `shifted` [N, V], which is at the hottest temperature, at others. Where hottest / T is a power of two,
- * squares of the one exponential do.
+ * Exponentials of `shifted` [N, V], which is at the hottest temperature, at others. Where hottest / T is a power of
+ * two, squares of the one exponential do.
  */
 function emitExponentials(g: GraphBuilder, shifted: Value, hottest: number): Exponentials {
   const powers = [g.exp(shifted)];

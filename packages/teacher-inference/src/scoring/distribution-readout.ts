@@ -14,7 +14,8 @@ export interface DistributionLabels {
 }
 
 /**
- * Reads distributions off final states; only what a cache stores, and for draws some blocks of weights, leave the device.
+ * Reads distributions off final states; only what a cache stores, and for draws some blocks of weights, leave the
+ * device.
  * @param states [positions, hiddenSize] after the final norm
  * @param head [vocabSize, hiddenSize]
  * @returns the labels of each range

@@ -10,8 +10,8 @@ const END_OF_THINKING = '</think>';
 
 /**
  * The policy with the ids that `pin` names. `auto` pins none beside a fixed k, and with `topP` the ids that end a
- * sequence, a turn or the thinking, as far as the tokenizer has them: rare where they do not belong, decisive where they
- * do.
+ * sequence, a turn or the thinking, as far as the tokenizer has them: rare where they do not belong, decisive where
+ * they do.
  * @param tokenizer null where rows come as ids
  * @throws StillhouseError PINNED_ID_UNKNOWN, LABELS_CONTRADICTORY
  */

@@ -11,8 +11,8 @@ const LEAST_GROUP_SCALE = 2 ** -14;
  * Hidden states as the cache stores them; int8 and int8-groups are bit for bit what `quantiseHidden` and
  * `quantiseHiddenGroups` of the cache package give, but for the sign of zero.
  * Inputs: x [N, H]; for int8 channelRms [H]; for coded mean [H] and encode [H, R]. Outputs: values [N, H], for coded
- * int32 [N, R]; for int8 tokenScale [N]; for int8-groups groupScale float16 [N, H / 64]; and check [N], which is 0 where
- * all states are finite numbers and NaN elsewhere.
+ * int32 [N, R]; for int8 tokenScale [N]; for int8-groups groupScale float16 [N, H / 64]; and check [N], which is 0
+ * where all states are finite numbers and NaN elsewhere.
  */
 export function hiddenGraph(hiddenSize: number, dtype: HiddenDtype): GraphBuilder {
   const g = new GraphBuilder(`hidden_${dtype}`, 'float32');

@@ -25,7 +25,8 @@ export const BUILD_SETTINGS = {
   minK: integer('with --top-p: at least so many ids; left out: 8', undefined, { min: 1 }),
   maxK: integer('with --top-p: at most so many ids; left out: 128', undefined, { min: 1 }),
   pin: list(
-    'tokens or ids stored at every position: auto (with --top-p those that end a sequence, a turn, the thinking), none, or a list',
+    'tokens or ids stored at every position: auto (with --top-p those that end a sequence, a turn, the ' +
+      'thinking), none, or a list',
     (value): value is string | number =>
       (typeof value === 'string' && value !== '') || (Number.isSafeInteger(value) && (value as number) >= 0),
     'auto, none, tokens or ids',
@@ -54,7 +55,8 @@ export const BUILD_SETTINGS = {
     'response',
   ),
   hiddenLayers: list(
-    'states: final is what enters the output matrix, n the residual stream after layer n, 0 the embeddings, attention.n the attention output of layer n from 1',
+    'states: final is what enters the output matrix, n the residual stream after layer n, 0 the embeddings, ' +
+      'attention.n the attention output of layer n from 1',
     isHiddenLayer,
     'final, layer numbers or attention.n',
     ['final'] as readonly HiddenLayer[],

@@ -79,7 +79,9 @@ function extendTopK(had: TopKPolicy, asked: TopKPolicy | null, settings: ExtendS
   };
 }
 
-/** More ids and temperatures are all that can be had: what chooses the ids and how they are kept is one for all rows. */
+/**
+ * More ids and temperatures are all that can be had: what chooses the ids and how they are kept is one for all rows.
+ */
 function requireSamePolicy(had: TopKPolicy, asked: TopKPolicy, settings: ExtendSettings): void {
   const defaults = { packing: 'plain', logprobDtype: 'float32', topP: undefined, minK: undefined } as const;
   for (const key of ['packing', 'logprobDtype', 'topP', 'minK'] as const) {

@@ -18,7 +18,10 @@ const LOGPROB_DTYPES: Readonly<Record<BuildSettings['logprobDtype'], LogprobDtyp
   u8: 'uint8',
 };
 
-/** Bytes of a coded position where none are asked for: gradient cosine 0.999 at T = 2 beside 16 exact ids on a 1.5B teacher. */
+/**
+ * Bytes of a coded position where none are asked for: gradient cosine 0.999 at T = 2 beside 16 exact ids on a 1.5B
+ * teacher.
+ */
 const DEFAULT_CODED_BYTES = 224;
 const DEFAULT_K = 64;
 const DEFAULT_MIN_K = 8;
