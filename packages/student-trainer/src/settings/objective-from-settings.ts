@@ -212,30 +212,11 @@ function resolveLabels(
   settings: TrainingSettings,
   cache: CacheDescription,
   vocabSize: number,
-  { where, hiddenScale }: CachePlace,
+  place: CachePlace,
 ): SoftLabels {
-  const { topk, sampled = null, hidden, head } = cache.labels;
-  const hasFull = head && hidden?.layers.includes('final') === true;
-  const has = [
-    ...(hasFull ? ['full'] : []),
-    ...(topk === null ? [] : ['topk']),
-    ...(sampled === null ? [] : ['sampled']),
-    'none',
-  ];
-  const kind = settings.labels ?? has.find((one) => one !== 'none');
-  if (kind === undefined || !has.includes(kind)) {
-    refuse(
-      'LABELS_NOT_IN_CACHE',
-      kind === undefined ? '--labels' : `--labels ${kind}`,
-      `the cache ${where} holds no such labels`,
-      {
-        expected: has.join(' or '),
-        got: kind ?? 'nothing asked for and no soft labels to take',
-        remedy: 'Choose labels that the cache has, pull their groups, or build a cache that has them',
-      },
-    );
-  }
-  const { temperature, tail, refine } = settings;
+  const { where, hiddenScale } = place;
+  const kind = chooseLabels(settings, cache, where);
+  const { temperature, refine } = settings;
   if (refine === 'always' && kind !== 'full') {
     refuse('SETTING_NOT_FOR_LABELS', '--refine always', `${kind} labels have nothing to refine`, {
       expected: '--labels full',
@@ -243,55 +224,102 @@ function resolveLabels(
       remedy: 'Leave --refine out, or train on full labels',
     });
   }
-  if (kind === 'none') return { kind: 'none' };
-  if (kind === 'full') {
-    const refinement = resolveRefinement(refine, cache, changesTemperature(settings) ? undefined : temperature, where);
-    const full = describeFullLabels(cache, hiddenScale);
-    return refinement === undefined ? full : { ...full, refinement };
-  }
-  if (kind === 'sampled') {
-    if (temperature !== sampled!.temperature) {
-      refuse(
-        'TEMPERATURE_NOT_DRAWN',
-        `--temperature ${temperature}`,
-        `the labels of the cache ${where} were drawn at another temperature`,
-        {
-          expected: String(sampled!.temperature),
-          got: String(temperature),
-          remedy: `Use --temperature ${sampled!.temperature}, or extend the cache with draws at ${temperature}`,
-        },
-      );
+  switch (kind) {
+    case 'none':
+      return { kind };
+    case 'full': {
+      const only = changesTemperature(settings) ? undefined : temperature;
+      const refinement = resolveRefinement(refine, cache, only, where);
+      const full = describeFullLabels(cache, hiddenScale);
+      return refinement === undefined ? full : { ...full, refinement };
     }
-    if (changesTemperature(settings)) refuseTemperatureSchedule(settings, 'sampled');
-    return { kind: 'sampled' };
+    case 'sampled':
+      checkDraws(settings, cache, where);
+      return { kind };
+    case 'topk':
+      return resolveTopK(settings, cache, vocabSize, where);
   }
-  if (tail === 'tail' && topk!.tail === 'unknown') {
+}
+
+/** The labels asked for, or the best that the cache has. */
+function chooseLabels(settings: TrainingSettings, cache: CacheDescription, where: string): SoftLabels['kind'] {
+  const { topk, sampled = null, hidden, head } = cache.labels;
+  const hasFull = head && hidden?.layers.includes('final') === true;
+  const has: readonly SoftLabels['kind'][] = [
+    ...(hasFull ? (['full'] as const) : []),
+    ...(topk === null ? [] : (['topk'] as const)),
+    ...(sampled === null ? [] : (['sampled'] as const)),
+    'none',
+  ];
+  const kind = settings.labels ?? has.find((one) => one !== 'none');
+  if (kind !== undefined && has.includes(kind)) return kind;
+  return refuse(
+    'LABELS_NOT_IN_CACHE',
+    kind === undefined ? '--labels' : `--labels ${kind}`,
+    `the cache ${where} holds no such labels`,
+    {
+      expected: has.join(' or '),
+      got: kind ?? 'nothing asked for and no soft labels to take',
+      remedy: 'Choose labels that the cache has, pull their groups, or build a cache that has them',
+    },
+  );
+}
+
+function checkDraws(settings: TrainingSettings, cache: CacheDescription, where: string): void {
+  const { temperature } = settings;
+  const drawnAt = cache.labels.sampled!.temperature;
+  if (temperature !== drawnAt) {
+    refuse(
+      'TEMPERATURE_NOT_DRAWN',
+      `--temperature ${temperature}`,
+      `the labels of the cache ${where} were drawn at another temperature`,
+      {
+        expected: String(drawnAt),
+        got: String(temperature),
+        remedy: `Use --temperature ${drawnAt}, or extend the cache with draws at ${temperature}`,
+      },
+    );
+  }
+  if (changesTemperature(settings)) refuseTemperatureSchedule(settings, 'sampled');
+}
+
+function resolveTopK(
+  settings: TrainingSettings,
+  cache: CacheDescription,
+  vocabSize: number,
+  where: string,
+): SoftLabels {
+  const topk = cache.labels.topk!;
+  const { tail } = settings;
+  if (tail === 'tail') checkTail(settings, topk, where);
+  const k = largestTopKCount(topk, cache.teacher!.vocabSize);
+  const isWhole = topk.k === vocabSize && keepsWholeVocabulary(topk, cache.teacher!.vocabSize);
+  return { kind: 'topk', k, tail, isWhole };
+}
+
+/** Whether the cache knows the mass outside its top k at the temperature of every step. */
+function checkTail(settings: TrainingSettings, topk: NonNullable<CacheDescription['labels']['topk']>, where: string) {
+  const { temperature } = settings;
+  if (topk.tail === 'unknown') {
     refuse('TAIL_UNKNOWN', '--tail tail', `the cache ${where} has the teacher's best ids and nothing of the rest`, {
       expected: '--tail bucket or renormalise',
       got: 'tail',
       remedy: 'Use --tail bucket: one entry for what the stored ids leave at T = 1',
     });
   }
-  if (tail === 'tail' && !topk!.temperatures.includes(temperature)) {
+  if (!topk.temperatures.includes(temperature)) {
     refuse(
       'TEMPERATURE_NOT_IN_GRID',
       `--temperature ${temperature}`,
       `the cache ${where} knows the exact tail at other temperatures only`,
       {
-        expected: `one of ${topk!.temperatures.join(', ')}`,
+        expected: `one of ${topk.temperatures.join(', ')}`,
         got: String(temperature),
         remedy:
           'Use --tail bucket, or build the cache with --temperatures ' +
-          `${[...topk!.temperatures, temperature].sort((a, b) => a - b).join(',')}`,
+          `${[...topk.temperatures, temperature].sort((a, b) => a - b).join(',')}`,
       },
     );
   }
-  if (tail === 'tail' && changesTemperature(settings)) refuseTemperatureSchedule(settings, 'topk');
-  const k = largestTopKCount(topk!, cache.teacher!.vocabSize);
-  return {
-    kind: 'topk',
-    k,
-    tail,
-    isWhole: topk!.k === vocabSize && keepsWholeVocabulary(topk!, cache.teacher!.vocabSize),
-  };
+  if (changesTemperature(settings)) refuseTemperatureSchedule(settings, 'topk');
 }
