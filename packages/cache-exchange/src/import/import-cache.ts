@@ -131,7 +131,7 @@ export async function importRows(
     // A shard is synced while the rows of the next are read.
     let storing = Promise.resolve();
     for await (const row of read(files)) {
-      const labelled = toLabelledRow(row, positions, teacher.vocabSize, repairs, precision);
+      const labelled = toLabelledRow(row, positions, { vocabSize: teacher.vocabSize, precision }, repairs);
       positionCount += labelled.positions.length;
       if (shard >= writer.completedShards) rows.push(labelled);
       if (++taken < writer.shardRange(shard)[1]) continue;

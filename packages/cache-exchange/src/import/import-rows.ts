@@ -40,6 +40,12 @@ const NEGLIGIBLE_MASS = 5e-4;
  */
 export const RAISE_NATS = { stored: 0.05, fitted: 20 } as const;
 
+/** Of the teacher whose labels they are. */
+export interface ForeignDistributions {
+  readonly vocabSize: number;
+  readonly precision: keyof typeof RAISE_NATS;
+}
+
 /**
  * Turns a row into what a cache stores: entries by descending probability, padding left out, a mass that can be
  * one distribution's, log_z at T = 1 alone.
@@ -48,9 +54,8 @@ export const RAISE_NATS = { stored: 0.05, fitted: 20 } as const;
 export function toLabelledRow(
   foreign: ForeignRow,
   policy: LabelPositions,
-  vocabSize: number,
+  distributions: ForeignDistributions,
   repairs: Repairs,
-  precision: keyof typeof RAISE_NATS,
 ): LabelledRow {
   const { id, inputIds, lossMask, where } = foreign;
   const positions = labelPositions(lossMask, policy);
@@ -59,13 +64,13 @@ export function toLabelledRow(
   const logprobs: number[] = [];
   for (const [place, position] of positions.entries()) {
     const label = foreign.labelAt(position);
-    const fail = (problem: string, expected?: string, got?: unknown): never => {
+    const fail: Fail = (problem, expected, got) => {
       throw invalid(`${where}, position ${position}`, problem, expected, got);
     };
     if (label === undefined) {
       fail('a token is to be predicted here and the teacher has no label', undefined, undefined);
     }
-    const entries = readEntries(label!, vocabSize, fail, repairs, precision);
+    const entries = readEntries(label!, distributions, fail, repairs);
     counts[place] = entries.length;
     for (const entry of entries) {
       ids.push(entry.id);
@@ -94,17 +99,27 @@ export function invalid(where: string, problem: string, expected?: string, got?:
   });
 }
 
+interface Entry {
+  readonly id: number;
+  readonly logprob: number;
+}
+
+/** Refuses the labels of a position. */
+type Fail = (problem: string, expected?: string, got?: unknown) => never;
+
+const massOf = (entries: readonly Entry[]) => entries.reduce((sum, { logprob }) => sum + Math.exp(logprob), 0);
+
 function readEntries(
   { ids, logprobs }: { readonly ids: ArrayLike<number>; readonly logprobs: ArrayLike<number> },
-  vocabSize: number,
-  fail: (problem: string, expected?: string, got?: unknown) => never,
+  distributions: ForeignDistributions,
+  fail: Fail,
   repairs: Repairs,
-  precision: keyof typeof RAISE_NATS,
-): { readonly id: number; readonly logprob: number }[] {
+): Entry[] {
+  const { vocabSize } = distributions;
   if (ids.length !== logprobs.length) {
     fail('ids and logprobs are of different number', String(ids.length), logprobs.length);
   }
-  const entries: { id: number; logprob: number }[] = [];
+  const entries: Entry[] = [];
   const seen = new Set<number>();
   for (let i = 0; i < ids.length; i++) {
     const [id, logprob] = [ids[i]!, logprobs[i]!];
@@ -122,11 +137,11 @@ function readEntries(
   }
   if (entries.length === 0) fail('no entry has any probability');
   entries.sort((a, b) => b.logprob - a.logprob);
-  const mass = entries.reduce((sum, { logprob }) => sum + Math.exp(logprob), 0);
+  const mass = massOf(entries);
   if (mass > LARGEST_EXCESS) {
     fail('the probabilities add up to more than 1: these are no logprobs', 'at most 1', mass.toPrecision(4));
   }
-  if (mass <= 1) return raiseLast(entries, mass, vocabSize, fail, repairs, precision);
+  if (mass <= 1) return raiseLast(entries, distributions, fail, repairs);
   const shift = Math.log(mass);
   repairs.rescaled++;
   repairs.largestShiftNats = Math.max(repairs.largestShiftNats, shift);
@@ -138,13 +153,12 @@ function readEntries(
  * missing, the last entries are raised to the least probability that is enough.
  */
 function raiseLast(
-  entries: { readonly id: number; readonly logprob: number }[],
-  mass: number,
-  vocabSize: number,
-  fail: (problem: string, expected?: string, got?: unknown) => never,
+  entries: Entry[],
+  { vocabSize, precision }: ForeignDistributions,
+  fail: Fail,
   repairs: Repairs,
-  precision: keyof typeof RAISE_NATS,
-): { readonly id: number; readonly logprob: number }[] {
+): Entry[] {
+  const mass = massOf(entries);
   const reachable = mass + (vocabSize - entries.length) * Math.exp(entries.at(-1)!.logprob);
   if (reachable >= 1 - NEGLIGIBLE_MASS) return entries;
   // Those from `kept` on share what the others leave with all ids outside.

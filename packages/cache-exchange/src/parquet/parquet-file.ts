@@ -41,6 +41,7 @@ export async function writeParquetFile<Row extends { readonly id: string }>(
       await staged.write(bytes.getBytes());
       bytes.index = 0;
     };
+    const target: ColumnTarget = { writer: bytes as Writer, flush, pageVersion };
     const root: SchemaElement = { name: 'schema', num_children: columns.length };
     const rowGroups: RowGroup[] = [];
     bytes.appendBytes(MAGIC);
@@ -52,7 +53,7 @@ export async function writeParquetFile<Row extends { readonly id: string }>(
       const start = bytes.offset;
       const chunks: ColumnChunk[] = [];
       for (const [i, column] of columns.entries()) {
-        chunks.push(await writeColumnChunk(bytes as Writer, flush, column, pending[i]!, pageVersion));
+        chunks.push(await writeColumnChunk(target, column, pending[i]!));
         pending[i] = [];
       }
       const sizeBytes = BigInt(bytes.offset - start);
@@ -114,13 +115,18 @@ export function refuseLargeColumn(id: string, bytes: number): void {
   });
 }
 
+interface ColumnTarget {
+  readonly writer: Writer;
+  /** Brings what the writer holds to the file. */
+  flush(): Promise<void>;
+  readonly pageVersion: 1 | 2;
+}
+
 /** Writes one column of a row group. */
 async function writeColumnChunk<Row>(
-  writer: Writer,
-  flush: () => Promise<void>,
+  { writer, flush, pageVersion }: ColumnTarget,
   column: ParquetColumn<Row>,
   rows: readonly ColumnValues[],
-  pageVersion: 1 | 2,
 ): Promise<ColumnChunk> {
   const start = writer.offset;
   if (column.isBytes) writeByteDictionary(writer);

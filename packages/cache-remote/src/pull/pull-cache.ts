@@ -66,21 +66,16 @@ export async function pullCache(remote: string, folder: string, options: PullOpt
     await refuseUnsafeTarget(folder, manifest);
     const former = await readFormer(folder, store, context);
     if (former !== undefined) await refuseUnsafeTarget(folder, former);
-    const plan = await planPull(
-      folder,
-      manifest,
-      groups,
-      { manifest: former, state: await readPulledState(folder) },
-      signal,
-    );
+    const present = { manifest: former, state: await readPulledState(folder) };
+    const plan = await planPull(folder, { manifest, groups }, present, signal);
     const neededBytes = plan.wanted.reduce((sum, { file, paths }) => sum + file.sizeBytes * paths.length, 0);
     await refuseWithoutRoom(folder, neededBytes - (await countStaged(folder, plan)));
     await makeFolder(folder);
     const lock = await lockForBuilding(folder);
     try {
-      const fetched = await fetchAll(store, folder, plan, context, onProgress);
+      const fetched = await fetchAll(folder, plan, { store, context, onProgress });
       await lock.requireHeld();
-      await publish(folder, plan, manifest, former, content);
+      await publish(folder, plan, { manifest, former, content });
       return {
         folder,
         name: location.name,
@@ -152,12 +147,16 @@ async function countStaged(folder: string, { wanted }: PullPlan): Promise<number
   return sizeBytes;
 }
 
+interface PullSource {
+  readonly store: RemoteReader;
+  readonly context: ReadContext;
+  readonly onProgress: ((progress: TransferProgress) => void) | undefined;
+}
+
 async function fetchAll(
-  store: RemoteReader,
   folder: string,
   { wanted }: PullPlan,
-  context: ReadContext,
-  onProgress: ((progress: TransferProgress) => void) | undefined,
+  { store, context, onProgress }: PullSource,
 ): Promise<{ readonly filesFetched: number; readonly bytesFetched: number }> {
   await makeFolder(join(folder, PULL_STAGING_NAME));
   const totalBytes = wanted.reduce((sum, { file }) => sum + file.sizeBytes, 0);
@@ -176,24 +175,27 @@ async function fetchAll(
       bytesFetched += file.sizeBytes;
     }
     // A copy is hashed like a transfer that was broken off at its end.
-    await downloadBlob(store, file, target, { policy: context.policy, signal }, (count) => {
+    const onBytes = (count: number) => {
       progress.bytes += count;
       onProgress?.({ ...progress });
-    });
+    };
+    await downloadBlob(store, file, target, { policy: context.policy, signal, onBytes });
     progress.files++;
     onProgress?.({ ...progress });
   });
   return { filesFetched, bytesFetched };
 }
 
+interface PulledManifest {
+  readonly manifest: CacheManifest;
+  /** The bytes of `manifest`. */
+  readonly content: Buffer;
+  /** Of the cache that is in the folder. */
+  readonly former: CacheManifest | undefined;
+}
+
 /** Moves what was fetched to its places, then the note of this machine, then the manifest; then what is no longer listed goes. */
-async function publish(
-  folder: string,
-  plan: PullPlan,
-  manifest: CacheManifest,
-  former: CacheManifest | undefined,
-  content: Buffer,
-): Promise<void> {
+async function publish(folder: string, plan: PullPlan, { manifest, former, content }: PulledManifest): Promise<void> {
   await refuseUnsafeTarget(folder, manifest);
   for (const one of plan.wanted) await moveIntoPlace(folder, one);
   const kept = new Set([...plan.inPlace.map(({ path }) => path), ...plan.wanted.flatMap(({ paths }) => paths)]);

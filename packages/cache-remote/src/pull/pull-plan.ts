@@ -53,8 +53,7 @@ export function chooseGroups(
 /** What is here already and what must be brought. Files here are hashed unless a former pull has, and they are unchanged. */
 export async function planPull(
   folder: string,
-  manifest: CacheManifest,
-  groups: ReadonlySet<CacheGroup>,
+  { manifest, groups }: { readonly manifest: CacheManifest; readonly groups: ReadonlySet<CacheGroup> },
   former: { readonly manifest: CacheManifest | undefined; readonly state: PulledState | undefined },
   signal: AbortSignal | undefined,
 ): Promise<PullPlan> {

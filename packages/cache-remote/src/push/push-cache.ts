@@ -93,7 +93,7 @@ export async function pushCache(folder: string, remote: string, options: PushOpt
     await store.send(missing, send);
     await requireSent(store, missing, send);
     const formerDigest = (await readRef(store, location.name, send)) ?? null;
-    await publish(store, location.name, manifest, content, send);
+    await publish(store, { name: location.name, digest: manifest.digest, content }, send);
     const presentBlobs = blobs.filter((blob) => !missing.includes(blob));
     return {
       remote: location.text,
@@ -185,9 +185,7 @@ async function requireSent(store: RemoteWriter, blobs: readonly BlobToSend[], op
 
 async function publish(
   store: RemoteWriter,
-  name: string,
-  { digest }: CacheManifest,
-  content: Uint8Array,
+  { name, digest, content }: { readonly name: string; readonly digest: string; readonly content: Uint8Array },
   options: SendOptions,
 ): Promise<void> {
   const { refs, caches } = await readIndex(store, options);

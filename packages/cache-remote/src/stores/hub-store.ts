@@ -1,10 +1,9 @@
 import { pathToFileURL } from 'node:url';
-import { commit, downloadFile, fileDownloadInfo, HubApiError, listFiles, pathsInfo } from '@huggingface/hub';
+import { commit, downloadFile, fileDownloadInfo, type HubApiError, listFiles, pathsInfo } from '@huggingface/hub';
 import { hashFile } from '@stillhouse/durable-files';
-import { StillhouseError } from '@stillhouse/errors';
 import { explainCause } from '../transfer/redact.ts';
-import { createPatience, PassingFault, type TransferPolicy, withRetries } from '../transfer/transfer-policy.ts';
-import { explainStatus, isPassingStatus } from './http-status.ts';
+import { PassingFault, type TransferPolicy, withRetries } from '../transfer/transfer-policy.ts';
+import { attemptAtHub, fetchPatiently, fetchUntil } from './hub-requests.ts';
 import { readHubToken } from './hub-token.ts';
 import { refuseChanged } from './local-content.ts';
 import type { BlobToSend, RemoteWriter } from './remote-store.ts';
@@ -22,110 +21,93 @@ export interface HubPlace {
   readonly prefix: string;
 }
 
+/** A repository as the hub's client is asked for it. */
+interface HubRepository {
+  readonly where: string;
+  readonly revision: string;
+  readonly base: {
+    readonly repo: { readonly type: 'dataset'; readonly name: string };
+    readonly accessToken?: string;
+    readonly hubUrl?: string;
+  };
+  pathOf(key: string): string;
+  attempt<T>(key: string, work: () => Promise<T>): Promise<T>;
+}
+
+async function openRepository({ repository, revision, prefix }: HubPlace): Promise<HubRepository> {
+  const accessToken = await readHubToken();
+  const where = `hf://datasets/${repository}@${revision}${prefix === '' ? '' : `/${prefix}`}`;
+  return {
+    where,
+    revision,
+    base: {
+      repo: { type: 'dataset', name: repository },
+      ...(accessToken === undefined ? {} : { accessToken }),
+      ...(process.env.HF_ENDPOINT ? { hubUrl: process.env.HF_ENDPOINT.replace(/\/+$/, '') } : {}),
+    },
+    pathOf: (key) => (prefix === '' ? key : `${prefix}/${key}`),
+    attempt: (key, work) => attemptAtHub(where, key, work),
+  };
+}
+
 /**
  * A data set repository of Hugging Face, by its official client. Contents go through Git LFS, plain and in parts; the hub
  * itself does not take a content twice.
  */
-export async function openHubStore({ repository, revision, prefix }: HubPlace): Promise<RemoteWriter> {
-  const accessToken = await readHubToken();
-  const where = `hf://datasets/${repository}@${revision}${prefix === '' ? '' : `/${prefix}`}`;
-  const path = (key: string) => (prefix === '' ? key : `${prefix}/${key}`);
-  const base = {
-    repo: { type: 'dataset', name: repository } as const,
-    ...(accessToken === undefined ? {} : { accessToken }),
-    ...(process.env.HF_ENDPOINT ? { hubUrl: process.env.HF_ENDPOINT.replace(/\/+$/, '') } : {}),
-  };
-  const fetchUntil =
-    (signal: AbortSignal): typeof fetch =>
-    (input, init) =>
-      fetch(input, { ...init, signal: init?.signal ? AbortSignal.any([init.signal, signal]) : signal });
-
-  /** One request of many that make a commit: it is tried again alone, what went before it stands. */
-  const fetchPatiently =
-    (signal: AbortSignal, policy: TransferPolicy): typeof fetch =>
-    async (input, init) => {
-      const patience = createPatience(where, policy, signal);
-      for (;;) {
-        try {
-          const response = await fetchUntil(signal)(input, init);
-          if (!isPassingStatus(response.status)) return response;
-          await response.body?.cancel();
-          throw explainStatus(where, response.status, response.headers.get('retry-after'));
-        } catch (error) {
-          signal.throwIfAborted();
-          await patience.wait(
-            error instanceof TypeError ? new PassingFault('the hub cannot be reached', { cause: error }) : error,
-          );
-        }
-      }
-    };
-
-  const explain = (key: string, error: unknown): unknown => {
-    if (error instanceof StillhouseError || error instanceof PassingFault) return error;
-    if (error instanceof HubApiError) {
-      const { statusCode, data } = error;
-      const message = String((data as { readonly error?: unknown } | undefined)?.error ?? '');
-      if (statusCode === 404) {
-        return new StillhouseError({
-          code: 'REMOTE_NOT_FOUND',
-          where,
-          problem: 'there is no such repository or revision, or the token may not see it',
-          remedy: 'Create the data set repository first, or check HF_TOKEN',
-        });
-      }
-      // Another push came in between; the same commit on top of it is as good.
-      if (statusCode === 409 || statusCode === 412)
-        return new PassingFault(`the hub answered ${statusCode} ${message}`);
-      return explainStatus(`${where}/${key}`, statusCode);
-    }
-    return new PassingFault('the hub cannot be reached', { cause: error });
-  };
-  const attempt = async <T>(key: string, work: () => Promise<T>): Promise<T> => {
-    try {
-      return await work();
-    } catch (error) {
-      throw explain(key, error);
-    }
-  };
-
-  const read: RemoteWriter['read'] = (key, offset, signal) =>
-    attempt(key, async () => {
-      const query = { ...base, revision, path: path(key), fetch: fetchUntil(signal) };
-      const downloadInfo = await fileDownloadInfo(query);
-      if (downloadInfo === null) return undefined;
-      const totalBytes = downloadInfo.size;
-      if (offset >= totalBytes) return { offset: 0, totalBytes, chunks: none() };
-      const blob = await downloadFile({ ...query, downloadInfo, xet: false });
-      const rest = offset === 0 ? blob! : blob!.slice(offset, totalBytes);
-      return { offset, totalBytes, chunks: passFaults(rest.stream()) };
-    });
-
-  const put = (
-    files: readonly { readonly key: string; readonly content: Blob | URL }[],
-    title: string,
-    guarded: AbortSignal,
-    policy: TransferPolicy,
-  ) =>
-    attempt(files[0]!.key, () =>
-      commit({
-        ...base,
-        branch: revision,
-        title,
-        useXet: false,
-        abortSignal: guarded,
-        fetch: fetchPatiently(guarded, policy),
-        operations: files.map(({ key, content }) => ({ operation: 'addOrUpdate', path: path(key), content })),
-      }),
-    );
-
+export async function openHubStore(place: HubPlace): Promise<RemoteWriter> {
+  const repository = await openRepository(place);
+  const { where } = repository;
   return {
     where,
-    read,
+    ...openHubReading(repository),
+    sizes: (blobs, options) => measureBlobs(repository, blobs, options),
+    send: async (blobs, options) => {
+      for (const batch of splitBatches(blobs)) {
+        const sizeBytes = batch.reduce((sum, blob) => sum + blob.sizeBytes, 0);
+        for (const blob of batch) refuseChanged(blob, (await hashFile(blob.localPath)).sha256);
+        const files = batch.map(({ key, localPath }) => ({ key, content: pathToFileURL(localPath) }));
+        const content = { files, title: `${batch.length} files of a cache` };
+        await withRetries(where, allowTimeFor(options.policy, sizeBytes), options.signal, (guarded) =>
+          commitFiles(repository, content, guarded, options.policy),
+        );
+        for (const blob of batch) {
+          options.onBytes(blob.sizeBytes);
+          options.onSent(blob);
+        }
+      }
+    },
+    publish: async (small, title, { policy, signal }) => {
+      const files = small.map(({ key, content: bytes }) => ({
+        key,
+        content: new Blob([bytes as Uint8Array<ArrayBuffer>]),
+      }));
+      const sizeBytes = small.reduce((sum, file) => sum + file.content.length, 0);
+      await withRetries(where, allowTimeFor(policy, sizeBytes), signal, (guarded) =>
+        commitFiles(repository, { files, title }, guarded, policy),
+      );
+    },
+    close: () => {},
+  };
+}
+
+function openHubReading({ base, revision, pathOf, attempt }: HubRepository): Pick<RemoteWriter, 'read' | 'list'> {
+  return {
+    read: (key, offset, signal) =>
+      attempt(key, async () => {
+        const query = { ...base, revision, path: pathOf(key), fetch: fetchUntil(signal) };
+        const downloadInfo = await fileDownloadInfo(query);
+        if (downloadInfo === null) return undefined;
+        const totalBytes = downloadInfo.size;
+        if (offset >= totalBytes) return { offset: 0, totalBytes, chunks: none() };
+        const blob = await downloadFile({ ...query, downloadInfo, xet: false });
+        const rest = offset === 0 ? blob! : blob!.slice(offset, totalBytes);
+        return { offset, totalBytes, chunks: passFaults(rest.stream()) };
+      }),
     list: (folder, signal) =>
       attempt(folder, async () => {
         const keys: string[] = [];
         try {
-          const start = path(folder);
+          const start = pathOf(folder);
           const query = { ...base, revision, path: start, recursive: true, fetch: fetchUntil(signal) };
           for await (const entry of listFiles(query)) {
             if (entry.type === 'file') keys.push(entry.path.slice(start.length - folder.length));
@@ -138,54 +120,53 @@ export async function openHubStore({ repository, revision, prefix }: HubPlace): 
         }
         return keys;
       }),
-    sizes: async (blobs, { policy, signal }) => {
-      const sizes = new Map<string, number>();
-      const hashes = new Map(blobs.map(({ key, sha256 }) => [path(key), { key, sha256 }]));
-      const paths = [...hashes.keys()];
-      for (let first = 0; first < paths.length; first += PATHS_AT_ONCE) {
-        const found = await withRetries(where, policy, signal, (guarded) =>
-          attempt('blobs', () =>
-            pathsInfo({
-              ...base,
-              revision,
-              paths: paths.slice(first, first + PATHS_AT_ONCE),
-              fetch: fetchUntil(guarded),
-            }),
-          ),
-        );
-        for (const { path: at, size, lfs } of found) {
-          const own = hashes.get(at);
-          if (own !== undefined && (lfs === undefined || lfs.oid === own.sha256)) sizes.set(own.key, size);
-        }
-      }
-      return sizes;
-    },
-    send: async (blobs, options) => {
-      for (const batch of splitBatches(blobs)) {
-        const sizeBytes = batch.reduce((sum, blob) => sum + blob.sizeBytes, 0);
-        for (const blob of batch) refuseChanged(blob, (await hashFile(blob.localPath)).sha256);
-        const content = batch.map(({ key, localPath }) => ({ key, content: pathToFileURL(localPath) }));
-        await withRetries(where, allowTimeFor(options.policy, sizeBytes), options.signal, (guarded) =>
-          put(content, `${batch.length} files of a cache`, guarded, options.policy),
-        );
-        for (const blob of batch) {
-          options.onBytes(blob.sizeBytes);
-          options.onSent(blob);
-        }
-      }
-    },
-    publish: async (files, message, { policy, signal }) => {
-      const content = files.map(({ key, content: bytes }) => ({
-        key,
-        content: new Blob([bytes as Uint8Array<ArrayBuffer>]),
-      }));
-      const sizeBytes = files.reduce((sum, file) => sum + file.content.length, 0);
-      await withRetries(where, allowTimeFor(policy, sizeBytes), signal, (guarded) =>
-        put(content, message, guarded, policy),
-      );
-    },
-    close: () => {},
   };
+}
+
+async function measureBlobs(
+  { where, base, revision, pathOf, attempt }: HubRepository,
+  blobs: readonly BlobToSend[],
+  { policy, signal }: { readonly policy: TransferPolicy; readonly signal: AbortSignal | undefined },
+): Promise<ReadonlyMap<string, number>> {
+  const sizes = new Map<string, number>();
+  const hashes = new Map(blobs.map(({ key, sha256 }) => [pathOf(key), { key, sha256 }]));
+  const all = [...hashes.keys()];
+  for (let first = 0; first < all.length; first += PATHS_AT_ONCE) {
+    const paths = all.slice(first, first + PATHS_AT_ONCE);
+    const found = await withRetries(where, policy, signal, (guarded) =>
+      attempt('blobs', () => pathsInfo({ ...base, revision, paths, fetch: fetchUntil(guarded) })),
+    );
+    for (const { path: at, size, lfs } of found) {
+      const own = hashes.get(at);
+      if (own !== undefined && (lfs === undefined || lfs.oid === own.sha256)) sizes.set(own.key, size);
+    }
+  }
+  return sizes;
+}
+
+interface HubCommit {
+  readonly files: readonly { readonly key: string; readonly content: Blob | URL }[];
+  readonly title: string;
+}
+
+/** One commit; its requests are tried again each alone. */
+async function commitFiles(
+  { where, base, revision, pathOf, attempt }: HubRepository,
+  { files, title }: HubCommit,
+  signal: AbortSignal,
+  policy: TransferPolicy,
+): Promise<void> {
+  await attempt(files[0]!.key, () =>
+    commit({
+      ...base,
+      branch: revision,
+      title,
+      useXet: false,
+      abortSignal: signal,
+      fetch: fetchPatiently(where, signal, policy),
+      operations: files.map(({ key, content }) => ({ operation: 'addOrUpdate', path: pathOf(key), content })),
+    }),
+  );
 }
 
 function* splitBatches(blobs: readonly BlobToSend[]): Generator<readonly BlobToSend[]> {

@@ -25,48 +25,9 @@ export interface S3Place {
  * S3 or storage that speaks its protocol. Endpoint, region and credentials come from the AWS environment variables and
  * files alone, as the AWS SDK reads them.
  */
-export async function openS3Store({ bucket, prefix }: S3Place): Promise<RemoteWriter> {
-  const client = await createClient();
-  const where = `s3://${bucket}${prefix === '' ? '' : `/${prefix}`}`;
-  const fullKey = (key: string) => (prefix === '' ? key : `${prefix}/${key}`);
-  const at = (key: string) => ({ Bucket: bucket, Key: fullKey(key) });
-
-  const attempt = async <T>(key: string, work: () => Promise<T>): Promise<T | undefined> => {
-    try {
-      return await work();
-    } catch (error) {
-      // A key that is not there; a bucket that is not there is a failure.
-      const { name } = error as Error;
-      if (statusOf(error) === 404 && name !== 'NoSuchBucket') return undefined;
-      throw explainS3Failure(`${where}/${key}`, error);
-    }
-  };
-
-  const read: RemoteWriter['read'] = async (key, offset, signal) => {
-    const range = offset > 0 ? { Range: `bytes=${offset}-` } : {};
-    const found = await attempt(key, async () => {
-      try {
-        return await client.send(new GetObjectCommand({ ...at(key), ...range }), { abortSignal: signal });
-      } catch (error) {
-        if (statusOf(error) !== 416 || offset === 0) throw error;
-        return client.send(new GetObjectCommand(at(key)), { abortSignal: signal });
-      }
-    });
-    if (found === undefined) return undefined;
-    const part = readContentRange(found.ContentRange);
-    return {
-      offset: part?.first ?? 0,
-      totalBytes: part === undefined ? found.ContentLength : part.total,
-      chunks: passFaults(found.Body as Readable),
-    };
-  };
-
-  const sendSmall = async (blob: BlobToSend, { policy, signal, onBytes }: SendOptions) => {
-    const bytes = await readRange(blob.localPath, 0, blob.sizeBytes);
-    refuseChanged(blob, createHash('sha256').update(bytes).digest('hex'));
-    await put(blob.key, bytes, policy, signal);
-    onBytes(blob.sizeBytes);
-  };
+export async function openS3Store(place: S3Place): Promise<RemoteWriter> {
+  const bucket = await openBucket(place);
+  const { client, where, at, attempt } = bucket;
 
   const put = (key: string, bytes: Uint8Array, policy: TransferPolicy, signal: AbortSignal | undefined) =>
     withRetries(`${where}/${key}`, allowTimeFor(policy, bytes.length), signal, async (guarded) => {
@@ -77,30 +38,28 @@ export async function openS3Store({ bucket, prefix }: S3Place): Promise<RemoteWr
       requireSame(bytes, answer);
     });
 
+  const sendSmall = async (blob: BlobToSend, { policy, signal, onBytes }: SendOptions) => {
+    const bytes = await readRange(blob.localPath, 0, blob.sizeBytes);
+    refuseChanged(blob, createHash('sha256').update(bytes).digest('hex'));
+    await put(blob.key, bytes, policy, signal);
+    onBytes(blob.sizeBytes);
+  };
+
+  const sizes: RemoteWriter['sizes'] = async (blobs, { policy, signal }) => {
+    const found = new Map<string, number>();
+    await forEachConcurrently(blobs, policy.concurrency, signal, async ({ key }, aborted) => {
+      const head = await withRetries(`${where}/${key}`, policy, aborted, (guarded) =>
+        attempt(key, () => client.send(new HeadObjectCommand(at(key)), { abortSignal: guarded })),
+      );
+      if (head?.ContentLength !== undefined) found.set(key, head.ContentLength);
+    });
+    return found;
+  };
+
   return {
     where,
-    read,
-    list: async (folder, signal) => {
-      const start = fullKey(`${folder}/`);
-      const keys: string[] = [];
-      await attempt(folder, async () => {
-        const pages = paginateListObjectsV2({ client }, { Bucket: bucket, Prefix: start }, { abortSignal: signal });
-        for await (const { Contents = [] } of pages) {
-          for (const { Key = '' } of Contents) keys.push(Key.slice(start.length - folder.length - 1));
-        }
-      });
-      return keys;
-    },
-    sizes: async (blobs, { policy, signal }) => {
-      const sizes = new Map<string, number>();
-      await forEachConcurrently(blobs, policy.concurrency, signal, async ({ key }, aborted) => {
-        const head = await withRetries(`${where}/${key}`, policy, aborted, (guarded) =>
-          attempt(key, () => client.send(new HeadObjectCommand(at(key)), { abortSignal: guarded })),
-        );
-        if (head?.ContentLength !== undefined) sizes.set(key, head.ContentLength);
-      });
-      return sizes;
-    },
+    ...openS3Reading(bucket),
+    sizes,
     send: (blobs, options) =>
       sendEach(blobs, options, (blob, signal) =>
         blob.sizeBytes <= PART_BYTES
@@ -111,6 +70,68 @@ export async function openS3Store({ bucket, prefix }: S3Place): Promise<RemoteWr
       for (const { key, content } of files) await put(key, content, policy, signal);
     },
     close: () => client.destroy(),
+  };
+}
+
+/** A folder of a bucket. */
+interface Bucket {
+  readonly client: S3Client;
+  readonly where: string;
+  /** What names an object in requests. */
+  at(key: string): { readonly Bucket: string; readonly Key: string };
+  /** Does what may fail; undefined if the key is not there, while a bucket that is not there is a failure. */
+  attempt<T>(key: string, work: () => Promise<T>): Promise<T | undefined>;
+}
+
+async function openBucket({ bucket, prefix }: S3Place): Promise<Bucket> {
+  const where = `s3://${bucket}${prefix === '' ? '' : `/${prefix}`}`;
+  return {
+    client: await createClient(),
+    where,
+    at: (key) => ({ Bucket: bucket, Key: prefix === '' ? key : `${prefix}/${key}` }),
+    attempt: async (key, work) => {
+      try {
+        return await work();
+      } catch (error) {
+        const { name } = error as Error;
+        if (statusOf(error) === 404 && name !== 'NoSuchBucket') return undefined;
+        throw explainS3Failure(`${where}/${key}`, error);
+      }
+    },
+  };
+}
+
+function openS3Reading({ client, at, attempt }: Bucket): Pick<RemoteWriter, 'read' | 'list'> {
+  return {
+    read: async (key, offset, signal) => {
+      const range = offset > 0 ? { Range: `bytes=${offset}-` } : {};
+      const found = await attempt(key, async () => {
+        try {
+          return await client.send(new GetObjectCommand({ ...at(key), ...range }), { abortSignal: signal });
+        } catch (error) {
+          if (statusOf(error) !== 416 || offset === 0) throw error;
+          return client.send(new GetObjectCommand(at(key)), { abortSignal: signal });
+        }
+      });
+      if (found === undefined) return undefined;
+      const part = readContentRange(found.ContentRange);
+      return {
+        offset: part?.first ?? 0,
+        totalBytes: part === undefined ? found.ContentLength : part.total,
+        chunks: passFaults(found.Body as Readable),
+      };
+    },
+    list: async (folder, signal) => {
+      const { Bucket, Key: start } = at(`${folder}/`);
+      const keys: string[] = [];
+      await attempt(folder, async () => {
+        const pages = paginateListObjectsV2({ client }, { Bucket, Prefix: start }, { abortSignal: signal });
+        for await (const { Contents = [] } of pages) {
+          for (const { Key = '' } of Contents) keys.push(Key.slice(start.length - folder.length - 1));
+        }
+      });
+      return keys;
+    },
   };
 }
 

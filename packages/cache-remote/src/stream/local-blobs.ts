@@ -1,12 +1,11 @@
-import { readdir, rename, rm, stat } from 'node:fs/promises';
+import { readdir, rename, rm } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { dirname, join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { hashFile, makeFolder } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import type { FileStamp, ListedFile, LocalFile } from '@stillhouse/teacher-cache';
 import { readStamp, sameStamp } from '@stillhouse/teacher-cache';
-import { blobKey } from '../layout/remote-layout.ts';
+import { openBlobRoom, placeOf, trackUses } from './blob-room.ts';
 
 /** Contents of remote files in a folder of this machine, by hash; never more than a bound. */
 export interface LocalBlobs {
@@ -18,9 +17,6 @@ export interface LocalBlobs {
   /** Bytes in the folder now, what is being fetched counted in full. */
   usedBytes(): Promise<number>;
 }
-
-/** Between two looks at whether a file that was in use is idle. */
-const WAIT_MS = 20;
 
 /**
  * Opens a folder of contents. Several processes may share one: each looks at the folder as it is, and a file that another
@@ -34,85 +30,21 @@ export function openLocalBlobs(
   fetchInto: (file: ListedFile, path: string) => Promise<void>,
   closeIdle: () => Promise<boolean>,
 ): LocalBlobs {
-  const users = new Map<string, number>();
-  const lastUse = new Map<string, number>();
+  const uses = trackUses();
+  const room = openBlobRoom(folder, limitBytes, { uses, closeIdle });
   const hashed = new Map<string, FileStamp>();
   const pending = new Map<string, Promise<void>>();
-  const reserved = new Map<string, number>();
-  let clock = 0;
-  let turn: Promise<void> = Promise.resolve();
-  const place = (sha256: string) => join(folder, blobKey(sha256));
-
-  const listBlobs = async () => {
-    const names = await readdir(join(folder, 'blobs', 'sha256'), { recursive: true }).catch(() => []);
-    const found: { readonly sha256: string; readonly sizeBytes: number; readonly usedAt: number }[] = [];
-    for (const name of names) {
-      const sha256 = name.slice(-64);
-      if (!/^[0-9a-f]{64}$/.test(sha256)) continue;
-      const entry = await stat(place(sha256)).catch(() => undefined);
-      // What earlier processes used comes before what this one did.
-      if (entry?.isFile()) {
-        found.push({
-          sha256,
-          sizeBytes: entry.size,
-          usedAt: lastUse.get(sha256) ?? entry.atimeMs - Number.MAX_SAFE_INTEGER,
-        });
-      }
-    }
-    return found;
-  };
-
-  const usedBytes = async () => {
-    // Before the folder is looked at: a file that arrives in between counts twice rather than not at all.
-    const expected = [...reserved.values()].reduce((sum, sizeBytes) => sum + sizeBytes, 0);
-    return (await listBlobs()).reduce((sum, { sizeBytes }) => sum + sizeBytes, expected);
-  };
-
-  /** Takes the oldest contents away until so much more fits, then reserves it. */
-  const makeRoom = async ({ sha256, sizeBytes }: ListedFile) => {
-    for (;;) {
-      let excess = (await usedBytes()) + sizeBytes - limitBytes;
-      if (excess <= 0) break;
-      const idle = (await listBlobs()).filter((blob) => !users.has(blob.sha256)).sort((a, b) => a.usedAt - b.usedAt);
-      let freed = 0;
-      for (const blob of idle) {
-        if (excess <= 0) break;
-        // On some systems a file that another process reads cannot be removed.
-        const isGone = await rm(place(blob.sha256), { force: true }).then(
-          () => true,
-          () => false,
-        );
-        if (!isGone) continue;
-        hashed.delete(blob.sha256);
-        excess -= blob.sizeBytes;
-        freed++;
-      }
-      if (freed === 0 && !(await closeIdle())) await sleep(WAIT_MS);
-    }
-    reserved.set(sha256, sizeBytes);
-  };
 
   const fetch = async (file: ListedFile) => {
-    const target = place(file.sha256);
+    const target = placeOf(folder, file.sha256);
     const partial = `${target}.${hostname()}.${process.pid}.partial`;
     await makeFolder(dirname(target));
-    // One at a time makes room, or two would count on the same bytes.
-    const before = turn;
-    let done = () => {};
-    turn = new Promise((resolve) => {
-      done = resolve;
-    });
-    await before;
-    try {
-      await makeRoom(file);
-    } finally {
-      done();
-    }
+    const giveBack = await room.reserve(file.sizeBytes);
     try {
       await fetchInto(file, partial);
       await rename(partial, target);
     } finally {
-      reserved.delete(file.sha256);
+      giveBack();
     }
     const stamp = await readStamp(target);
     if (stamp !== undefined) hashed.set(file.sha256, stamp);
@@ -120,7 +52,7 @@ export function openLocalBlobs(
 
   /** Whether the content is here; hashed at the first look, by size and times afterwards. */
   const isHere = async ({ sha256, sizeBytes }: ListedFile): Promise<boolean> => {
-    const path = place(sha256);
+    const path = placeOf(folder, sha256);
     const stamp = await readStamp(path);
     if (stamp?.sizeBytes !== sizeBytes) return false;
     if (sameStamp(hashed.get(sha256), stamp)) return true;
@@ -138,26 +70,11 @@ export function openLocalBlobs(
   };
 
   return {
-    usedBytes,
+    usedBytes: room.usedBytes,
     acquire: async (file) => {
-      const { sha256, sizeBytes } = file;
-      if (sizeBytes > limitBytes) {
-        throw new StillhouseError({
-          code: 'STREAM_FILE_TOO_LARGE',
-          where: file.path,
-          problem: 'one file of the cache is larger than what may be kept on this machine',
-          expected: `at most ${limitBytes} bytes`,
-          got: `${sizeBytes} bytes`,
-          remedy: 'Allow more with STILLHOUSE_CACHE_BYTES, or pull the cache',
-        });
-      }
-      users.set(sha256, (users.get(sha256) ?? 0) + 1);
-      const release = () => {
-        lastUse.set(sha256, ++clock);
-        const left = users.get(sha256)! - 1;
-        if (left > 0) users.set(sha256, left);
-        else users.delete(sha256);
-      };
+      const { sha256 } = file;
+      refuseAboveBound(file, limitBytes);
+      const release = uses.begin(sha256);
       try {
         let bringing = pending.get(sha256);
         if (bringing === undefined) {
@@ -169,9 +86,21 @@ export function openLocalBlobs(
         release();
         throw error;
       }
-      return { path: place(sha256), release };
+      return { path: placeOf(folder, sha256), release };
     },
   };
+}
+
+function refuseAboveBound({ path, sizeBytes }: ListedFile, limitBytes: number): void {
+  if (sizeBytes <= limitBytes) return;
+  throw new StillhouseError({
+    code: 'STREAM_FILE_TOO_LARGE',
+    where: path,
+    problem: 'one file of the cache is larger than what may be kept on this machine',
+    expected: `at most ${limitBytes} bytes`,
+    got: `${sizeBytes} bytes`,
+    remedy: 'Allow more with STILLHOUSE_CACHE_BYTES, or pull the cache',
+  });
 }
 
 /** Removes what processes of this machine that have ended left unfinished. */

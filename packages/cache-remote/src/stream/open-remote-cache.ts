@@ -63,7 +63,8 @@ export async function openRemoteCache(location: string, options: RemoteCacheOpti
     await removeAbandoned(folder);
     const wantsTokenizer = options.groups === undefined || options.groups.includes('tokenizer');
     const tokenizerFolder = await fetchTokenizer(store, folder, wantsTokenizer ? manifest : undefined, context);
-    const files = streamFiles(store, `${parsed.text}#${parsed.name}`, folder, limitBytes, tokenizerFolder, context);
+    const where = `${parsed.text}#${parsed.name}`;
+    const files = streamFiles(store, { where, folder, limitBytes, tokenizerFolder }, context);
     isOpen = true;
     const { groups, batchCacheBytes } = options;
     return await openCacheFiles(files, manifest, {
@@ -88,19 +89,22 @@ function readBound(text: string | undefined): number {
   });
 }
 
+interface StreamPlace extends Pick<CacheFiles, 'where' | 'tokenizerFolder'> {
+  /** For files while they are needed. */
+  readonly folder: string;
+  readonly limitBytes: number;
+}
+
 function streamFiles(
   store: RemoteReader,
-  where: string,
-  folder: string,
-  limitBytes: number,
-  tokenizerFolder: string,
+  { where, folder, limitBytes, tokenizerFolder }: StreamPlace,
   context: ReadContext,
 ): CacheFiles {
   let closeIdle = () => Promise.resolve(false);
   const blobs = openLocalBlobs(
     folder,
     limitBytes,
-    (file, path) => downloadBlob(store, file, path, context, () => {}, { isDurable: false }),
+    (file, path) => downloadBlob(store, file, path, { ...context, isDurable: false }),
     () => closeIdle(),
   );
   return {
@@ -131,7 +135,7 @@ async function fetchTokenizer(
     const found = await hashFile(path).catch(() => undefined);
     if (found?.sha256 === file.sha256) continue;
     const partial = `${path}.${process.pid}.partial`;
-    await downloadBlob(store, file, partial, context, () => {});
+    await downloadBlob(store, file, partial, context);
     await rename(partial, path);
   }
   return target;
