@@ -38,7 +38,7 @@ export function* checkTopK(labels: TopKLabels, targets: Int32Array, description:
     }
     const entries = { labels, position, start, end, target: targets[position]! };
     const problem =
-      checkIds(ids, start, end, seen, position) ??
+      checkIds(ids, entries, seen) ??
       checkKeptIds(entries, policy, seen) ??
       checkLogprobs(entries) ??
       checkMass(entries, policy, vocabSize);
@@ -77,7 +77,11 @@ function trackSeen(vocabSize: number, positions: number): SeenIds {
 
 const isSeen = ({ marks: at, firstMark }: SeenIds, id: number, position: number) => at[id] === firstMark + position;
 
-function checkIds(ids: Int32Array, start: number, end: number, seen: SeenIds, position: number): string | undefined {
+function checkIds(
+  ids: Int32Array,
+  { position, start, end }: Pick<Entries, 'position' | 'start' | 'end'>,
+  seen: SeenIds,
+): string | undefined {
   const { vocabSize, marks: at } = seen;
   const mark = seen.firstMark + position;
   for (let i = start; i < end; i++) {
@@ -200,7 +204,7 @@ export function* checkSampled(
   for (let position = 0; position < positions; position++) {
     const end = start + counts[position]!;
     const own = draws.subarray(start, end);
-    const problem = checkIds(ids, start, end, seen, position) ?? checkDraws(own, policy.draws);
+    const problem = checkIds(ids, { position, start, end }, seen) ?? checkDraws(own, policy.draws);
     if (problem !== undefined) return yield `position ${position}: ${problem}`;
     start = end;
   }

@@ -162,19 +162,9 @@ function encodeHidden(
   schema: Schema,
   labelled: readonly LabelledRow[],
   layer: HiddenLayer,
-  coder: HiddenCoder | undefined,
   concatenate: Concatenate,
 ): RecordBatch {
   const labels = labelled.map(({ hidden }) => hidden?.get(layer) as HiddenLabels);
-  if (coder !== undefined) {
-    const [rowId, coded] = schema.fields.map(({ type }) => type) as [DataType, DataType];
-    const ids = texts(
-      rowId,
-      labelled.map(({ row }) => row.id),
-    );
-    const bytes = labels.map(({ values }) => coder.encode(values as Int16Array));
-    return assembleBatch(schema, [ids, binaries(coded, bytes)]);
-  }
   const [idType, valuesType, scaleType] = schema.fields.map(({ type }) => type) as [DataType, DataType, DataType?];
   const positions = offsetsOf(labelled.map((row) => row.positions.length));
   const vector = childType(valuesType);
@@ -259,9 +249,10 @@ export function openShardEncoder(
   const encode = () => {
     if (group === 'rows') return encodeRows(schema, batch, concatenate);
     if (group === 'sampled' || pack !== undefined) return encodePacked(schema, batch, blobs);
-    return group === 'topk'
-      ? encodeTopK(schema, batch, concatenate)
-      : encodeHidden(schema, batch, group, coder, concatenate);
+    if (group === 'topk') return encodeTopK(schema, batch, concatenate);
+    if (coder === undefined) return encodeHidden(schema, batch, group, concatenate);
+    const bytes = batch.map(({ hidden }) => coder.encode(hidden!.get(group)!.values as Int16Array));
+    return encodePacked(schema, batch, bytes);
   };
   const flush = () => {
     if (batch.length === 0) return undefined;

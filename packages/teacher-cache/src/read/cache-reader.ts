@@ -1,39 +1,17 @@
 import { StillhouseError } from '@stillhouse/errors';
-import {
-  decodeRow,
-  decodeText,
-  type HiddenDecoder,
-  type LabelDecoder,
-  openHiddenDecoder,
-  openSampledDecoder,
-  openTopKDecoder,
-} from '../codecs/arrow-decoding.ts';
-import type { ArrowBatch } from '../codecs/arrow-file-reader.ts';
 import type { HiddenScale } from '../codecs/hidden-scale.ts';
-import { type MatrixRows, streamOutputMatrix, widenMatrixRows } from '../codecs/output-matrix.ts';
-import { readScale } from '../codecs/scale-file.ts';
-import { loadZstd } from '../codecs/zstd.ts';
-import {
-  type CacheDescription,
-  type CacheGroup,
-  contentGroup,
-  hiddenGroup,
-  type ShardContent,
-} from '../format/description.ts';
+import type { MatrixRows } from '../codecs/output-matrix.ts';
+import { type CacheDescription, type CacheGroup, hiddenGroup, shardGroups } from '../format/description.ts';
 import type { HiddenLayer } from '../format/hidden-layer.ts';
-import {
-  type HiddenLabels,
-  type LabelledRow,
-  type LabelSelection,
-  labelPositions,
-  type SampledLabels,
-  type TopKLabels,
-} from '../format/labelled-row.ts';
-import { type CacheManifest, type ListedFile, type ListedMatrix, listFiles } from '../format/manifest.ts';
+import type { LabelledRow, LabelSelection } from '../format/labelled-row.ts';
+import { type CacheManifest, listFiles } from '../format/manifest.ts';
 import { readManifest } from '../format/manifest-parser.ts';
-import { findRange } from '../format/shard-layout.ts';
 import { type CacheFiles, openFolderFiles } from './cache-files.ts';
+import { openHiddenScales } from './hidden-scales.ts';
+import { openMatrixReader } from './matrix-reader.ts';
 import { listOmittedGroups, refuseOmitted } from './pulled-state.ts';
+import { readRowIds } from './row-ids.ts';
+import { openRowReader } from './row-reader.ts';
 import { openShardFiles, type ShardFileReader } from './shard-files.ts';
 
 export interface OpenCacheOptions {
@@ -55,8 +33,6 @@ export interface OpenCacheOptions {
 
 /** So many rows are on their way while one is worked on: enough that the disk is never waited for twice. */
 const ROWS_AHEAD = 3;
-
-const countPositions = ({ counts }: TopKLabels | SampledLabels) => counts.length;
 
 /** A cache opened for reading. Calls may overlap. */
 export interface TeacherCache {
@@ -144,53 +120,73 @@ async function makeCache(
   groups: ReadonlySet<CacheGroup>,
   shardFiles: ShardFileReader,
 ): Promise<TeacherCache> {
-  const folder = files.where;
-  const { description, shards } = manifest;
-  const rowIds: string[] = [];
-  for (const { files: listed, rowCount } of shards) {
-    await shardFiles.withFile(listed.rows, 'rows', async (file) => {
-      const found = file.batchStarts.at(-1);
-      if (found !== rowCount) {
-        throw new StillhouseError({
-          code: 'CACHE_FILE_UNREADABLE',
-          where: `${folder}/${listed.rows.path}`,
-          problem: 'the file has another number of rows than the manifest says',
-          expected: String(rowCount),
-          got: String(found),
-        });
-      }
-      for (let i = 0; i + 1 < file.batchStarts.length; i++) {
-        const batch = await file.readBatch(i);
-        try {
-          for (let row = 0; row < batch.rowCount; row++) rowIds.push(decodeText(batch.columns[0]!, row)!);
-        } catch (cause) {
-          throw new StillhouseError({
-            code: 'CACHE_FILE_UNREADABLE',
-            where: `${folder}/${listed.rows.path}`,
-            problem: `the row ids cannot be read (${(cause as Error).message})`,
-            remedy: 'Run `stillhouse cache verify` on the cache',
-            cause,
-          });
-        }
-      }
-    });
-  }
+  const { description } = manifest;
+  const rowIds = await readRowIds(shardFiles, manifest, files.where);
   const places = new Map(rowIds.map((id, index) => [id, index]));
+  const requireGroup = openGroupCheck(files.where, manifest, groups);
+  const scales = openHiddenScales(files, manifest);
+  const read = await openRowReader({ where: files.where, manifest, shardFiles, scales });
+  const matrix = openMatrixReader(files, manifest.outputMatrix);
   const { topk, sampled = null, hidden } = description.labels;
-  const zstd = await loadZstd();
-  const decodeTopK = topk === null ? undefined : openTopKDecoder(description, zstd);
-  const decodeSampled = sampled === null ? undefined : openSampledDecoder(description, zstd);
-  const everything: LabelSelection = {
+  const openLabels: LabelSelection = {
     topk: topk !== null && groups.has('topk'),
     sampled: sampled !== null && groups.has('sampled'),
     hidden: (hidden?.layers ?? []).filter((layer) => groups.has(hiddenGroup(layer))),
   };
+  const refuseUnknown = (name: string): never => {
+    throw new StillhouseError({ code: 'CACHE_ROW_UNKNOWN', where: files.where, problem: `there is no row ${name}` });
+  };
+  const readRow = async (index: number, select: LabelSelection = openLabels): Promise<LabelledRow> => {
+    if (!Number.isInteger(index) || index < 0 || index >= rowIds.length) {
+      refuseUnknown(`number ${index}, they go from 0 to ${rowIds.length - 1}`);
+    }
+    for (const group of groupsOf(select)) requireGroup(group);
+    return read(index, select);
+  };
+  return {
+    folder: files.where,
+    manifest,
+    description,
+    digest: manifest.digest,
+    rowCount: rowIds.length,
+    rowIds,
+    openLabels,
+    hasOutputMatrix: manifest.outputMatrix !== null && groups.has('head'),
+    tokenizerFolder: manifest.tokenizer.length > 0 && groups.has('tokenizer') ? files.tokenizerFolder : null,
+    indexOf: (id) => places.get(id) ?? refuseUnknown(JSON.stringify(id)),
+    readRow,
+    rows: (order = rowIds.keys(), select) => readAhead(order, (index) => readRow(index, select)),
+    hiddenScale: async (layer) => {
+      requireGroup(hiddenGroup(layer));
+      return scales.scaleOf(layer);
+    },
+    streamOutputMatrix: async function* () {
+      requireGroup('head');
+      yield* matrix.stream();
+    },
+    readOutputMatrix: async () => {
+      requireGroup('head');
+      return matrix.readWhole();
+    },
+    close: async () => {
+      await shardFiles.close();
+      await files.close();
+    },
+  };
+}
 
-  const requireGroup = (group: CacheGroup, exists: boolean) => {
+function openGroupCheck(
+  where: string,
+  { description, outputMatrix }: CacheManifest,
+  groups: ReadonlySet<CacheGroup>,
+): (group: CacheGroup) => void {
+  const had: readonly CacheGroup[] = [...shardGroups(description), ...(outputMatrix === null ? [] : ['head' as const])];
+  return (group) => {
+    const exists = had.includes(group);
     if (exists && groups.has(group)) return;
     throw new StillhouseError({
       code: 'CACHE_GROUP_ABSENT',
-      where: folder,
+      where,
       problem: `${group} is not in this cache${exists ? ' as it was opened' : ''}`,
       got: `the groups ${[...groups].sort().join(', ')}`,
       remedy: exists
@@ -198,166 +194,28 @@ async function makeCache(
         : 'Build a cache with that label, or train on another',
     });
   };
-  const unknownRow = (name: string) =>
-    new StillhouseError({ code: 'CACHE_ROW_UNKNOWN', where: folder, problem: `there is no row ${name}` });
+}
 
-  const readRow = async (index: number, select: LabelSelection = everything): Promise<LabelledRow> => {
-    const shard = findRange(shards, index);
-    if (!Number.isInteger(index) || index < 0 || index >= rowIds.length || shard === undefined) {
-      throw unknownRow(`number ${index}, they go from 0 to ${rowIds.length - 1}`);
-    }
-    if (select.topk === true) requireGroup('topk', topk !== null);
-    if (select.sampled === true) requireGroup('sampled', sampled !== null);
-    for (const layer of select.hidden ?? []) {
-      requireGroup(hiddenGroup(layer), hidden?.layers.includes(layer) ?? false);
-    }
-    const place = index - shard.firstRow;
-    const layers = select.hidden ?? [];
-    const contents: ShardContent[] = ['rows', ...layers];
-    if (select.topk === true) contents.push('topk');
-    if (select.sampled === true) contents.push('sampled');
-    // All at once: while one is read from the disk another may be too.
-    const found = new Map(
-      await Promise.all(
-        contents.map(async (content) => {
-          const at = await shardFiles.readAt(shard.files[contentGroup(content)]!, content, place);
-          return [content, at] as const;
-        }),
-      ),
-    );
-    const decode = <T>(content: ShardContent, decoder: (batch: ArrowBatch, place: number) => T): T => {
-      const at = found.get(content)!;
-      try {
-        return decoder(at.batch, at.place);
-      } catch (cause) {
-        throw new StillhouseError({
-          code: 'CACHE_FILE_UNREADABLE',
-          where: `${folder}/${shard.files[contentGroup(content)]!.path}`,
-          problem: `row ${place} of the shard cannot be read (${(cause as Error).message})`,
-          remedy: 'Run `stillhouse cache verify` on the cache',
-          cause,
-        });
-      }
-    };
-    const row = decode('rows', decodeRow);
-    const positions = labelPositions(row.lossMask, description.positions);
-    /** The labels of a group, which must be of this row and its positions. */
-    const decodeLabels = <T>(content: ShardContent, decoder: LabelDecoder<T>, countOf: (labels: T) => number): T => {
-      const [id, labels] = decode(content, (batch, at) => decoder(batch, at, positions.length));
-      const count = countOf(labels);
-      if (id === row.id && count === positions.length) return labels;
-      const group = contentGroup(content);
-      throw new StillhouseError({
-        code: 'CACHE_FILE_UNREADABLE',
-        where: `${folder}/${shard.files[group]!.path}`,
-        problem: `${group} does not belong to the rows`,
-        expected: `row ${row.id} with ${positions.length} positions`,
-        got: `row ${id} with ${count}`,
-        remedy: 'Run `stillhouse cache verify` on the cache',
-      });
-    };
-    const states = new Map<HiddenLayer, HiddenLabels>();
-    const countStates = (labels: HiddenLabels) => labels.values.length / labels.width;
-    for (const layer of layers) states.set(layer, decodeLabels(layer, await decoderOf(layer), countStates));
-    return {
-      row,
-      positions,
-      ...(select.topk === true ? { topk: decodeLabels('topk', decodeTopK!, countPositions) } : {}),
-      ...(select.sampled === true ? { sampled: decodeLabels('sampled', decodeSampled!, countPositions) } : {}),
-      ...(layers.length > 0 ? { hidden: states } : {}),
-    };
-  };
+const groupsOf = ({ topk, sampled, hidden = [] }: LabelSelection): readonly CacheGroup[] => [
+  ...(topk === true ? (['topk'] as const) : []),
+  ...(sampled === true ? (['sampled'] as const) : []),
+  ...hidden.map(hiddenGroup),
+];
 
-  const scales = new Map<HiddenLayer, Promise<HiddenScale>>();
-  const hiddenScale = async (layer: HiddenLayer): Promise<HiddenScale | undefined> => {
-    requireGroup(hiddenGroup(layer), hidden?.layers.includes(layer) ?? false);
-    const file = manifest.scales.find((one) => one.layer === layer);
-    if (file === undefined) return undefined;
-    const known = scales.get(layer);
-    if (known !== undefined) return known;
-    const reading = readLocalScale(file);
-    scales.set(layer, reading);
-    reading.catch(() => scales.delete(layer));
-    return reading;
-  };
-  const readLocalScale = async (file: ListedFile): Promise<HiddenScale> => {
-    const local = await files.acquire(file);
-    try {
-      return await readScale(local.path, description);
-    } finally {
-      local.release();
+/** Reads in the given order, the next few while one is worked on. */
+async function* readAhead<T>(order: Iterable<number>, read: (index: number) => Promise<T>): AsyncGenerator<T> {
+  const coming: Promise<T>[] = [];
+  try {
+    for (const index of order) {
+      const reading = read(index);
+      // What goes wrong is said when the row's turn comes.
+      reading.catch(() => {});
+      coming.push(reading);
+      if (coming.length > ROWS_AHEAD) yield await coming.shift()!;
     }
-  };
-  const decoders = new Map<HiddenLayer, HiddenDecoder>();
-  const decoderOf = async (layer: HiddenLayer): Promise<HiddenDecoder> => {
-    const known = decoders.get(layer);
-    if (known !== undefined) return known;
-    const shape = { layer, dtype: hidden!.dtype, width: description.teacher!.hiddenSize! };
-    const decoder = openHiddenDecoder(shape, hidden!.dtype === 'coded' ? await hiddenScale(layer) : undefined);
-    decoders.set(layer, decoder);
-    return decoder;
-  };
-
-  async function* rows(order?: Iterable<number>, select?: LabelSelection): AsyncGenerator<LabelledRow> {
-    const coming: Promise<LabelledRow>[] = [];
-    try {
-      for (const index of order ?? rowIds.keys()) {
-        const reading = readRow(index, select);
-        // What goes wrong is said when the row's turn comes.
-        reading.catch(() => {});
-        coming.push(reading);
-        if (coming.length > ROWS_AHEAD) yield await coming.shift()!;
-      }
-      while (coming.length > 0) yield await coming.shift()!;
-    } finally {
-      // Whoever stops early may close the cache next.
-      await Promise.allSettled(coming);
-    }
+    while (coming.length > 0) yield await coming.shift()!;
+  } finally {
+    // Whoever stops early may close the cache next.
+    await Promise.allSettled(coming);
   }
-
-  async function* stream(): AsyncGenerator<MatrixRows> {
-    requireGroup('head', manifest.outputMatrix !== null);
-    const matrix = manifest.outputMatrix as ListedMatrix;
-    const local = await files.acquire(matrix);
-    try {
-      yield* streamOutputMatrix(local.path, matrix);
-    } finally {
-      local.release();
-    }
-  }
-
-  return {
-    folder,
-    manifest,
-    description,
-    digest: manifest.digest,
-    rowCount: rowIds.length,
-    rowIds,
-    openLabels: everything,
-    hasOutputMatrix: manifest.outputMatrix !== null && groups.has('head'),
-    tokenizerFolder: manifest.tokenizer.length > 0 && groups.has('tokenizer') ? files.tokenizerFolder : null,
-    indexOf: (id) => {
-      const index = places.get(id);
-      if (index === undefined) throw unknownRow(JSON.stringify(id));
-      return index;
-    },
-    readRow,
-    rows,
-    hiddenScale,
-    streamOutputMatrix: stream,
-    readOutputMatrix: async () => {
-      requireGroup('head', manifest.outputMatrix !== null);
-      const { rows: height, columns, dtype } = manifest.outputMatrix!;
-      const whole = new Float32Array(height * columns);
-      for await (const part of stream()) {
-        const start = part.firstRow * columns;
-        widenMatrixRows(dtype, part, whole.subarray(start, start + part.rowCount * columns));
-      }
-      return whole;
-    },
-    close: async () => {
-      await shardFiles.close();
-      await files.close();
-    },
-  };
 }

@@ -70,35 +70,43 @@ export function openShardFiles(
   manifest: CacheManifest,
   options: { readonly batchCacheBytes?: number },
 ): ShardFileReader {
-  const limitBytes = options.batchCacheBytes ?? limitKeptBatches(manifest);
-  const opened = new Map<string, { readonly opening: Promise<OpenFile>; users: number }>();
+  const pool = openFilePool(files, manifest);
+  const batches = keepBatches(options.batchCacheBytes ?? limitKeptBatches(manifest));
   const indexes = new Map<string, readonly number[]>();
-  // In order of use, the oldest first.
-  const batches = new Map<string, { readonly reading: Promise<ArrowBatch>; sizeBytes: number }>();
-  let heldBytes = 0;
 
-  const withFile: ShardFileReader['withFile'] = async (file, group, use) => {
-    let entry = opened.get(file.path);
-    if (entry === undefined) {
-      entry = { opening: openFile(files, manifest, file, group), users: 0 };
-    } else {
-      opened.delete(file.path);
-    }
-    opened.set(file.path, entry);
-    entry.users++;
-    try {
-      const { arrow } = await entry.opening.catch((error: unknown) => {
-        opened.delete(file.path);
-        throw error;
-      });
+  const withFile: ShardFileReader['withFile'] = (file, group, use) =>
+    pool.withFile(file, group, (arrow) => {
       indexes.set(file.path, arrow.batchStarts);
-      return await use(arrow);
-    } finally {
-      entry.users--;
-      if (opened.size > OPEN_FILE_LIMIT) await closeOldest();
-    }
-  };
+      return use(arrow);
+    });
 
+  return {
+    withFile,
+    readAt: async (file, group, row) => {
+      const starts = indexes.get(file.path) ?? (await withFile(file, group, async ({ batchStarts }) => batchStarts));
+      const index = findBatch(starts, row);
+      if (index === undefined) {
+        throw new StillhouseError({
+          code: 'CACHE_FILE_UNREADABLE',
+          where: `${files.where}/${file.path}`,
+          problem: `row ${row} of the shard is not in the file`,
+        });
+      }
+      const read = () => withFile(file, group, (arrow) => arrow.readBatch(index));
+      const batch = await batches.take(`${file.path}:${index}`, read);
+      return { batch, place: row - batch.firstRow };
+    },
+    close: async () => {
+      batches.clear();
+      await pool.close();
+    },
+  };
+}
+
+/** Files that stay open until others are needed. */
+function openFilePool(files: CacheFiles, manifest: CacheManifest): Pick<ShardFileReader, 'withFile' | 'close'> {
+  // In order of use, the oldest first.
+  const opened = new Map<string, { readonly opening: Promise<OpenFile>; users: number }>();
   const closeOldest = async (): Promise<boolean> => {
     for (const [path, { opening, users }] of opened) {
       if (users > 0) continue;
@@ -109,36 +117,47 @@ export function openShardFiles(
     return false;
   };
   files.setIdleCloser?.(closeOldest);
-
-  const readAt: ShardFileReader['readAt'] = async (file, group, row) => {
-    const starts = indexes.get(file.path) ?? (await withFile(file, group, async ({ batchStarts }) => batchStarts));
-    const index = findBatch(starts, row);
-    if (index === undefined) {
-      throw new StillhouseError({
-        code: 'CACHE_FILE_UNREADABLE',
-        where: `${files.where}/${file.path}`,
-        problem: `row ${row} of the shard is not in the file`,
-      });
-    }
-    const key = `${file.path}:${index}`;
-    let entry = batches.get(key);
-    if (entry === undefined) {
-      entry = { reading: withFile(file, group, (arrow) => arrow.readBatch(index)), sizeBytes: 0 };
-    } else {
-      batches.delete(key);
-    }
-    batches.set(key, entry);
-    try {
-      const batch = await entry.reading;
-      if (entry.sizeBytes === 0 && batches.get(key) === entry) hold(entry, batch.sizeBytes);
-      return { batch, place: row - batch.firstRow };
-    } catch (error) {
-      batches.delete(key);
-      throw error;
-    }
+  return {
+    withFile: async (file, group, use) => {
+      const entry = opened.get(file.path) ?? { opening: openFile(files, manifest, file, group), users: 0 };
+      opened.delete(file.path);
+      opened.set(file.path, entry);
+      entry.users++;
+      try {
+        const { arrow } = await entry.opening.catch((error: unknown) => {
+          opened.delete(file.path);
+          throw error;
+        });
+        return await use(arrow);
+      } finally {
+        entry.users--;
+        if (opened.size > OPEN_FILE_LIMIT) await closeOldest();
+      }
+    },
+    close: async () => {
+      for (const { opening } of opened.values()) {
+        await opening.then(
+          (file) => file.close(),
+          () => {},
+        );
+      }
+      opened.clear();
+    },
   };
+}
 
-  const hold = (entry: { sizeBytes: number }, sizeBytes: number) => {
+interface KeptBatch {
+  readonly reading: Promise<ArrowBatch>;
+  /** 0 until it is read. */
+  sizeBytes: number;
+}
+
+/** The batches that were asked for last, up to so many bytes. */
+function keepBatches(limitBytes: number) {
+  // In order of use, the oldest first.
+  const batches = new Map<string, KeptBatch>();
+  let heldBytes = 0;
+  const hold = (entry: KeptBatch, sizeBytes: number) => {
     entry.sizeBytes = sizeBytes;
     heldBytes += sizeBytes;
     for (const [key, oldest] of batches) {
@@ -148,19 +167,20 @@ export function openShardFiles(
       batches.delete(key);
     }
   };
-
   return {
-    withFile,
-    readAt,
-    close: async () => {
-      batches.clear();
-      for (const { opening } of opened.values()) {
-        await opening.then(
-          (file) => file.close(),
-          () => {},
-        );
+    take: async (key: string, read: () => Promise<ArrowBatch>): Promise<ArrowBatch> => {
+      const entry = batches.get(key) ?? { reading: read(), sizeBytes: 0 };
+      batches.delete(key);
+      batches.set(key, entry);
+      try {
+        const batch = await entry.reading;
+        if (entry.sizeBytes === 0 && batches.get(key) === entry) hold(entry, batch.sizeBytes);
+        return batch;
+      } catch (error) {
+        batches.delete(key);
+        throw error;
       }
-      opened.clear();
     },
+    clear: () => batches.clear(),
   };
 }

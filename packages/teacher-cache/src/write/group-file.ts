@@ -1,7 +1,6 @@
 import { join } from 'node:path';
-import { openShardEncoder, type ShardCodecs } from '../codecs/arrow-encoding.ts';
+import type { ShardEncoder } from '../codecs/arrow-encoding.ts';
 import { openArrowFileWriter } from '../codecs/arrow-file-writer.ts';
-import type { CacheDescription, ShardContent } from '../format/description.ts';
 import type { LabelledRow } from '../format/labelled-row.ts';
 import type { ListedFile } from '../format/manifest.ts';
 
@@ -15,14 +14,7 @@ export interface GroupFile {
 }
 
 /** @throws StillhouseError CACHE_ROW_TOO_LARGE, DISK_FULL, NOT_WRITABLE, FILE_THREAD_ENDED (from any of its methods) */
-export async function openGroupFile(
-  folder: string,
-  path: string,
-  content: ShardContent,
-  description: CacheDescription,
-  codecs: ShardCodecs,
-): Promise<GroupFile> {
-  const encoder = openShardEncoder(content, description, codecs);
+export async function openGroupFile(folder: string, path: string, encoder: ShardEncoder): Promise<GroupFile> {
   const file = await openArrowFileWriter(join(folder, path));
   const write = async (batch: ReturnType<typeof encoder.flush>) => {
     if (batch !== undefined) await file.write(batch);
