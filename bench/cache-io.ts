@@ -9,14 +9,9 @@
  * does: under another name, the three of a shard at once, each synced, renamed, its folder synced. It reads them in
  * pieces of 1 MiB too: into new buffers of which the last 64 MiB are kept, as the reader of a cache does, whose rows
  * stay good as long as somebody holds them; and into one buffer again and again, which a cache's reader cannot do.
- *
- * A cache's shards are written past the page cache where the file system allows it, which "plain fs" does not do.
- * "plain fs, O_DIRECT" does: the same files from memory that a disk can read, in the same pieces, as durable; "just
- * written" is the first reading after the writing, when the files are on the disk only.
  */
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { constants } from 'node:fs';
 import { type FileHandle, mkdir, mkdtemp, open, readFile, rename, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
@@ -163,31 +158,6 @@ try {
   const writeAll = async (writeOne: (path: string) => Promise<void>) => {
     for (const files of shards) await Promise.all(files.map(writeOne));
   };
-  // Only WebAssembly's memory is sure to begin at a page.
-  const { WebAssembly } = globalThis as unknown as {
-    readonly WebAssembly: {
-      readonly Memory: new (size: { readonly initial: number }) => { readonly buffer: ArrayBuffer };
-    };
-  };
-  const aligned = new Map(
-    Array.from(contents, ([path, bytes]) => {
-      const memory = new Uint8Array(new WebAssembly.Memory({ initial: Math.ceil(bytes.length / 65_536) }).buffer);
-      memory.set(bytes);
-      return [path, memory.subarray(0, bytes.length)] as const;
-    }),
-  );
-  const writeDirect = async (path: string) => {
-    const bytes = aligned.get(path)!;
-    const target = join(plainFolder, basename(path));
-    const handle = await open(`${target}.partial`, 'w');
-    const direct = await open(`${target}.partial`, constants.O_WRONLY | constants.O_DIRECT);
-    for (let done = 0; done < bytes.length; done += PIECE_BYTES) {
-      const piece = bytes.subarray(done, done + PIECE_BYTES);
-      await (piece.length === PIECE_BYTES ? direct : handle).write(piece, 0, piece.length, done);
-    }
-    await direct.close();
-    await publishPlain(handle, target);
-  };
   const readPlain = async (nextBuffer: () => Buffer) => {
     for (const path of paths) {
       const handle = await open(path, 'r');
@@ -227,12 +197,6 @@ try {
     await mkdir(path);
   };
   await mkdir(plainFolder);
-  const refusesDirect = await writeDirect(paths[0]!).then(
-    () => false,
-    (error: NodeJS.ErrnoException) => error.code === 'EINVAL',
-  );
-  if (refusesDirect)
-    console.log('the file system refuses O_DIRECT: no such line, and the cache is written as plain fs is');
   type Work = readonly [what: string, prepare: () => Promise<unknown>, work: () => Promise<unknown>];
   const nothing = async () => {};
   const reads: readonly Work[] = [
@@ -246,19 +210,8 @@ try {
   const writes: readonly Work[] = [
     ['write: plain fs', () => empty(plainFolder), () => writeAll((path) => writePlain(path, false))],
     ['write: plain fs and sha256', () => empty(plainFolder), () => writeAll((path) => writePlain(path, true))],
-    ...(refusesDirect
-      ? []
-      : [['write: plain fs, O_DIRECT', () => empty(plainFolder), () => writeAll(writeDirect)] as const]),
     ['write: teacher-cache, shards overlapping', () => empty(cachePath), () => write(true)],
     ['write: teacher-cache, one shard after the other', () => empty(cachePath), () => write(false)],
-    [
-      'read: teacher-cache, opened, just written',
-      async () => {
-        await empty(cachePath);
-        await write(true);
-      },
-      () => withCache('never', stream),
-    ],
   ];
   const best = new Map<string, Timing>();
   const note = (what: string, timing: Timing) => {

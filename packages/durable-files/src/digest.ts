@@ -1,7 +1,6 @@
 import { createHash } from 'node:crypto';
 import { open } from 'node:fs/promises';
 import { openThreadFile } from './file-threads.ts';
-import { SLOT_BYTES } from './shared-slots.ts';
 
 export interface FileDigest {
   /** Lower-case hexadecimal sha256 of the whole file. */
@@ -12,6 +11,8 @@ export interface FileDigest {
 /** Lower-case hexadecimal. */
 export const sha256Of = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
 
+/** A shorter file is hashed where it is asked for. */
+const SHORT_BYTES = 1 << 21;
 /** What a thread reads at a time: others may have something for it too. */
 const TURN_BYTES = 8 << 20;
 
@@ -22,7 +23,7 @@ const TURN_BYTES = 8 << 20;
 export async function hashFile(path: string): Promise<FileDigest> {
   const handle = await open(path, 'r');
   try {
-    if ((await handle.stat()).size <= SLOT_BYTES) {
+    if ((await handle.stat()).size <= SHORT_BYTES) {
       const bytes = await handle.readFile();
       return { sha256: sha256Of(bytes), sizeBytes: bytes.length };
     }

@@ -1,12 +1,11 @@
 import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import { StillhouseError } from '@stillhouse/errors';
-import { SLOT_BYTES, type Slot } from './shared-slots.ts';
 
 /** The bytes of one file, hashed on another thread in the order of the calls. */
 export interface ThreadFile {
-  /** Hashes `length` bytes of a slot, which must stay as it is until this settles. */
-  hash(slot: Slot, length: number): Promise<void>;
+  /** Hashes bytes of shared memory, which must stay as they are until this settles. */
+  hash(bytes: Uint8Array): Promise<void>;
   /**
    * Hashes what an open file holds from `position` on.
    * @param fd stays open until this settles
@@ -19,6 +18,9 @@ export interface ThreadFile {
   abandon(): void;
 }
 
+/** A thread reads so much at a time into memory of its own. */
+const PIECE_BYTES = 1 << 20;
+
 /** Two keep a disk and a consumer busy: sha256 is the slowest part of a file's way, 0.4 to 1.5 GB/s on a core. */
 const THREADS = Math.min(2, availableParallelism());
 
@@ -27,17 +29,15 @@ const PROGRAM = `
 const { parentPort, workerData } = require('node:worker_threads');
 const { createHash } = require('node:crypto');
 const { readSync } = require('node:fs');
-const slots = [];
 const hashes = new Map();
-const own = Buffer.allocUnsafeSlow(workerData.slotBytes);
+const own = Buffer.allocUnsafeSlow(workerData.pieceBytes);
 const hashOf = (file) => {
   if (!hashes.has(file)) hashes.set(file, createHash('sha256'));
   return hashes.get(file);
 };
 const tasks = {
-  hash: ({ file, slot, bytes, length }) => {
-    if (bytes !== undefined) slots[slot] = bytes;
-    hashOf(file).update(slots[slot].subarray(0, length));
+  hash: ({ file, bytes }) => {
+    hashOf(file).update(bytes);
   },
   read: ({ file, fd, length, position }) => {
     let done = 0;
@@ -80,8 +80,6 @@ interface FileThread {
   /** So many bytes went through it. */
   totalBytes: number;
   ask(request: Record<string, unknown>): Promise<unknown>;
-  /** Whether the thread has the memory of this slot already; true from now on. */
-  learn(slot: number): boolean;
 }
 
 const threads: FileThread[] = [];
@@ -100,9 +98,8 @@ function takeThread(): FileThread {
 }
 
 function startThread(): FileThread {
-  const worker = new Worker(PROGRAM, { eval: true, execArgv: [], workerData: { slotBytes: SLOT_BYTES } });
+  const worker = new Worker(PROGRAM, { eval: true, execArgv: [], workerData: { pieceBytes: PIECE_BYTES } });
   const calls = new Map<number, { resolve(value: unknown): void; reject(error: Error): void }>();
-  const known = new Set<number>();
   let lastCall = 0;
   let end: StillhouseError | undefined;
   let fault: Error | undefined;
@@ -143,11 +140,6 @@ function startThread(): FileThread {
         worker.postMessage({ ...request, call: lastCall });
       });
     },
-    learn: (slot) => {
-      const isKnown = known.has(slot);
-      known.add(slot);
-      return isKnown;
-    },
   };
   return thread;
 }
@@ -166,10 +158,9 @@ export function openThreadFile(): ThreadFile {
     isDone = true;
   };
   return {
-    hash: async (slot, length) => {
-      thread.totalBytes += length;
-      const bytes = thread.learn(slot.index) ? undefined : slot.bytes;
-      await thread.ask({ task: 'hash', file, slot: slot.index, bytes, length });
+    hash: async (bytes) => {
+      thread.totalBytes += bytes.length;
+      await thread.ask({ task: 'hash', file, bytes });
     },
     read: async (fd, length, position) => {
       thread.totalBytes += length;

@@ -117,7 +117,7 @@ export async function lockFolder(
         throw error;
       }
       await removeStale(folder, name);
-      const lock = keepBeating(path, handle, own, beatMs, words);
+      const lock = keepBeating({ path, handle, own }, beatMs, words);
       if (attempt === 0 || (await isStillHeld(lock))) return lock;
       await lock.release();
       continue;
@@ -171,7 +171,14 @@ async function removeStale(folder: string, name: string): Promise<void> {
   }
 }
 
-function keepBeating(path: string, handle: FileHandle, own: LockHolder, beatMs: number, words: LockWords): FolderLock {
+/** A lock's file that this process has made, and still has open. */
+interface OwnLock {
+  readonly path: string;
+  readonly handle: FileHandle;
+  readonly own: LockHolder;
+}
+
+function keepBeating({ path, handle, own }: OwnLock, beatMs: number, words: LockWords): FolderLock {
   let beat = 0;
   let beating: Promise<void> = Promise.resolve();
   // Into the file that was created, not to the path: a lock that was taken over is never written to.

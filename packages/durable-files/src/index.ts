@@ -3,7 +3,6 @@ export { pathExists, readTextIfThere } from './absent-files.ts';
 export { type FileDigest, hashFile, sha256Of } from './digest.ts';
 export { type FolderLock, type LockTimes, type LockWords, lockFolder } from './folder-lock.ts';
 export { makeFolder } from './make-folder.ts';
-export type { WritePath } from './piece-writer.ts';
 export { publishDirectory, stageDirectory } from './staged-directory.ts';
 export { type StagedFile, stageFile, syncDirectory, writeFileAtomically } from './staged-file.ts';
 export { explainWriteFailure } from './write-failure.ts';

@@ -5,7 +5,7 @@ import type { CacheDescription, ShardContent } from '../format/description.ts';
 import type { HiddenLayer } from '../format/hidden-layer.ts';
 import type { HiddenLabels, LabelledRow, TopKLabels } from '../format/labelled-row.ts';
 import { BATCH_TARGET_BYTES, LARGEST_BUFFER_BYTES } from './arrow-file-writer.ts';
-import { type HiddenCoder, openHiddenCoder } from './hidden-codebook.ts';
+import { openHiddenCoder } from './hidden-codebook.ts';
 import { type HiddenScale, isCodebook } from './hidden-scale.ts';
 import { packSampled } from './sampled-packing.ts';
 import { packTopK } from './topk-packing.ts';

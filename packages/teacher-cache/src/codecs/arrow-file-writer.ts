@@ -17,7 +17,7 @@ export interface ArrowFileWriter {
 
 /** @throws StillhouseError DISK_FULL, NOT_WRITABLE (from any of its methods too) */
 export async function openArrowFileWriter(path: string): Promise<ArrowFileWriter> {
-  const staged = await stageFile(path, 'direct');
+  const staged = await stageFile(path);
   const encoder = new RecordBatchFileWriter();
   // The library's own queue hands chunks on one promise each and has no end; this one is empty after every call.
   const queue = new AsyncByteQueue();
