@@ -1,45 +1,17 @@
 import type { TopKPolicy } from '../format/label-policy.ts';
 import type { TopKLabels } from '../format/labelled-row.ts';
-import { openTopKKernels, type TopKKernels } from './topk-kernels.ts';
+import { areDistinct, quickExp, sumPowers } from './topk-passes.ts';
 
 /** What teachers of float32 arithmetic may miss by, in nats and as a share of probability. */
 export const TOLERANCE = 1e-3;
 /** How much narrower this quick check is, for the error of its exponentials; what is between has the slow ones. */
 const NARROW_TOLERANCE = TOLERANCE - 1e-4;
 
-/** Sums of more entries than these could be off by more than what the tolerance is narrower by. */
-const MOST_ENTRIES = 4096;
-
 /** Numbers far apart are left to the slow checks. */
 const LARGEST_DISTANCE = 128;
 
-/** exp(x) is 2^n from one table, 2^(i / STEPS) from another and a cubic polynomial; error 1e-8 of itself. */
-const STEPS = 32;
-const EXPONENTS = 128;
-const wholePowers = Float64Array.from({ length: 2 * EXPONENTS }, (_, i) => 2 ** (i - EXPONENTS));
-const partPowers = Float64Array.from({ length: STEPS }, (_, i) => 2 ** (i / STEPS));
-
-/** A position needs a few; with `Math.exp` seven took twice as long as the sums over 77 entries. */
-function quickExp(x: number): number {
-  if (!(Math.abs(x) < (EXPONENTS - 1) * Math.LN2)) return Math.exp(x);
-  const steps = x * (STEPS / Math.LN2);
-  const step = Math.floor(steps);
-  const rest = (steps - step) * (Math.LN2 / STEPS);
-  const power = wholePowers[(step >> 5) + EXPONENTS]! * partPowers[step & (STEPS - 1)]!;
-  return power * (1 + rest * (1 + rest * (0.5 + rest * (1 / 6))));
-}
-
 /** Whether the entries [start, end) of a position are surely as they must be. */
 export type SoundCheck = (labels: TopKLabels, position: number, start: number, end: number) => boolean;
-
-let kernelsInUse: { readonly vocabSize: number; readonly kernels: TopKKernels } | undefined;
-
-function takeKernels(vocabSize: number): TopKKernels {
-  if (kernelsInUse?.vocabSize !== vocabSize) {
-    kernelsInUse = { vocabSize, kernels: openTopKKernels(vocabSize, MOST_ENTRIES) };
-  }
-  return kernelsInUse.kernels;
-}
 
 /** A temperature of the grid, and where its sum comes from. */
 interface GridPoint {
@@ -63,7 +35,7 @@ function planGrid(temperatures: readonly number[]): readonly GridPoint[] {
 }
 
 /**
- * A quick check of top-k labels, for nearly all of them: two passes over the entries, in WebAssembly.
+ * A quick check of top-k labels, for nearly all of them: two passes over the entries.
  * Where it says no, the checks that take a position apart say what is wrong, if anything is.
  * @returns undefined for a policy that it knows too little of: entries there for another reason than their rank, lossy
  *   logprobs, no temperature of 1
@@ -74,37 +46,20 @@ export function openSoundCheck(policy: TopKPolicy, vocabSize: number): SoundChec
   if (!isByRank || logprobDtype !== 'float32' || !temperatures.includes(1)) return undefined;
   const grid = planGrid(temperatures);
   const longest = LARGEST_DISTANCE * Math.min(...temperatures);
-  const kernels = takeKernels(vocabSize);
   const sums = new Float64Array(3);
-  // Which entries are loaded, while nobody else has loaded theirs.
-  let loaded: TopKLabels | undefined;
-  let ownLoad = 0;
-  let loadedFrom = 0;
-  let loadedTo = 0;
-  const load = (labels: TopKLabels, from: number) => {
-    loaded = labels;
-    loadedFrom = from;
-    loadedTo = Math.min(labels.ids.length, from + kernels.capacity);
-    kernels.load(labels.ids.subarray(from, loadedTo), labels.logprobs.subarray(from, loadedTo));
-    ownLoad = kernels.loads;
-  };
   return (labels, position, start, end) => {
     const size = end - start;
-    if (size > MOST_ENTRIES) return false;
-    if (loaded !== labels || ownLoad !== kernels.loads || start < loadedFrom || end > loadedTo) load(labels, start);
-    const { logprobs, logZ } = labels;
+    const { ids, logprobs, logZ } = labels;
     const first = logprobs[start]!;
     const distance = first - logprobs[end - 1]!;
     // No number that is not finite, and none that powers of 2 go too far down for.
     if (!(first <= NARROW_TOLERANCE && distance < longest)) return false;
-    const from = start - loadedFrom;
-    const to = end - loadedFrom;
-    if (!kernels.areDistinct(from, to)) return false;
+    if (!areDistinct(ids, start, end, vocabSize)) return false;
     let leastPower = 0;
     for (let point = 0; point < grid.length; point++) {
       const { index, temperature, base, isNewBase, sum: which } = grid[point]!;
       if (isNewBase) {
-        if (!kernels.sumPowers(from, to, base, sums)) return false;
+        if (!sumPowers(logprobs, [start, end], base, sums)) return false;
         leastPower = quickExp(-distance / base);
       }
       const sum = sums[which]!;
