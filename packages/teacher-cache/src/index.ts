@@ -3,8 +3,9 @@
  * any language with an Arrow library by FORMAT.md.
  */
 
+export type { VerifyProblem } from './check/findings.ts';
 export { requireSameTeacher } from './check/same-teacher.ts';
-export { type VerifyProblem, type VerifyReport, verifyCache } from './check/verify.ts';
+export { type VerifyReport, verifyCache } from './check/verify.ts';
 export {
   type CoordinateCoder,
   decodeStates,

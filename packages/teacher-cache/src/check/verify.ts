@@ -1,29 +1,17 @@
 import { readdir, stat } from 'node:fs/promises';
 import { join, relative } from 'node:path';
 import { hashFile } from '@stillhouse/durable-files';
-import { isStillhouseError } from '@stillhouse/errors';
-import { decodeRow, openHiddenDecoder, openSampledDecoder, openTopKDecoder } from '../codecs/arrow-decoding.ts';
-import { type ArrowBatch, type ArrowFile, openArrowFile } from '../codecs/arrow-file-reader.ts';
 import { streamOutputMatrix } from '../codecs/output-matrix.ts';
 import { readScale } from '../codecs/scale-file.ts';
-import { loadZstd } from '../codecs/zstd.ts';
-import { shardSchema } from '../format/arrow-schemas.ts';
-import { contentGroup, hiddenGroup, type ShardContent, shardGroups } from '../format/description.ts';
-import { type CachedRow, labelPositions, targetsOf } from '../format/labelled-row.ts';
-import { type CacheManifest, type ListedFile, type ListedShard, listFiles, MANIFEST_NAME } from '../format/manifest.ts';
+import { shardGroups } from '../format/description.ts';
+import { type CacheManifest, type ListedFile, listFiles, MANIFEST_NAME } from '../format/manifest.ts';
 import { readManifest } from '../format/manifest-parser.ts';
 import { listOmittedGroups, PULL_STAGING_NAME, PULLED_STATE_NAME } from '../read/pulled-state.ts';
 import { PARTS_FOLDER } from '../write/build-state.ts';
 import { LOCK_NAME } from '../write/builder-lock.ts';
 import { EXTENSION_NAME } from '../write/cache-extension.ts';
-import { checkSampled, checkTopK } from './distribution-checks.ts';
-import { checkHidden, checkRow } from './row-checks.ts';
-
-export interface VerifyProblem {
-  /** Relative to the cache. */
-  readonly file: string;
-  readonly problem: string;
-}
+import { collectFindings, explain, type Findings, type VerifyProblem } from './findings.ts';
+import { type CheckedCache, checkShard } from './shard-checks.ts';
 
 export interface VerifyReport {
   /** No problem was found. An incomplete cache can be without problems as far as it goes. */
@@ -40,9 +28,6 @@ export interface VerifyReport {
 
 /** So many files are hashed ahead: of a shard or two, which the page cache still has when they are read. */
 const FILES_AHEAD = 4;
-
-/** More would bury the other files. */
-const PROBLEMS_PER_FILE = 5;
 
 /**
  * Hashes every file of a cache and checks every invariant of the format. It collects what is wrong, each with the
@@ -78,47 +63,18 @@ export async function verifyCache(folder: string): Promise<VerifyReport> {
   // Those of the shards come last, shard by shard.
   await settle(files.length - filesPerShard * manifest.shards.length);
   await checkStrayFiles(folder, manifest, findings);
-  await checkMatrices(folder, manifest, sound, findings);
-  const rowIds = new Map<string, string>();
+  const cache: CheckedCache = { folder, manifest, sound, rowIds: new Map(), findings };
+  await checkMatrices(cache);
   for (const shard of manifest.shards) {
     await settle(filesPerShard);
     if (!sound.has(shard.files.rows.path)) continue;
-    const counts = await checkShard(folder, manifest, shard, sound, rowIds, findings);
+    const counts = await checkShard(cache, shard);
     tally.rowsChecked += counts.rows;
     tally.positionsChecked += counts.positions;
   }
   const problems = findings.list();
   return { ok: problems.length === 0, complete: manifest.complete, digest: manifest.digest, ...tally, problems };
 }
-
-const explain = (error: unknown) =>
-  isStillhouseError(error)
-    ? [
-        error.report.problem,
-        error.report.expected && `expected ${error.report.expected}`,
-        error.report.got && `got ${error.report.got}`,
-      ]
-        .filter((part) => part !== undefined)
-        .join(', ')
-    : String(error);
-
-function collectFindings() {
-  const found = new Map<string, string[]>();
-  return {
-    add: (file: string, problem: string) => {
-      const list = found.get(file) ?? [];
-      found.set(file, list);
-      list.push(problem);
-    },
-    list: (): VerifyProblem[] =>
-      [...found].flatMap(([file, problems]) => {
-        const rest = problems.length - PROBLEMS_PER_FILE;
-        const shown = problems.slice(0, PROBLEMS_PER_FILE);
-        return (rest > 0 ? [...shown, `and ${rest} more`] : shown).map((problem) => ({ file, problem }));
-      }),
-  };
-}
-type Findings = ReturnType<typeof collectFindings>;
 
 /**
  * Checks the content of file after file, each at the call that asks for it or before: while the rows of a shard are checked,
@@ -172,12 +128,7 @@ async function checkStrayFiles(folder: string, manifest: CacheManifest, findings
   }
 }
 
-async function checkMatrices(
-  folder: string,
-  manifest: CacheManifest,
-  sound: ReadonlySet<string>,
-  findings: Findings,
-): Promise<void> {
+async function checkMatrices({ folder, manifest, sound, findings }: CheckedCache): Promise<void> {
   for (const { path } of manifest.scales) {
     if (!sound.has(path)) continue;
     await readScale(join(folder, path), manifest.description).catch((error: unknown) =>
@@ -198,106 +149,4 @@ async function checkMatrices(
   } catch (error) {
     findings.add(matrix.path, explain(error));
   }
-}
-
-/** Calls `visit` for every Arrow row of a file; damage becomes a finding. */
-async function visitRows(
-  file: ListedFile,
-  open: () => Promise<ArrowFile>,
-  rowCount: number,
-  findings: Findings,
-  visit: (batch: ArrowBatch, place: number, row: number) => void,
-): Promise<void> {
-  let arrow: ArrowFile | undefined;
-  try {
-    arrow = await open();
-    const found = arrow.batchStarts.at(-1)!;
-    if (found !== rowCount) findings.add(file.path, `there are ${found} rows, the manifest says ${rowCount}`);
-    for (let i = 0; i + 1 < arrow.batchStarts.length; i++) {
-      const batch = await arrow.readBatch(i);
-      for (let place = 0; place < batch.rowCount; place++) visit(batch, place, batch.firstRow + place);
-    }
-  } catch (error) {
-    findings.add(file.path, explain(error));
-  } finally {
-    await arrow?.close();
-  }
-}
-
-async function checkShard(
-  folder: string,
-  manifest: CacheManifest,
-  shard: ListedShard,
-  sound: ReadonlySet<string>,
-  rowIds: Map<string, string>,
-  findings: Findings,
-): Promise<{ readonly rows: number; readonly positions: number }> {
-  const { description } = manifest;
-  const { topk, sampled = null, hidden } = description.labels;
-  const zstd = await loadZstd();
-  const visitGroup = (content: ShardContent, visit: Parameters<typeof visitRows>[4]) => {
-    const file = shard.files[contentGroup(content)]!;
-    const path = join(folder, file.path);
-    const open = () => openArrowFile(path, shardSchema(description, content));
-    return sound.has(file.path) ? visitRows(file, open, shard.rowCount, findings, visit) : Promise.resolve();
-  };
-  const rows: { readonly id: string; readonly targets: Int32Array }[] = [];
-  let tokens = 0;
-  await visitGroup('rows', (batch, place) => {
-    const row: CachedRow = decodeRow(batch, place);
-    for (const problem of checkRow(row, description)) findings.add(shard.files.rows.path, `row ${row.id}: ${problem}`);
-    const former = rowIds.get(row.id);
-    if (former !== undefined) findings.add(shard.files.rows.path, `row id ${row.id} is in ${former} too`);
-    rowIds.set(row.id, shard.files.rows.path);
-    tokens += row.inputIds.length;
-    rows.push({ id: row.id, targets: targetsOf(row, labelPositions(row.lossMask, description.positions)) });
-  });
-  const positions = rows.reduce((sum, row) => sum + row.targets.length, 0);
-  const targetsAt = (index: number) => rows[index]?.targets ?? new Int32Array(0);
-  if (tokens !== shard.tokenCount || positions !== shard.positionCount) {
-    const said = `${shard.tokenCount} tokens and ${shard.positionCount} positions`;
-    findings.add(
-      shard.files.rows.path,
-      `there are ${tokens} tokens and ${positions} positions, the manifest says ${said}`,
-    );
-  }
-  const report = (path: string, index: number, id: string, problems: Iterable<string>) => {
-    const row = rows[index];
-    if (row?.id !== id) findings.add(path, `row ${index} is ${id}, in the rows it is ${row?.id ?? 'missing'}`);
-    else for (const problem of problems) findings.add(path, `row ${id}: ${problem}`);
-  };
-  if (topk !== null) {
-    const { path } = shard.files.topk!;
-    const decode = openTopKDecoder(description, zstd);
-    await visitGroup('topk', (batch, place, index) => {
-      const targets = targetsAt(index);
-      const [id, labels] = decode(batch, place, targets.length);
-      report(path, index, id, checkTopK(labels, targets, description));
-    });
-  }
-  if (sampled !== null) {
-    const { path } = shard.files.sampled!;
-    const decode = openSampledDecoder(description, zstd);
-    await visitGroup('sampled', (batch, place, index) => {
-      const positions = targetsAt(index).length;
-      const [id, labels] = decode(batch, place, positions);
-      report(path, index, id, checkSampled(labels, positions, description));
-    });
-  }
-  for (const layer of hidden?.layers ?? []) {
-    const { path } = shard.files[hiddenGroup(layer)]!;
-    const shape = { layer, dtype: hidden!.dtype, width: description.teacher!.hiddenSize! };
-    const listed = manifest.scales.find((one) => one.layer === layer);
-    // Without its scale a layer cannot be decoded; the scale is among the findings already.
-    if (listed !== undefined && !sound.has(listed.path)) continue;
-    const scale = listed && (await readScale(join(folder, listed.path), description).catch(() => undefined));
-    if (listed !== undefined && scale === undefined) continue;
-    const decode = openHiddenDecoder(shape, scale);
-    await visitGroup(layer, (batch, place, index) => {
-      const positions = targetsAt(index).length;
-      const [id, labels] = decode(batch, place, positions);
-      report(path, index, id, checkHidden(labels, positions, description));
-    });
-  }
-  return { rows: rows.length, positions };
 }

@@ -125,7 +125,9 @@ export function readBody(
     scales: readScales(reader, root, version, description),
     shards: reader
       .array(root.shards, 'shards')
-      .map((value, i) => readShard(reader, value, `shards[${i}]`, readIndex(value, i), description, version)),
+      .map((value, i) =>
+        readShard(reader, value, { key: `shards[${i}]`, index: readIndex(value, i), version }, description),
+      ),
     provenance:
       version === 1
         ? impliedProvenance(description, stored)
@@ -186,10 +188,8 @@ function readScales(
 function readShard(
   reader: Reader,
   value: unknown,
-  key: string,
-  index: number,
+  { key, index, version }: { readonly key: string; readonly index: number; readonly version: number },
   description: CacheDescription,
-  version: number,
 ): ListedShard {
   const shard = reader.object(value, key);
   const files = reader.object(shard.files, `${key}.files`);
