@@ -3,11 +3,12 @@
  * any language with an Arrow library by FORMAT.md.
  */
 
-export type { VerifyProblem } from './check/findings.ts';
+// Checks
 export { requireSameTeacher } from './check/same-teacher.ts';
 export { type VerifyReport, verifyCache } from './check/verify.ts';
+
+// Codecs
 export {
-  type CoordinateCoder,
   decodeStates,
   encodeStates,
   fitCoordinateCoder,
@@ -23,16 +24,16 @@ export {
 } from './codecs/hidden-quantisation.ts';
 export { type HiddenScale, isCodebook } from './codecs/hidden-scale.ts';
 export type { LogprobDtype } from './codecs/logprob-codes.ts';
-export { type MatrixRows, type OutputMatrixSource, widenMatrixRows } from './codecs/output-matrix.ts';
+export type { OutputMatrixSource } from './codecs/output-matrix.ts';
 export { packTopK, roundTopK } from './codecs/topk-packing.ts';
-export { loadZstd, type ZstdCodec } from './codecs/zstd.ts';
-export { type CacheSize, describeSize, estimateCacheSize, type GroupSize } from './format/cache-size.ts';
+export { loadZstd } from './codecs/zstd.ts';
+
+// The format
+export { type CacheSize, describeSize, estimateCacheSize } from './format/cache-size.ts';
 export {
   type CacheDescription,
   type CacheGroup,
   type DataIdentity,
-  type DescriptionDifference,
-  diffDescriptions,
   GROUP_CHANNELS,
   type HiddenDtype,
   type LabelPositions,
@@ -40,9 +41,7 @@ export {
   type TokenizerIdentity,
 } from './format/description.ts';
 export {
-  type AttentionLayer,
   attentionLayer,
-  compareLayers,
   describeHiddenLayer,
   type HiddenLayer,
   hasLayer,
@@ -68,34 +67,21 @@ export {
 } from './format/labelled-row.ts';
 export {
   type CacheManifest,
-  FORMAT_NAME,
   FORMAT_VERSION,
   type ListedFile,
-  type ListedMatrix,
-  type ListedShard,
   listFiles,
   MANIFEST_NAME,
   type MatrixDtype,
 } from './format/manifest.ts';
 export { MANIFEST_LIMIT_BYTES } from './format/manifest-bounds.ts';
 export { parseManifest, readManifest } from './format/manifest-parser.ts';
-export type { GroupProvenance, ScoringSettings } from './format/provenance.ts';
-export { type DataRange, listData, type RowRange } from './format/shard-layout.ts';
-export {
-  type GraphIdentity,
-  printTeacher,
-  type ServiceIdentity,
-  type TeacherIdentity,
-  teacherSha256,
-  type WeightsIdentity,
-} from './format/teacher-identity.ts';
+export type { ScoringSettings } from './format/provenance.ts';
+export { type DataRange, listData } from './format/shard-layout.ts';
+export { printTeacher, type TeacherIdentity, teacherSha256, type WeightsIdentity } from './format/teacher-identity.ts';
+
+// Reading
 export { type CacheFiles, type FileStamp, type LocalFile, readStamp, sameStamp } from './read/cache-files.ts';
-export {
-  type OpenCacheOptions,
-  openCache,
-  openCacheFiles,
-  type TeacherCache,
-} from './read/cache-reader.ts';
+export { openCache, openCacheFiles, type TeacherCache } from './read/cache-reader.ts';
 export { measureKeptBatches } from './read/kept-batches.ts';
 export {
   PULL_STAGING_NAME,
@@ -104,10 +90,12 @@ export {
   readPulledState,
   writePulledState,
 } from './read/pulled-state.ts';
+
+// Writing
 export { lockForBuilding } from './write/builder-lock.ts';
-export { type CacheExtension, type ExtensionRequest, openCacheExtension } from './write/cache-extension.ts';
+export { type CacheExtension, openCacheExtension } from './write/cache-extension.ts';
 export { type CacheRepair, type DamagedShard, openCacheRepair } from './write/cache-repair.ts';
 export type { CacheWriter } from './write/cache-writer.ts';
-export { listUnfinishedParts, type MergeResult, mergeCache, type UnfinishedPart } from './write/merge-cache.ts';
-export { openCacheWriter, type WriterOptions } from './write/open-cache-writer.ts';
+export { listUnfinishedParts, mergeCache, type UnfinishedPart } from './write/merge-cache.ts';
+export { openCacheWriter } from './write/open-cache-writer.ts';
 export { type Partition, printPartition } from './write/part-manifest.ts';

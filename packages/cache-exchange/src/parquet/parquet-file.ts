@@ -2,6 +2,8 @@ import { stageFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import type { ColumnChunk, RowGroup, SchemaElement } from 'hyparquet';
 import { ByteWriter, type Writer } from 'hyparquet-writer';
+// Parts of the library that its index does not name, so package.json has the exact version: what the index has takes every
+// number boxed and chooses encodings itself: four times the processor time for one column of ten, and other bytes.
 import { writePageHeader } from 'hyparquet-writer/src/datapage.js';
 import { writeRleBitPackedHybrid } from 'hyparquet-writer/src/encoding.js';
 import { writeMetadata } from 'hyparquet-writer/src/metadata.js';
@@ -24,8 +26,7 @@ export interface ParquetFileOptions<Row> {
 
 /**
  * Writes rows as one Parquet file: pages of about 1 MiB and whole rows, plain, uncompressed, without statistics; row
- * groups of about 64 MiB, which is what it holds in memory. The library would box every number on the way, at a
- * fiftieth of the speed; of it come the headers and the encoding of levels.
+ * groups of about 64 MiB, which is what it holds in memory. Of the library come the headers and the encoding of levels.
  * @returns the file's size in bytes
  * @throws StillhouseError EXPORT_ROW_TOO_LARGE, DISK_FULL, NOT_WRITABLE
  */
