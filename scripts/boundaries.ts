@@ -2,7 +2,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { isBuiltin } from 'node:module';
 import { dirname, join, relative, resolve, sep } from 'node:path';
 import { type Import, type ScannedFile, scanImports } from './imports.ts';
-import { libraryOwners, ranks, separated, testLibraries, testPackage } from './ranks.ts';
+import { libraryOwners, ranks, separated, testLibraries, testPackages } from './ranks.ts';
 
 export type Rule =
   | 'rank'
@@ -40,6 +40,8 @@ interface Package {
 const scope = '@stillhouse/';
 /** The package that is the command: nothing imports it but tests. */
 const command = 'cli';
+/** The package that lists the libraries for tests. */
+const libraryHost = 'testing';
 const scripts = ['.ts', '.mts', '.cts', '.js', '.mjs', '.cjs'];
 
 /** Checks every import in a repository and returns what breaks a rule, in the order of the files. */
@@ -93,7 +95,7 @@ function isTestPath(path: string): boolean {
 }
 
 function checkTable(packages: readonly Package[]): Violation[] {
-  const known = new Set([...Object.keys(ranks), testPackage.name]);
+  const known = new Set([...Object.keys(ranks), ...Object.keys(testPackages)]);
   const present = new Set(packages.map((one) => one.name));
   const table = 'scripts/ranks.ts';
   return [
@@ -168,10 +170,7 @@ function checkWorkspaceImport(where: string, one: Package, file: SourceFile, spe
       violate(where, 'deep-import', `${specifier} goes past the package's index; import ${scope}${target}`),
     );
   }
-  if (target === testPackage.name) {
-    if (!file.isTest) violations.push(violate(where, 'test-only', `${specifier} is for tests only`));
-    return violations;
-  }
+  if (target in testPackages) return [...violations, ...checkTestPackageImport(where, one, file, target)];
   const rank = ranks[target];
   if (rank === undefined) {
     return [...violations, violate(where, 'rank', `there is no package ${target} in scripts/ranks.ts`)];
@@ -180,7 +179,7 @@ function checkWorkspaceImport(where: string, one: Package, file: SourceFile, spe
   if (pair !== undefined) {
     violations.push(violate(where, 'separation', `${one.name} must not import ${target}: ${pair.reason}`));
   } else {
-    const limit = one.name === testPackage.name ? testPackage.importsUpToRank + 1 : (ranks[one.name] ?? Infinity);
+    const limit = testPackages[one.name] ?? ranks[one.name] ?? Infinity;
     if (rank >= limit) {
       const direction = rank === ranks[one.name] ? 'sideways' : 'upward';
       const problem = `${one.name} may import ranks below ${limit} only; ${target} has rank ${rank} (${direction})`;
@@ -190,10 +189,24 @@ function checkWorkspaceImport(where: string, one: Package, file: SourceFile, spe
   return [...violations, ...checkListed(where, one, file, `${scope}${target}`)];
 }
 
+function checkTestPackageImport(where: string, one: Package, file: SourceFile, target: string): Violation[] {
+  const testRank = testPackages[target]!;
+  const ownRank = testPackages[one.name];
+  if (ownRank !== undefined) {
+    if (testRank < ownRank) return checkListed(where, one, file, `${scope}${target}`);
+    const problem = `${one.name} may import ranks below ${ownRank} only; ${target} has rank ${testRank}`;
+    return [violate(where, 'rank', problem)];
+  }
+  if (!file.isTest) return [violate(where, 'test-only', `${scope}${target} is for tests only`)];
+  const rank = ranks[one.name] ?? Infinity;
+  if (testRank <= rank) return [];
+  return [violate(where, 'rank', `${target} is for tests of rank ${testRank} and above; ${one.name} has rank ${rank}`)];
+}
+
 function checkLibraryImport(where: string, one: Package, file: SourceFile, specifier: string): Violation[] {
   const library = libraryOf(specifier);
   if (testLibraries.includes(library)) {
-    if (file.isTest || one.name === testPackage.name) return [];
+    if (file.isTest || one.name in testPackages) return [];
     return [violate(where, 'test-only', `${library} is for tests only`)];
   }
   const owners = libraryOwners[library];
@@ -218,7 +231,7 @@ function checkListed(where: string, one: Package, file: SourceFile, dependency: 
 function checkUnused(root: string, one: Package): Violation[] {
   // A string counts as use too: `--import tsx` on a command line needs the library all the same.
   const used = new Set<string>(one.files.flatMap((file) => [...file.strings].map(libraryOf)));
-  const hosted: readonly string[] = one.name === testPackage.name ? testLibraries : [];
+  const hosted: readonly string[] = one.name === libraryHost ? testLibraries : [];
   return [...one.dependencies, ...one.devDependencies]
     .filter((dependency) => one.files.length > 0 && !used.has(dependency) && !hosted.includes(dependency))
     .map((dependency) => {

@@ -3,10 +3,11 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { openHeldOut } from '@stillhouse/evaluation';
 import { loadDecoder } from '@stillhouse/model-runner';
+import { openEngine } from '@stillhouse/runtime';
 import { resolveSettings } from '@stillhouse/settings';
 import { TRAINING_SETTINGS, trainStudent } from '@stillhouse/student-trainer';
 import { BUILD_SETTINGS, buildTeacherCache } from '@stillhouse/teacher-inference';
-import { makeTemporaryFolder, openEngine } from '@stillhouse/testing';
+import { makeTemporaryFolder } from '@stillhouse/testing';
 import { test } from 'vitest';
 
 const GOLDEN = new URL('./golden/', import.meta.url).pathname;

@@ -6,7 +6,7 @@ import { makeTemporaryFolder } from '@stillhouse/testing';
 import { test } from 'vitest';
 import { checkBoundaries, type Rule } from '../scripts/boundaries.ts';
 import { scanImports } from '../scripts/imports.ts';
-import { libraryOwners, ranks, testPackage } from '../scripts/ranks.ts';
+import { libraryOwners, ranks, testPackages } from '../scripts/ranks.ts';
 
 type Tree = Readonly<Record<string, string>>;
 type TestScope = Parameters<typeof makeTemporaryFolder>[0];
@@ -19,7 +19,7 @@ function manifest(dependencies: readonly string[] = [], more: object = {}): stri
 /** A repository in which every package of the table is empty, with `planted` files written over it. */
 async function plant(t: TestScope, planted: Tree): Promise<string[]> {
   const root = await makeTemporaryFolder(t, 'boundaries-');
-  const empty = [...Object.keys(ranks), testPackage.name].flatMap((name): [string, string][] => [
+  const empty = [...Object.keys(ranks), ...Object.keys(testPackages)].flatMap((name): [string, string][] => [
     [`packages/${name}/package.json`, manifest()],
     [`packages/${name}/src/index.ts`, 'export {};\n'],
   ]);
@@ -52,8 +52,11 @@ test('a tree without violations passes, whatever stands in prose and strings', a
     ].join('\n'),
     'packages/decoder/src/part.ts': 'export {};\n',
     'packages/decoder/src/part.test.ts': use('fast-check') + use('@stillhouse/testing') + use('@stillhouse/checkpoint'),
-    'packages/testing/package.json': manifest(['fast-check', '@stillhouse/runtime']),
-    'packages/testing/src/index.ts': use('@stillhouse/runtime'),
+    'packages/decoder/src/gradient.test.ts': use('@stillhouse/gradient-check'),
+    'packages/testing/package.json': manifest(['fast-check', '@stillhouse/errors']),
+    'packages/testing/src/index.ts': use('@stillhouse/errors'),
+    'packages/gradient-check/package.json': manifest(['@stillhouse/testing', '@stillhouse/runtime']),
+    'packages/gradient-check/src/index.ts': use('@stillhouse/testing') + use('@stillhouse/runtime'),
     'packages/cli/package.json': manifest(['tsx']),
     'packages/cli/bin/start.js': "spawn('node', ['--import', 'tsx']);\n",
     'test/all.test.ts': use('@stillhouse/student-trainer') + use('@stillhouse/teacher-inference'),
@@ -109,10 +112,28 @@ const cases: readonly { readonly name: string; readonly rule: Rule; readonly pla
       name: 'testing reaching above its limit',
       rule: 'rank',
       planted: {
-        'packages/testing/src/index.ts': use('@stillhouse/decoder'),
-        'packages/testing/package.json': manifest(['@stillhouse/decoder']),
+        'packages/testing/src/index.ts': use('@stillhouse/settings'),
+        'packages/testing/package.json': manifest(['@stillhouse/settings']),
       },
-      says: /testing may import ranks below 3 only; decoder has rank 3/,
+      says: /testing may import ranks below 1 only; settings has rank 1/,
+    },
+    {
+      name: 'testing reaching a test package above it',
+      rule: 'rank',
+      planted: { 'packages/testing/src/index.ts': use('@stillhouse/gradient-check') },
+      says: /testing may import ranks below 1 only; gradient-check has rank 3/,
+    },
+    {
+      name: 'a test that reaches its own rank by way of a test package',
+      rule: 'rank',
+      planted: { 'packages/runtime/src/x.test.ts': use('@stillhouse/gradient-check') },
+      says: /gradient-check is for tests of rank 3 and above; runtime has rank 2/,
+    },
+    {
+      name: 'a test package that another does not list',
+      rule: 'dependency',
+      planted: { 'packages/gradient-check/src/index.ts': use('@stillhouse/testing') },
+      says: /@stillhouse\/testing is not among the dependencies/,
     },
     {
       name: 'a package without a rank',
@@ -298,7 +319,7 @@ for (const { name, rule, planted, says } of cases) {
 }
 
 test('every library of the table belongs to a package of the table', () => {
-  const known = new Set([...Object.keys(ranks), testPackage.name]);
+  const known = new Set([...Object.keys(ranks), ...Object.keys(testPackages)]);
   for (const [library, owners] of Object.entries(libraryOwners)) {
     assert.deepEqual(
       owners.filter((owner) => !known.has(owner)),

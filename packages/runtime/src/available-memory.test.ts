@@ -2,9 +2,9 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
 import { totalmem } from 'node:os';
-import { findCudaObstacle } from '@stillhouse/testing';
+import { findDeviceObstacle } from '@stillhouse/testing';
 import { test } from 'vitest';
-import { measureAvailableMemory, measureTensorMemory } from './index.ts';
+import { measureAvailableMemory, measureTensorMemory, openEngine } from './index.ts';
 
 test('without a limit the process may take what the machine has', () => {
   assert.ok(measureAvailableMemory() > 0 && measureAvailableMemory() <= totalmem());
@@ -14,7 +14,7 @@ test('on the CPU and in WebGPU tensors share the memory of the process; so they 
   assert.equal(measureTensorMemory('cpu', ['cuda']), measureAvailableMemory());
   assert.equal(measureTensorMemory('webgpu'), measureAvailableMemory());
   assert.equal(measureTensorMemory('auto'), measureAvailableMemory());
-  if ((await findCudaObstacle()) === false) return;
+  if ((await findDeviceObstacle(() => openEngine({ device: 'cuda', threads: 1 }))) === false) return;
   assert.equal(measureTensorMemory('cuda'), measureAvailableMemory());
 });
 

@@ -1,6 +1,5 @@
 /** Private: what tests of several packages share. Nothing outside of tests imports it. */
 
-export { openEngine } from '@stillhouse/runtime';
 export {
   type DifferenceBounds,
   type DifferenceSummary,
@@ -11,10 +10,8 @@ export {
   summarizeDifference,
   type Tolerance,
 } from './closeness.ts';
-export { findCudaObstacle } from './cuda-device.ts';
-// For tests of packages below `runtime`, which may not import it themselves.
 export { type DataRowsShape, writeDataRows } from './data-rows.ts';
-export { type GradientCase, gradientError } from './gradcheck.ts';
+export { findDeviceObstacle } from './device-obstacle.ts';
 export { type NodeOptions, type NodeProcess, type NodeResult, runNode, startNode } from './node-process.ts';
 export { randomNormals, randomUniforms } from './random.ts';
 export { chooseSoftwareAdapter } from './software-adapter.ts';

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
+import { type GradientCase, gradientError } from '@stillhouse/gradient-check';
 import type { GraphBuilder, Value } from '@stillhouse/onnx-graph';
-import { type GradientCase, gradientError, openEngine } from '@stillhouse/testing';
+import { openEngine } from '@stillhouse/runtime';
 import { afterAll, test } from 'vitest';
 import { emitSoftmaxAttention } from '../attention/softmax-attention.ts';
 import { emitSwiGlu } from './block.ts';

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { emitSegmentBias } from '@stillhouse/decoder';
 import { GraphBuilder } from '@stillhouse/onnx-graph';
-import { openEngine } from '@stillhouse/testing';
+import { openEngine } from '@stillhouse/runtime';
 import fc from 'fast-check';
 import { afterAll, test } from 'vitest';
 import {

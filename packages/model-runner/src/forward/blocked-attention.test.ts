@@ -13,9 +13,10 @@ import {
   gradientName,
   savingBlockGraphs,
 } from '@stillhouse/decoder';
+import { gradientError } from '@stillhouse/gradient-check';
 import type { GraphBuilder } from '@stillhouse/onnx-graph';
-import type { DeviceTensor, Program } from '@stillhouse/runtime';
-import { expectClose, gradientError, openEngine } from '@stillhouse/testing';
+import { type DeviceTensor, openEngine, type Program } from '@stillhouse/runtime';
+import { expectClose } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
 import { compileForwardPrograms, freeBatch, packSequences, type TokenBatch, uploadBatch } from '../index.ts';
 

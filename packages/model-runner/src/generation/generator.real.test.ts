@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
-import { openEngine } from '@stillhouse/testing';
+import { openEngine } from '@stillhouse/runtime';
 import { test } from 'vitest';
 import { createGenerator, loadDecoder } from '../index.ts';
 

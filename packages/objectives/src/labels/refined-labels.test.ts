@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict';
-import { expectClose, gradientError, openEngine, randomNormals } from '@stillhouse/testing';
+import { gradientError } from '@stillhouse/gradient-check';
+import { openEngine } from '@stillhouse/runtime';
+import { expectClose, randomNormals } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
 import {
   ABSENT_LOGPROB,

@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
+import { type GradientCase, gradientError } from '@stillhouse/gradient-check';
 import { GraphBuilder, type Value } from '@stillhouse/onnx-graph';
-import { expectClose, type GradientCase, gradientError, openEngine, randomNormals } from '@stillhouse/testing';
+import { openEngine } from '@stillhouse/runtime';
+import { expectClose, randomNormals } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
 import {
   ABSENT_LOGPROB,

@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
 import { openSafetensors } from '@stillhouse/checkpoint';
-import { expectClose, gradientError, openEngine } from '@stillhouse/testing';
+import { gradientError } from '@stillhouse/gradient-check';
+import { openEngine } from '@stillhouse/runtime';
+import { expectClose } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
 import { emitHiddenLoss, type FeatureMatch, featureLossGraph } from './feature-match.ts';
 

@@ -1,6 +1,7 @@
 import { openSafetensors } from '@stillhouse/checkpoint';
 import { differentiate, type FloatDtype, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
-import { expectClose, openEngine } from '@stillhouse/testing';
+import { openEngine } from '@stillhouse/runtime';
+import { expectClose } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
 import {
   type Divergence,

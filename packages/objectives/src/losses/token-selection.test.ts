@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { GraphBuilder } from '@stillhouse/onnx-graph';
-import { expectClose, openEngine, randomNormals } from '@stillhouse/testing';
+import { openEngine } from '@stillhouse/runtime';
+import { expectClose, randomNormals } from '@stillhouse/testing';
 import fc from 'fast-check';
 import { afterAll, test } from 'vitest';
 import { countSelected, emitEntropy, selectionGraph } from '../index.ts';

@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
+import { gradientError } from '@stillhouse/gradient-check';
 import { GraphBuilder } from '@stillhouse/onnx-graph';
-import { gradientError, openEngine, randomNormals } from '@stillhouse/testing';
+import { openEngine } from '@stillhouse/runtime';
+import { randomNormals } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
 import { emitLogSumExp, emitRowSum, REMOVED_SCORE } from '../index.ts';
 

@@ -1,5 +1,5 @@
 import { differentiate, type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
-import type { openEngine } from '@stillhouse/testing';
+import type { openEngine } from '@stillhouse/runtime';
 import { type Divergence, emitSoftLoss, type LabelArray, type SoftLabels, sliceLabel } from '../index.ts';
 
 type Engine = Awaited<ReturnType<typeof openEngine>>;

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { openSafetensors, readModelConfig } from '@stillhouse/checkpoint';
 import type { TokenBatch } from '@stillhouse/model-runner';
-import { expectClose, openEngine, randomNormals, randomUniforms } from '@stillhouse/testing';
+import { openEngine } from '@stillhouse/runtime';
+import { expectClose, randomNormals, randomUniforms } from '@stillhouse/testing';
 import fc from 'fast-check';
 import { afterAll, test } from 'vitest';
 import type { MicroBatch } from '../step/micro-batch.ts';

@@ -10,7 +10,8 @@ import {
   openResidentPass,
   packSequences,
 } from '@stillhouse/model-runner';
-import { expectClose, makeTemporaryFolder, openEngine, randomNormals } from '@stillhouse/testing';
+import { openEngine } from '@stillhouse/runtime';
+import { expectClose, makeTemporaryFolder, randomNormals } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
 import { type TrainingSettings, trainStudent } from '../index.ts';
 import { resolveLearning } from '../plan/learning.ts';

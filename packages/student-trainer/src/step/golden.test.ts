@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { packSequences } from '@stillhouse/model-runner';
 import { encodeModel, type GraphBuilder } from '@stillhouse/onnx-graph';
-import { expectClose, openEngine } from '@stillhouse/testing';
+import { openEngine } from '@stillhouse/runtime';
+import { expectClose } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
 import { openGoldenStudent, readStep } from '../testing/golden-student.ts';
 import { expectTenSteps } from '../testing/ten-steps.ts';

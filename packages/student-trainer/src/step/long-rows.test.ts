@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { describeParameters, readModelConfig } from '@stillhouse/checkpoint';
 import { packSequences } from '@stillhouse/model-runner';
-import { openEngine, randomNormals } from '@stillhouse/testing';
+import { openEngine } from '@stillhouse/runtime';
+import { randomNormals } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
 import { createStudent, type MicroBatch } from '../index.ts';
 import { type BatchLayout, forecastMemory, gatherLayouts, type MemoryQuestion } from '../plan/memory-forecast.ts';

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { openEngine } from '@stillhouse/testing';
+import { openEngine } from '@stillhouse/runtime';
 import { afterAll, test } from 'vitest';
 import { openRowTiles, tileBoundaries } from './row-tiles.ts';
 

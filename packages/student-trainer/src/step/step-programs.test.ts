@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { readModelConfig } from '@stillhouse/checkpoint';
-import { openEngine } from '@stillhouse/testing';
+import { openEngine } from '@stillhouse/runtime';
 import { afterAll, test } from 'vitest';
 import { makeTrainingPlan } from '../plan/training-plan.ts';
 import { compileStepPrograms } from './step-programs.ts';

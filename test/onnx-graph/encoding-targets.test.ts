@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
 import { isStillhouseError } from '@stillhouse/errors';
-import { expectClose, openEngine } from '@stillhouse/testing';
+import { encodeModel, GraphBuilder } from '@stillhouse/onnx-graph';
+import { openEngine } from '@stillhouse/runtime';
+import { expectClose } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
-import { encodeModel, GraphBuilder } from '../index.ts';
 
 const engine = await openEngine({ threads: 1 });
 afterAll(() => engine.close());

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
-import { expectClose, openEngine } from '@stillhouse/testing';
+import { type EncodingTarget, encodeModel, type FloatDtype, GraphBuilder } from '@stillhouse/onnx-graph';
+import { openEngine } from '@stillhouse/runtime';
+import { expectClose } from '@stillhouse/testing';
 import { afterAll, test } from 'vitest';
-import { type EncodingTarget, encodeModel, type FloatDtype, GraphBuilder } from '../index.ts';
 
 const engine = await openEngine({ threads: 1 });
 afterAll(() => engine.close());

@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
+import { GraphBuilder, type OperatorName, type Value, WEBGPU_OPERATORS } from '@stillhouse/onnx-graph';
+import { openEngine } from '@stillhouse/runtime';
 import type { Dtype } from '@stillhouse/tensor-types';
-import { chooseSoftwareAdapter, expectClose, openEngine, unless } from '@stillhouse/testing';
+import { chooseSoftwareAdapter, expectClose, unless } from '@stillhouse/testing';
 import { afterAll, beforeAll, describe, test } from 'vitest';
-import { GraphBuilder, type OperatorName, type Value, WEBGPU_OPERATORS } from '../index.ts';
 
 type Engine = Awaited<ReturnType<typeof openEngine>>;
 

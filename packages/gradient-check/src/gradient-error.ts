@@ -1,6 +1,6 @@
 import { differentiate, type GradientRules, GraphBuilder, type Value } from '@stillhouse/onnx-graph';
 import type { Engine } from '@stillhouse/runtime';
-import { randomNormals } from './random.ts';
+import { randomNormals } from '@stillhouse/testing';
 
 export interface GradientCase {
   /** Inputs to differentiate by; `domain` bounds their random values, otherwise standard normal. */

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
-import { type GradientCase, gradientError, openEngine } from '@stillhouse/testing';
+import { type GradientCase, gradientError } from '@stillhouse/gradient-check';
+import { differentiate, GRADIENT_RULES, GraphBuilder, type OperatorName, type Value } from '@stillhouse/onnx-graph';
+import { openEngine } from '@stillhouse/runtime';
 import { afterAll, test } from 'vitest';
-import { differentiate, GRADIENT_RULES, GraphBuilder, type OperatorName, type Value } from '../index.ts';
 
 const engine = await openEngine({ threads: 1 });
 afterAll(() => engine.close());
