@@ -36,8 +36,8 @@ export default defineConfig({
     hookTimeout: longestMs,
     coverage: {
       include: ['packages/*/src/**/*.ts'],
-      exclude: ['packages/*/src/testing/**', 'packages/*testing/**'],
-      reporter: ['text'],
+      exclude: ['packages/*/src/testing/**', 'packages/{testing,gradient-check}/**'],
+      reporter: ['text-summary', ['text', { skipFull: true }]],
     },
   },
 });

@@ -18,8 +18,12 @@ async function runFiles(t: Lifetime, files: Readonly<Record<string, string>>, ar
     export default { test: { reporters, pool: 'forks', maxWorkers: 2, isolate: false } };\n`;
   await writeFile(join(root, 'vitest.config.ts'), config);
   for (const [name, text] of Object.entries(files)) await writeFile(join(root, `${name}.test.ts`), text);
-  const vitest = join(repository, 'node_modules', 'vitest', 'vitest.mjs');
-  const { code, stdout, stderr } = await runNode([vitest, 'run', ...args], { cwd: root });
+  return runIn(root, args);
+}
+
+async function runIn(root: string, args: readonly string[]) {
+  const script = join(repository, 'scripts', 'run-vitest.js');
+  const { code, stdout, stderr } = await runNode([script, 'run', ...args], { cwd: root });
   const lines = stdout.trimEnd().split('\n');
   return { code, lines, last: lines.at(-1), output: stdout + stderr };
 }
@@ -68,5 +72,20 @@ test('words choose files by a part of their path; a run without a test fails', a
   const chosen = await runFiles(t, files, ['two']);
   assert.deepEqual([chosen.last, chosen.code], ['1 passed, 0 failed', 0]);
   const none = await runFiles(t, files, ['three']);
-  assert.deepEqual([none.last, none.code], ['0 passed, 0 failed', 1]);
+  assert.deepEqual([none.last, none.code], ['0 passed, 1 failed', 1]);
+});
+
+test('a run that never starts has a last line too', async (t) => {
+  const root = await makeTemporaryFolder(t, 'tally-');
+  await symlink(join(repository, 'node_modules'), join(root, 'node_modules'), 'junction');
+  await writeFile(join(root, 'one.test.ts'), passing);
+  const setup =
+    "import { defineConfig } from 'vitest/config';\n" +
+    `import { tallyReporter } from ${reporter};
+    export default defineConfig({ test: { globalSetup: ['absent.ts'], reporters: ['default', tallyReporter] } });\n`;
+  for (const config of ["throw new Error('dies');\n", "import './absent.ts';\n", setup]) {
+    await writeFile(join(root, 'vitest.config.ts'), config);
+    const { last, code, output } = await runIn(root, []);
+    assert.deepEqual([last, code], ['0 passed, 1 failed', 1], output);
+  }
 });
