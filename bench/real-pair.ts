@@ -46,27 +46,24 @@ function runScript(script: string, args: readonly string[]): void {
 }
 const stillhouse = (...args: string[]) => runScript('packages/cli/bin/stillhouse.js', args);
 
+async function readLines(source: string, skip: number, count: number): Promise<readonly string[]> {
+  const lines = (await readFile(join(gsm8k, source), 'utf8')).split('\n').filter((line) => line !== '');
+  return lines.slice(skip, skip + count);
+}
+const writeLines = (name: string, lines: readonly string[]) =>
+  writeFile(at(name), lines.map((line) => `${line}\n`).join(''));
+
 await mkdir(work, { recursive: true });
 const heldOutRows = Number(values['held-out']);
-for (const [name, source, count, splitName] of [
-  ['train', 'train.jsonl', values.rows, 'train'],
-  ['held-out', 'test.jsonl', values['held-out'], 'test'],
+for (const [name, source, count] of [
+  ['train', 'train.jsonl', values.rows],
+  ['held-out', 'test.jsonl', values['held-out']],
 ] as const) {
-  if (!existsSync(at(`${name}.jsonl`)))
-    runScript('scripts/gsm8k-to-rows.ts', [
-      join(gsm8k, source),
-      at(`${name}.jsonl`),
-      '--count',
-      count,
-      '--split',
-      splitName,
-    ]);
+  if (!existsSync(at(`${name}.jsonl`))) await writeLines(`${name}.jsonl`, await readLines(source, 0, Number(count)));
   stillhouse('cache', 'build', '--teacher', teacher, '--data', at(`${name}.jsonl`), '--out', at(`${name}-cache`));
 }
 // Questions that are not among the held-out rows.
-const lines = (await readFile(join(gsm8k, 'test.jsonl'), 'utf8')).split('\n').filter((line) => line !== '');
-const asked = lines.slice(heldOutRows, heldOutRows + Number(values.questions));
-await writeFile(at('questions.jsonl'), asked.map((line) => `${line}\n`).join(''));
+await writeLines('questions.jsonl', await readLines('test.jsonl', heldOutRows, Number(values.questions)));
 
 const labels = { full: 'full', 'top-k': 'topk', 'hard labels': 'none' } as const;
 const models = new Map([['untrained', student]]);

@@ -55,6 +55,25 @@ test('the four forms are read, with what they say about themselves', async () =>
   });
 });
 
+test("GSM8K's own line is a conversation with its result", async () => {
+  const messages = [
+    { role: 'user', content: 'How many?' },
+    { role: 'assistant', content: '3*4=12.\n#### 1,012 ' },
+  ];
+  const [row, told, prose] = await readAll(
+    toLines([
+      { question: 'How many?', answer: '3*4=12.\n#### 1,012 ' },
+      { id: 7, task: 'sums', split: 'test', question: 'How many?', answer: 12 },
+      { text: 't', question: 'How many?', answer: '#### 12' },
+    ]),
+  );
+  assert.deepEqual(row!.metadata, { task: 'math', answer: '1,012' });
+  assert.deepEqual(row!.content, { form: 'messages', messages });
+  assert.match(row!.id, /^[0-9a-f]{16}$/);
+  assert.deepEqual([told!.id, told!.metadata], ['7', { task: 'sums', split: 'test', answer: '12' }]);
+  assert.deepEqual([prose!.content, prose!.metadata], [{ form: 'text', text: 't' }, { answer: '#### 12' }]);
+});
+
 test('an id is derived from the content, whatever its place and the order of its keys', async () => {
   const [first, second] = await readAll('{"text":"a","task":"x"}\n{"text":"b"}\n');
   const [other, again] = await readAll('{"text":"b"}\n{"task":"x","text":"a"}\n');
@@ -116,7 +135,7 @@ test('a file that cannot be read, or holds nothing, is refused', async () => {
 test('a line that is no row says so with its number', async () => {
   await rejects('{"text":"a"}\n{"text":"b"', 'DATA_NOT_JSON', /line 2: not valid JSON/);
   await rejects('{"text":"a"}\n\n[1]\n', 'ROW_FORM', /line 3: not an object.*got a list/);
-  await rejects('{"question":"a","answer":"b"}', 'ROW_FORM', /no known form.*got the keys question, answer/);
+  await rejects('{"question":"a","solution":"b"}', 'ROW_FORM', /no known form.*got the keys question, solution/);
   await rejects('{"prompt":"a"}', 'ROW_FORM', /no known form/);
   await rejects('{"input_ids":[1,2]}', 'ROW_FORM', /no known form/);
   await rejects('{}', 'ROW_FORM', /the keys \(none\)/);
@@ -127,6 +146,7 @@ test('a value of the wrong type is named', async () => {
   const cases: readonly (readonly [object, RegExp])[] = [
     [{ text: 3 }, /line 1: text is of the wrong type; expected a text, got 3/],
     [{ prompt: 'a', response: ['b'] }, /response.*got a list/],
+    [{ question: 5, answer: 'b' }, /question.*got 5/],
     [{ text: 'a', id: '' }, /id is of the wrong type/],
     [{ text: 'a', id: true }, /id.*a text or a number, got true/],
     [{ text: 'a', task: 1 }, /task/],

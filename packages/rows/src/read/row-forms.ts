@@ -3,17 +3,23 @@ import { isPresent, type JsonObject, refuseType, requireText } from './fields.ts
 import { readConversation } from './messages.ts';
 import type { RowContent } from './row-content.ts';
 
-export const ROW_FORMS = '{"messages"}, {"prompt", "response"}, {"text"} or {"input_ids", "loss_mask"}';
+export const ROW_FORMS =
+  '{"messages"}, {"prompt", "response"}, {"question", "answer"}, {"text"} or {"input_ids", "loss_mask"}';
 
-/** What a row says. @throws StillhouseError ROW_FORM, ROW_TYPE, ROW_LOSS_MASK, ROW_NO_ASSISTANT */
-export function readContent(row: JsonObject, where: string): RowContent {
+/** The forms that a row has: one, if it is a good row. */
+export function listForms(row: JsonObject): readonly string[] {
   const has = (key: string) => isPresent(row[key]);
-  const forms = [
+  return [
     has('messages') && 'messages',
     has('prompt') && has('response') && 'prompt and response',
     has('text') && 'text',
     has('input_ids') && has('loss_mask') && 'input_ids and loss_mask',
   ].filter((form) => form !== false);
+}
+
+/** What a row says. @throws StillhouseError ROW_FORM, ROW_TYPE, ROW_LOSS_MASK, ROW_NO_ASSISTANT */
+export function readContent(row: JsonObject, where: string): RowContent {
+  const forms = listForms(row);
   if (forms.length !== 1) {
     throw new StillhouseError({
       code: 'ROW_FORM',
