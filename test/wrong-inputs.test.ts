@@ -201,7 +201,7 @@ test('malformed JSON', async () => {
   await expectRefusal(
     ['eval', '--task', 'exact-match', '--model', student, '--data', 'questions.jsonl', '--out', 'x.json'],
     {
-      code: 'QUESTION_NOT_JSON',
+      code: 'DATA_NOT_JSON',
       message: /questions\.jsonl, line 2: /,
     },
   );

@@ -274,5 +274,5 @@ test('questions that cannot be asked are refused', async (t) => {
   await writeLines(paths.data, [{ id: 'long', prompt: 'x'.repeat(20), answer: '2' }]);
   await expectRefusal(questionSettings(paths), 'QUESTION_LONGER_THAN_CONTEXT', /question long.*at most 19.*got 20/);
   await rm(paths.data);
-  await expectRefusal(questionSettings(paths), 'QUESTIONS_NOT_READABLE');
+  await expectRefusal(questionSettings(paths), 'DATA_NOT_READABLE');
 });

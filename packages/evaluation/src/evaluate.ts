@@ -5,15 +5,16 @@ import { writeFileAtomically } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import { createGenerator, type DecoderOnDevice, loadDecoder } from '@stillhouse/model-runner';
 import { checkModelTokenizer, describeOpenLabels } from '@stillhouse/objectives';
+import { readQuestions } from '@stillhouse/rows';
 import { type Engine, openEngine } from '@stillhouse/runtime';
+import { exactMatch, type TaskItem } from '@stillhouse/tasks';
 import type { TeacherCache } from '@stillhouse/teacher-cache';
 import { openTokenizer } from '@stillhouse/tokenizer';
 import type { EvaluationSettings } from './evaluation-settings.ts';
-import { type ExactMatchFigures, encodeQuestions, evaluateExactMatch, findStopIds } from './exact-match.ts';
+import { type ExactMatchFigures, evaluateExactMatch } from './exact-match/exact-match.ts';
 import { evaluateKd, type KdFigures } from './kd/kd-evaluation.ts';
 import { resolveKdLabels } from './kd/kd-labels.ts';
 import { selectKdRows } from './kd/kd-rows.ts';
-import { readQuestionFile } from './question-file.ts';
 
 /** What every result says of its run. */
 export interface EvaluationRun {
@@ -238,11 +239,14 @@ async function prepareExactMatch(settings: EvaluationSettings): Promise<Prepared
       remedy: 'Leave --split out and give a file with just the questions to ask',
     });
   }
-  const questions = await readQuestionFile(data, limit === undefined ? {} : { limit });
+  const items: TaskItem[] = [];
+  for await (const question of readQuestions(data, limit === undefined ? {} : { limit })) {
+    items.push(exactMatch.readItem(question));
+  }
   const config = await readModelConfig(folder);
   const tokenizer = await openTokenizer(folder);
-  const asked = encodeQuestions(questions, tokenizer, config);
-  const stopIds = findStopIds(config, tokenizer);
+  const asked = items.map((item) => ({ item, ids: exactMatch.encodePrompt(item, tokenizer, config) }));
+  const stopIds = exactMatch.findStopIds(config, tokenizer);
   return {
     task: 'exact-match',
     total: asked.length,
@@ -255,8 +259,7 @@ async function prepareExactMatch(settings: EvaluationSettings): Promise<Prepared
           const generator = await createGenerator(engine, model, { maxSequences: batchSize });
           onProgress?.({ done: 0, total: asked.length, tokens: 0, correct: 0 });
           return evaluateExactMatch(generator, tokenizer, asked, {
-            maxNewTokens,
-            stopIds,
+            ...{ task: exactMatch, maxNewTokens, stopIds },
             onProgress: ({ questions: done, correct, tokens }) =>
               onProgress?.({ done, total: asked.length, tokens, correct }),
           });

@@ -1,5 +1,4 @@
 /** Evaluation: held-out KL, exact match, the quality of labels. */
-export { answersMatch, extractFinalAnswer, type FinalAnswer, normaliseAnswer } from './answer-extraction.ts';
 export {
   checkEvaluation,
   type EvaluationEvents,
@@ -12,14 +11,12 @@ export {
 } from './evaluate.ts';
 export { EVALUATION_SETTINGS, type EvaluationSettings } from './evaluation-settings.ts';
 export {
+  type AskedItem,
   type ExactMatchFigures,
   type ExactMatchOptions,
   type ExactMatchRecord,
-  encodeQuestions,
   evaluateExactMatch,
-  findStopIds,
-  type QuestionIds,
-} from './exact-match.ts';
+} from './exact-match/exact-match.ts';
 export { type HeldOutOptions, type HeldOutRows, openHeldOut } from './kd/held-out.ts';
 export { evaluateKd, type KdFigures, type KdOptions, type KdRecord } from './kd/kd-evaluation.ts';
 export { type KdLabels, resolveKdLabels } from './kd/kd-labels.ts';
@@ -37,4 +34,3 @@ export { CALIBRATION_BINS, type LabelFigures } from './quality/quality-figures.t
 export { openReference, type QualityReference } from './quality/quality-reference.ts';
 export { type SampledRow, sampleRows } from './quality/quality-sample.ts';
 export { QUALITY_SETTINGS, type QualitySettings } from './quality/quality-settings.ts';
-export { type ChatMessage, type Question, type QuestionPrompt, readQuestionFile } from './question-file.ts';

@@ -7,5 +7,6 @@ export { type EncodedRow, type EncodeOptions, encodeRow } from './encode/encode-
 export { type RowSummary, summariseRows } from './encode/row-summary.ts';
 export { readDataRows } from './read/data-rows.ts';
 export type { Conversation } from './read/messages.ts';
+export { type Question, type QuestionPrompt, readQuestions } from './read/questions.ts';
 export type { ReadOptions } from './read/records.ts';
 export type { DataRow, RowContent, RowMetadata } from './read/row-content.ts';
