@@ -68,7 +68,8 @@ test('folders are made with those above them, by many at once, and never where t
   const deep = join(dir, 'a', 'b', 'c');
   await Promise.all(Array.from({ length: 8 }, () => makeFolder(deep)));
   await makeFolder(deep);
-  // Siblings under folders that are not there yet, one shortly after the other: a parent may come when a call has failed.
+  // Siblings under folders that are not there yet, one shortly after the other: a parent may come when a call has
+  // failed.
   for (let round = 0; round < 30; round++) {
     const making: Promise<void>[] = [];
     for (let i = 0; i < 8; i++) {

@@ -29,7 +29,10 @@ export interface LockWords {
   /** Of the error that refuses a second holder, and of the one that a holder gets whose lock is gone. */
   readonly inUseCode: string;
   readonly lostCode: string;
-  /** What a second holder is told, before the process that holds the lock is named: `another builder is writing this cache`. */
+  /**
+   * What a second holder is told, before the process that holds the lock is named: `another builder is writing this
+   * cache`.
+   */
   readonly inUse: string;
   /** What has happened where a lock is gone: `another builder has taken this cache over`. */
   readonly lost: string;

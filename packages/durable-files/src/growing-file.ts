@@ -12,7 +12,9 @@ export interface GrowingFile {
   abandon(): Promise<void>;
 }
 
-/** Bytes are gathered in so much memory, which is hashed on a thread while it is written; a shorter file never has one. */
+/**
+ * Bytes are gathered in so much memory, which is hashed on a thread while it is written; a shorter file never has one.
+ */
 export const SLOT_BYTES = 1 << 21;
 
 /** So much of a file waits to be written and hashed; then `append` waits too. */

@@ -1,4 +1,6 @@
-/** Files that are either whole or absent: written under a temporary name, synced, then renamed; and locks of folders. */
+/**
+ * Files that are either whole or absent: written under a temporary name, synced, then renamed; and locks of folders.
+ */
 export { pathExists, readTextIfThere } from './absent-files.ts';
 export { type FileDigest, hashFile, sha256Of } from './digest.ts';
 export { type FolderLock, type LockTimes, lockFolder } from './folder-lock.ts';

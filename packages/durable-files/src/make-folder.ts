@@ -5,8 +5,8 @@ import { explainWriteFailure } from './write-failure.ts';
 
 /**
  * Makes a folder and those above it; one that is there already is fine.
- * Not `mkdir` with `recursive`: where a file system refuses new folders with "no such file", as /proc does, Node 20 tries
- * for ever.
+ * Not `mkdir` with `recursive`: where a file system refuses new folders with "no such file", as /proc does, Node 20
+ * tries for ever.
  * @throws StillhouseError FOLDER_IMPOSSIBLE, DISK_FULL, NOT_WRITABLE
  */
 export async function makeFolder(path: string): Promise<void> {

@@ -8,8 +8,8 @@ import type { ParquetColumn } from '../parquet/parquet-columns.ts';
 const SPLIT_NAME = /^\w+(\.\w+)*$/;
 
 /**
- * Writes a cache as a folder that `datasets.load_dataset(DIR)` loads with typed features: `data/SPLIT-00000.parquet` and
- * so on by the rows' splits (`train` for rows without), and a dataset card that names them.
+ * Writes a cache as a folder that `datasets.load_dataset(DIR)` loads with typed features: `data/SPLIT-00000.parquet`
+ * and so on by the rows' splits (`train` for rows without), and a dataset card that names them.
  * @throws StillhouseError EXPORT_SPLIT_INVALID and those of `writeExport`
  */
 export async function exportDatasets(cache: TeacherCache, outDir: string): Promise<ExportResult> {

@@ -88,7 +88,8 @@ const emptyFolder = (where: string, problem: string, cause?: unknown) =>
 /**
  * Writes rows of another tool as a cache. Labels are top-k at T = 1: `tail` works there, `bucket` elsewhere. A killed
  * import goes on where it stopped when it is run again.
- * @throws StillhouseError IMPORT_LABELS_INVALID, those of `withParquetFiles`, of `openTokenizer` and of the cache writer
+ * @throws StillhouseError IMPORT_LABELS_INVALID, those of `withParquetFiles`, of `openTokenizer` and of the cache
+ *   writer
  */
 export async function importRows(
   options: ImportOptions,

@@ -11,7 +11,9 @@ export interface ForeignRow {
   readonly inputIds: Int32Array;
   /** [L] */
   readonly lossMask: Uint8Array;
-  /** The label of position p, which predicts token p + 1, by any order of probability; undefined where there is none. */
+  /**
+   * The label of position p, which predicts token p + 1, by any order of probability; undefined where there is none.
+   */
   readonly labelAt: (
     position: number,
   ) => { readonly ids: ArrayLike<number>; readonly logprobs: ArrayLike<number> } | undefined;
@@ -20,8 +22,8 @@ export interface ForeignRow {
 /** What had to be done to labels so that each is a distribution. */
 export interface Repairs {
   /**
-   * Positions whose logprobs, quantised or from a fitted curve, could be no distribution's: with a mass above 1 they were
-   * lowered together, with too little in reach of 1 the last were raised to a common one.
+   * Positions whose logprobs, quantised or from a fitted curve, could be no distribution's: with a mass above 1 they
+   * were lowered together, with too little in reach of 1 the last were raised to a common one.
    */
   rescaled: number;
   /** The largest change of a logprob, in nats. */

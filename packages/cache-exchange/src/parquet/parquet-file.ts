@@ -2,8 +2,9 @@ import { stageFile } from '@stillhouse/durable-files';
 import { StillhouseError } from '@stillhouse/errors';
 import type { ColumnChunk, RowGroup, SchemaElement } from 'hyparquet';
 import { ByteWriter, type Writer } from 'hyparquet-writer';
-// Parts of the library that its index does not name, so package.json has the exact version: what the index has takes every
-// number boxed and chooses encodings itself: four times the processor time for one column of ten, and other bytes.
+// Parts of the library that its index does not name, so package.json has the exact version: what the index has takes
+// every number boxed and chooses encodings itself: four times the processor time for one column of ten, and other
+// bytes.
 import { writePageHeader } from 'hyparquet-writer/src/datapage.js';
 import { writeRleBitPackedHybrid } from 'hyparquet-writer/src/encoding.js';
 import { writeMetadata } from 'hyparquet-writer/src/metadata.js';

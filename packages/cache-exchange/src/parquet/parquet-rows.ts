@@ -1,8 +1,8 @@
 import { type FileHandle, open } from 'node:fs/promises';
 import { StillhouseError } from '@stillhouse/errors';
 import { type FileMetaData, parquetMetadataAsync, parquetSchema, type RowGroup, type SchemaTree } from 'hyparquet';
-// Parts of the library that its index does not name, so package.json has the exact version: what the index has assembles
-// whole row groups, and in files of other tools a row group is often the file.
+// Parts of the library that its index does not name, so package.json has the exact version: what the index has
+// assembles whole row groups, and in files of other tools a row group is often the file.
 import { parquetHeader } from 'hyparquet/src/column.js';
 import { DEFAULT_PARSERS } from 'hyparquet/src/convert.js';
 import { decompressPage, readDataPage, readDataPageV2 } from 'hyparquet/src/datapage.js';

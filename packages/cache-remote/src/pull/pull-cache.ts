@@ -46,12 +46,14 @@ export interface PullResult {
 }
 
 /**
- * Brings a cache, or some groups of it, into a folder; fetches only contents that are not there. What was fetched waits in
- * `.pull` until all is there, so that the cache in the folder changes at once; a pull that was broken off goes on there.
+ * Brings a cache, or some groups of it, into a folder; fetches only contents that are not there. What was fetched waits
+ * in `.pull` until all is there, so that the cache in the folder changes at once; a pull that was broken off goes on
+ * there.
  * @param remote `PLACE[#NAME]`
  * @throws StillhouseError REMOTE_LOCATION_INVALID, REMOTE_CACHE_UNKNOWN, REMOTE_FILE_MISSING, REMOTE_FILE_DAMAGED,
- *   REMOTE_TRANSFER_FAILED, REMOTE_ACCESS_DENIED, CACHE_INCOMPLETE, PULL_GROUP_UNKNOWN, PULL_TARGET_OCCUPIED, PULL_TARGET_UNSAFE,
- *   PULL_WOULD_OVERWRITE, PULL_TOO_LARGE, CACHE_MANIFEST_INVALID, CACHE_IN_USE, DISK_FULL, NOT_WRITABLE
+ *   REMOTE_TRANSFER_FAILED, REMOTE_ACCESS_DENIED, CACHE_INCOMPLETE, PULL_GROUP_UNKNOWN, PULL_TARGET_OCCUPIED,
+ *   PULL_TARGET_UNSAFE, PULL_WOULD_OVERWRITE, PULL_TOO_LARGE, CACHE_MANIFEST_INVALID, CACHE_IN_USE, DISK_FULL,
+ *   NOT_WRITABLE
  */
 export async function pullCache(remote: string, folder: string, options: PullOptions = {}): Promise<PullResult> {
   const location = parseLocation(remote);
@@ -194,7 +196,10 @@ interface PulledManifest {
   readonly former: CacheManifest | undefined;
 }
 
-/** Moves what was fetched to its places, then the note of this machine, then the manifest; then what is no longer listed goes. */
+/**
+ * Moves what was fetched to its places, then the note of this machine, then the manifest; then what is no longer listed
+ * goes.
+ */
 async function publish(folder: string, plan: PullPlan, { manifest, former, content }: PulledManifest): Promise<void> {
   await refuseUnsafeTarget(folder, manifest);
   for (const one of plan.wanted) await moveIntoPlace(folder, one);

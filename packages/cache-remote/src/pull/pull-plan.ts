@@ -50,7 +50,10 @@ export function chooseGroups(
   return new Set([...(asked as readonly CacheGroup[]), ...ALWAYS.filter((group) => all.has(group))]);
 }
 
-/** What is here already and what must be brought. Files here are hashed unless a former pull has, and they are unchanged. */
+/**
+ * What is here already and what must be brought. Files here are hashed unless a former pull has, and they are
+ * unchanged.
+ */
 export async function planPull(
   folder: string,
   { manifest, groups }: { readonly manifest: CacheManifest; readonly groups: ReadonlySet<CacheGroup> },

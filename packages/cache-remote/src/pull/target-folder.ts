@@ -46,7 +46,9 @@ export async function refuseUnsafeTarget(folder: string, manifest: CacheManifest
   }
 }
 
-/** @throws StillhouseError PULL_TARGET_OCCUPIED if there is something in the folder that is neither a cache nor a pull */
+/**
+ * @throws StillhouseError PULL_TARGET_OCCUPIED if there is something in the folder that is neither a cache nor a pull
+ */
 export async function refuseForeignTarget(folder: string): Promise<void> {
   const names = await readdir(folder).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT') return [];

@@ -47,9 +47,9 @@ export interface PushResult {
 }
 
 /**
- * Brings a complete cache to a remote: first the contents that the remote lacks, then the manifest, then the name. A push
- * that is broken off is not seen, and the next one sends only the rest. Files of groups that were never pulled may be
- * missing here if the remote has them.
+ * Brings a complete cache to a remote: first the contents that the remote lacks, then the manifest, then the name. A
+ * push that is broken off is not seen, and the next one sends only the rest. Files of groups that were never pulled may
+ * be missing here if the remote has them.
  * @param remote `PLACE[#NAME]`
  * @throws StillhouseError REMOTE_LOCATION_INVALID, REMOTE_READ_ONLY, REMOTE_ACCESS_DENIED, REMOTE_TRANSFER_FAILED,
  *   CACHE_INCOMPLETE, CACHE_FILE_MISSING, CACHE_FILE_DAMAGED, and those of reading a manifest

@@ -39,7 +39,7 @@ test('a folder as a remote: what is pushed is pulled, byte for byte, and nothing
   assert.equal(byDigest.digest, digest);
 });
 
-test('two caches that share files share their contents in the remote; a name that moves on loses nothing', async (t) => {
+test('two caches that share files share them in the remote; a name that moves on loses nothing', async (t) => {
   const folder = await makeTemporaryFolder(t);
   const remote = join(folder, 'remote');
   await buildScratchCache(join(folder, 'a'), { seed: 1 });

@@ -28,7 +28,10 @@ export const fetchPatiently =
     }
   };
 
-/** Asks the hub for something of a repository. @throws StillhouseError or PassingFault in place of what its client throws */
+/**
+ * Asks the hub for something of a repository.
+ * @throws StillhouseError or PassingFault in place of what its client throws
+ */
 export async function attemptAtHub<T>(where: string, key: string, work: () => Promise<T>): Promise<T> {
   try {
     return await work();

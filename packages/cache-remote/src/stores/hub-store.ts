@@ -51,8 +51,8 @@ async function openRepository({ repository, revision, prefix }: HubPlace): Promi
 }
 
 /**
- * A data set repository of Hugging Face, by its official client. Contents go through Git LFS, plain and in parts; the hub
- * itself does not take a content twice.
+ * A data set repository of Hugging Face, by its official client. Contents go through Git LFS, plain and in parts; the
+ * hub itself does not take a content twice.
  */
 export async function openHubStore(place: HubPlace): Promise<RemoteWriter> {
   const repository = await openRepository(place);

@@ -12,7 +12,8 @@ export const allowTimeFor = (policy: TransferPolicy, sizeBytes: number): Transfe
 });
 
 /**
- * Where the tag of an object is the MD5 of its bytes, it must be that of ours; storage that encrypts with keys has other tags.
+ * Where the tag of an object is the MD5 of its bytes, it must be that of ours; storage that encrypts with keys has
+ * other tags.
  * @throws PassingFault
  */
 export function requireSame(

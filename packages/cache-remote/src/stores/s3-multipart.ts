@@ -32,8 +32,8 @@ export interface S3Target {
 const UPLOAD_ATTEMPTS = 3;
 
 /**
- * Sends a large file in parts. An upload that was broken off goes on: parts that are there with our MD5 are not sent again.
- * The object appears when all parts are there and the bytes that were read had the file's sha256.
+ * Sends a large file in parts. An upload that was broken off goes on: parts that are there with our MD5 are not sent
+ * again. The object appears when all parts are there and the bytes that were read had the file's sha256.
  */
 export async function sendInParts(target: S3Target, blob: BlobToSend, options: SendOptions): Promise<void> {
   for (let attempt = 1; ; attempt++) {

@@ -19,8 +19,8 @@ export interface LocalBlobs {
 }
 
 /**
- * Opens a folder of contents. Several processes may share one: each looks at the folder as it is, and a file that another
- * one takes away is fetched again.
+ * Opens a folder of contents. Several processes may share one: each looks at the folder as it is, and a file that
+ * another one takes away is fetched again.
  * @param fetchInto brings the content of a file, whole and verified, to a path
  * @param closeIdle closes one file that is open but not read from; false if there is none
  */

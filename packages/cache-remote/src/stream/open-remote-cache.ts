@@ -20,13 +20,19 @@ import { resolveTransfer, type TransferOptions } from '../transfer/transfer-opti
 import { openLocalBlobs, removeAbandoned } from './local-blobs.ts';
 
 export interface RemoteCacheOptions extends Omit<TransferOptions, 'onProgress'> {
-  /** Folder for files while they are needed; several processes may share one. Default `STILLHOUSE_CACHE_DIR`, else `~/.cache/stillhouse`. */
+  /**
+   * Folder for files while they are needed; several processes may share one. Default `STILLHOUSE_CACHE_DIR`, else
+   * `~/.cache/stillhouse`.
+   */
   readonly cacheFolder?: string;
   /** The most that files of shards and the output matrix take there. Default `STILLHOUSE_CACHE_BYTES`, else 10 GiB. */
   readonly cacheBytes?: number;
   /** The groups that will be read; by default all that the cache has. Nothing of the others is fetched. */
   readonly groups?: readonly CacheGroup[];
-  /** How much of the batches that were read last stays in memory. Default: all, where rows and labels take up to 256 MiB; else 64 MiB. */
+  /**
+   * How much of the batches that were read last stays in memory. Default: all, where rows and labels take up to 256
+   * MiB; else 64 MiB.
+   */
   readonly batchCacheBytes?: number;
 }
 
@@ -41,12 +47,12 @@ export function openCacheAt(location: string, options: RemoteCacheOptions = {}):
 }
 
 /**
- * Opens a cache in a remote without pulling it: a file is fetched when it is first read from, and verified; files that were
- * not used for longest make room for others.
+ * Opens a cache in a remote without pulling it: a file is fetched when it is first read from, and verified; files that
+ * were not used for longest make room for others.
  * @param location `PLACE[#NAME]`
  * @throws StillhouseError REMOTE_LOCATION_INVALID, REMOTE_CACHE_UNKNOWN, REMOTE_FILE_MISSING, REMOTE_FILE_DAMAGED,
- *   REMOTE_TRANSFER_FAILED, STREAM_FILE_TOO_LARGE, STREAM_BOUND_INVALID, and those of `openCache`; reading the cache may throw
- *   those of transfers too
+ *   REMOTE_TRANSFER_FAILED, STREAM_FILE_TOO_LARGE, STREAM_BOUND_INVALID, and those of `openCache`; reading the cache
+ *   may throw those of transfers too
  */
 export async function openRemoteCache(location: string, options: RemoteCacheOptions = {}): Promise<TeacherCache> {
   const parsed = parseLocation(location);

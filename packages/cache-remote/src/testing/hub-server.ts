@@ -24,7 +24,8 @@ interface Entry {
 
 /**
  * A web server with the endpoints of Hugging Face that its client uses for a data set: preupload, Git LFS (plain and in
- * parts), commit, paths-info, tree, resolve. It checks tokens, hashes and sizes as the hub does. One repository, `team/caches`.
+ * parts), commit, paths-info, tree, resolve. It checks tokens, hashes and sizes as the hub does. One repository,
+ * `team/caches`.
  */
 export async function startHub(t: Lifetime): Promise<HubServer> {
   const files = new Map<string, Entry>();

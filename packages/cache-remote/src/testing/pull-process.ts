@@ -1,4 +1,6 @@
-/** Pulls in a process of its own, to be killed: REMOTE FOLDER POLICY-AS-JSON. Prints the bytes it has after each chunk. */
+/**
+ * Pulls in a process of its own, to be killed: REMOTE FOLDER POLICY-AS-JSON. Prints the bytes it has after each chunk.
+ */
 import { pullCache } from '../index.ts';
 
 const [remote, folder, policy] = process.argv.slice(2);

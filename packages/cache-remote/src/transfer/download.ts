@@ -12,15 +12,18 @@ const PROGRESS_BYTES = 1 << 20;
 export interface DownloadOptions extends ReadContext {
   /** Told of bytes gained, and with a negative number of bytes thrown away. */
   readonly onBytes?: (count: number) => void;
-  /** False where the content is hashed again before it is believed, so that it need not survive a power cut. Default true. */
+  /**
+   * False where the content is hashed again before it is believed, so that it need not survive a power cut. Default
+   * true.
+   */
   readonly isDurable?: boolean;
 }
 
 /**
- * Fetches the content of a listed file into `target`. What stands there already, from a try that was broken off, is hashed
- * again and continued. Never writes more than the file's size.
- * @throws StillhouseError REMOTE_FILE_MISSING, REMOTE_FILE_DAMAGED, REMOTE_TRANSFER_FAILED, DISK_FULL, NOT_WRITABLE, all
- *   naming the file
+ * Fetches the content of a listed file into `target`. What stands there already, from a try that was broken off, is
+ * hashed again and continued. Never writes more than the file's size.
+ * @throws StillhouseError REMOTE_FILE_MISSING, REMOTE_FILE_DAMAGED, REMOTE_TRANSFER_FAILED, DISK_FULL, NOT_WRITABLE,
+ *   all naming the file
  */
 export async function downloadBlob(
   store: RemoteReader,

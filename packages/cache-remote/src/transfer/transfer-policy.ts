@@ -42,7 +42,9 @@ export class PassingFault extends Error {
 
 /** Counts fruitless tries; says when to give up and waits in between. */
 export interface Patience {
-  /** @throws StillhouseError REMOTE_TRANSFER_FAILED when `fault` was one too many; anything but a passing fault at once */
+  /**
+   * @throws StillhouseError REMOTE_TRANSFER_FAILED when `fault` was one too many; anything but a passing fault at once
+   */
   wait(fault: unknown): Promise<void>;
   /** What was achieved makes earlier failures forgotten. */
   reset(): void;
@@ -96,8 +98,8 @@ export async function withRetries<T>(
 }
 
 /**
- * Does `work` under a signal that breaks it off when it has not reported `windowBytes` within a window. Waits until `work`
- * has heeded the signal, so that nothing of it goes on beside the next try.
+ * Does `work` under a signal that breaks it off when it has not reported `windowBytes` within a window. Waits until
+ * `work` has heeded the signal, so that nothing of it goes on beside the next try.
  * @throws PassingFault in that case
  */
 export async function withStallGuard<T>(

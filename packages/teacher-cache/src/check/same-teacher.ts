@@ -2,7 +2,8 @@ import { StillhouseError } from '@stillhouse/errors';
 import { type TeacherIdentity, teacherSha256, type WeightsIdentity } from '../format/teacher-identity.ts';
 
 /**
- * A folder of weights that stands in for the teacher of a cache must be that teacher, by its digests; its folder may have another name.
+ * A folder of weights that stands in for the teacher of a cache must be that teacher, by its digests; its folder may
+ * have another name.
  * @param where the model's folder
  * @throws StillhouseError TEACHER_MISMATCH
  */

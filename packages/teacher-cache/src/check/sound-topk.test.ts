@@ -10,7 +10,10 @@ import { areDistinct, sumPowers } from './topk-passes.ts';
 /** What the quick check may miss by without asking the slow ones, see sound-topk.ts. */
 const NARROWER = 2e-4;
 
-/** The definition of sound labels, one entry after the other in float64. @param tolerance nats, and a share of probability */
+/**
+ * The definition of sound labels, one entry after the other in float64.
+ * @param tolerance nats, and a share of probability
+ */
 function isSound(
   { ids, logprobs, logZ }: TopKLabels,
   position: number,

@@ -77,8 +77,8 @@ export async function verifyCache(folder: string): Promise<VerifyReport> {
 }
 
 /**
- * Checks the content of file after file, each at the call that asks for it or before: while the rows of a shard are checked,
- * the files after it are hashed on other threads, and are in the page cache when their turn comes.
+ * Checks the content of file after file, each at the call that asks for it or before: while the rows of a shard are
+ * checked, the files after it are hashed on other threads, and are in the page cache when their turn comes.
  */
 function checkInOrder(
   folder: string,

@@ -288,7 +288,9 @@ export function openShardEncoder(
   };
 }
 
-/** The record batches of one group of a shard, as of {@link openShardEncoder}; each is good until the next is asked for. */
+/**
+ * The record batches of one group of a shard, as of {@link openShardEncoder}; each is good until the next is asked for.
+ */
 export function* encodeShard(
   rows: readonly LabelledRow[],
   group: ShardContent,

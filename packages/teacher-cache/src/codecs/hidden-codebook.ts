@@ -99,7 +99,9 @@ function laplaceOf(mean: number): (level: number) => number {
     level === 0 ? zero : 0.5 * Math.exp(-(Math.abs(level) - 0.5) / scale) * (1 - Math.exp(-1 / scale));
 }
 
-/** Whole frequencies of sum 2^14, each at least 1, the nearest to the shares; the largest takes what rounding leaves. */
+/**
+ * Whole frequencies of sum 2^14, each at least 1, the nearest to the shares; the largest takes what rounding leaves.
+ */
 function apportion(shares: readonly number[]): Uint16Array {
   const frequencies = Uint16Array.from(shares, (share) => Math.max(1, Math.floor(share * FREQUENCY_SUM)));
   const rest = FREQUENCY_SUM - frequencies.reduce((sum, one) => sum + one, 0);

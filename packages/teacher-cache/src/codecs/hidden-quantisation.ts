@@ -30,7 +30,8 @@ export function measureChannelRms(states: Float32Array, width: number): Float32A
 
 /**
  * int8 hidden states, one RMS per channel times one scale per position. In float32:
- * x = h / channelRms, tokenScale = max(max |x| / 127, 2^-126), value = round(x / tokenScale) to nearest even, within ±127.
+ * x = h / channelRms, tokenScale = max(max |x| / 127, 2^-126), value = round(x / tokenScale) to nearest even, within
+ * ±127.
  * @param states [positions, width]
  * @param channelRms [width], each > 0
  */
@@ -61,8 +62,8 @@ export function quantiseHidden(layer: HiddenLayer, states: Float32Array, channel
 const LEAST_GROUP_SCALE = 2 ** -14;
 
 /**
- * int8 hidden states with one float16 scale for each group of 64 channels. In float32: scale = float16(max(max |h| / 127,
- * 2^-14)), value = round(h / scale) to nearest even, within ±127. Error at most 0.51 scales.
+ * int8 hidden states with one float16 scale for each group of 64 channels. In float32: scale = float16(max(max |h| /
+ * 127, 2^-14)), value = round(h / scale) to nearest even, within ±127. Error at most 0.51 scales.
  * @param states [positions, width], below 127 · 65504 in size
  */
 export function quantiseHiddenGroups(layer: HiddenLayer, states: Float32Array, width: number): HiddenLabels {

@@ -5,8 +5,8 @@ import { narrowToFloat16, widenFloat16 } from '@stillhouse/float-formats';
  * - `float32`: bit for bit;
  * - `float16`: rounded to float16, relative error 2^-11;
  * - `uint16`: two bytes for the distance d below the position's first logprob, in steps of 2^-10 nats (error 2^-11), d
- *   ends at 64. The first logprob follows from the mass of all entries, kept as log odds in steps of 2^-12. Where student
- *   and teacher nearly agree this shows: float16 is off by 0.004 at a logprob of -10;
+ *   ends at 64. The first logprob follows from the mass of all entries, kept as log odds in steps of 2^-12. Where
+ *   student and teacher nearly agree this shows: float16 is off by 0.004 at a logprob of -10;
  * - `uint8`: one byte for the distance d below the position's first logprob, in steps that grow as exp(d / 4): where
  *   the probability is, the step is 1/64 nat (error at most 1/128), at d = 8 it is 0.12, and d ends at 22. The first
  *   logprob is not stored: it follows from the mass of all entries, which is, as log odds in float16. So the entries
@@ -18,12 +18,17 @@ export type LogprobDtype = 'float32' | 'float16' | 'uint16' | 'uint8';
 export interface LogprobCodes {
   /** One for each entry: bits of float32 or float16, or the `uint8` code. */
   readonly entries: Uint32Array;
-  /** For `uint8` and `uint16`: the log odds of the mass of the entries, one for each position, as {@link ODDS_BYTES} has it. */
+  /**
+   * For `uint8` and `uint16`: the log odds of the mass of the entries, one for each position, as {@link ODDS_BYTES} has
+   * it.
+   */
   readonly odds?: Uint32Array;
 }
 
 export const ENTRY_BYTES: Readonly<Record<LogprobDtype, number>> = { float32: 4, float16: 2, uint16: 2, uint8: 1 };
-/** Log odds are float16 bits for `uint8`, and signed steps of 2^-12 for `uint16`, where all bits set are no tail at all. */
+/**
+ * Log odds are float16 bits for `uint8`, and signed steps of 2^-12 for `uint16`, where all bits set are no tail at all.
+ */
 export const ODDS_BYTES: Readonly<Record<LogprobDtype, number>> = { float32: 0, float16: 0, uint16: 3, uint8: 2 };
 
 /** code = STEPS · (1 - exp(-d / SPREAD)): the step near d = 0 is SPREAD / STEPS nats. */

@@ -1,6 +1,6 @@
 /**
- * Range asymmetric numeral systems (Duda, arXiv 1311.2540) over tables of symbol frequencies: an entropy coder that gets
- * within a fraction of a percent of the ideal length, without a bit of overhead for each symbol. The state is one
+ * Range asymmetric numeral systems (Duda, arXiv 1311.2540) over tables of symbol frequencies: an entropy coder that
+ * gets within a fraction of a percent of the ideal length, without a bit of overhead for each symbol. The state is one
  * 31-bit number, renormalised by bytes; frequencies of a table add up to 2^14.
  */
 export const FREQUENCY_BITS = 14;

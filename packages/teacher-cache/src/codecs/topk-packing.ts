@@ -29,7 +29,8 @@ export const idBytes = (vocabSize: number) => (vocabSize <= 0x1_0000 ? 2 : vocab
 
 /**
  * The top-k labels of one row as bytes: byte planes (see `byte-planes.ts`) of the counts (2 bytes), the ids, the
- * differences of the logprob codes, for `uint8` and `uint16` the log odds (2 and 3 bytes), and log_z, temperature by temperature (4 bytes).
+ * differences of the logprob codes, for `uint8` and `uint16` the log odds (2 and 3 bytes), and log_z, temperature by
+ * temperature (4 bytes).
  */
 export function packTopK(labels: TopKLabels, dtype: LogprobDtype, vocabSize: number, zstd: ZstdCodec): Uint8Array {
   const { counts, ids, logprobs, logZ } = labels;

@@ -34,7 +34,9 @@ export const rowsSchema = new Schema([
 
 const packedColumns = () => [field('row_id', new Utf8()), field('packed', new Binary())];
 
-/** Plain: one list entry a label position. The metadata names the temperatures of `log_z`; without any it is left out. */
+/**
+ * Plain: one list entry a label position. The metadata names the temperatures of `log_z`; without any it is left out.
+ */
 export function topkSchema({ temperatures, packing }: TopKPolicy): Schema {
   const columns =
     packing === 'zstd'

@@ -48,7 +48,7 @@ test('the size that is foretold is the size that comes, group by group', async (
   }
 });
 
-test('packed, ragged and sampled labels take at most what is foretold, and what was measured where it was', async () => {
+test('labels of all packings take at most what is foretold, and what was measured where it was', async () => {
   const ragged: Partial<TopKPolicy> = { topP: 0.9, minK: 2, keepTarget: true, pinnedIds: [3] };
   for (const topk of [
     { packing: 'zstd' },

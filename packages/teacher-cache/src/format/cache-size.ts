@@ -75,8 +75,8 @@ const sampledBytes = ({ draws }: SampledPolicy, vocabSize: number) =>
   2 + Math.min(draws, vocabSize) * (idBytes(vocabSize) + 2);
 
 /**
- * What a cache of a description will take, before it is built: exact within some percent for plain top-k of k entries and
- * hidden states, at most so much for labels that are packed, ragged or sampled. Tokenizer files are left out.
+ * What a cache of a description will take, before it is built: exact within some percent for plain top-k of k entries
+ * and hidden states, at most so much for labels that are packed, ragged or sampled. Tokenizer files are left out.
  */
 export function estimateCacheSize(
   description: CacheDescription,

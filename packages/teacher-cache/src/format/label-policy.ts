@@ -20,7 +20,9 @@ export interface TopKPolicy {
   readonly packing?: 'plain' | 'zstd';
   /** How packed logprobs are kept, default `float32`; see `logprob-codes.ts`. */
   readonly logprobDtype?: LogprobDtype;
-  /** Ragged by mass: the fewest ids that hold this much at T = 1, from `minK` to `k` of them. With `minK` or not at all. */
+  /**
+   * Ragged by mass: the fewest ids that hold this much at T = 1, from `minK` to `k` of them. With `minK` or not at all.
+   */
   readonly topP?: number;
   readonly minK?: number;
   /** Ids that are kept at every position whatever their rank; ascending. */

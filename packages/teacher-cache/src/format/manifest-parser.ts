@@ -241,7 +241,10 @@ function readProvenance(reader: Reader, value: unknown, key: string, description
   };
 }
 
-/** The counts must follow from each other: row ranges are contiguous, laid out as they must be, nothing missing when complete. */
+/**
+ * The counts must follow from each other: row ranges are contiguous, laid out as they must be, nothing missing when
+ * complete.
+ */
 function checkAgreement(reader: Reader, manifest: CacheManifest): void {
   const { description, rows, shards, complete, outputMatrix, scales } = manifest;
   const addedRows = (description.furtherData ?? []).reduce((sum, { rowCount }) => sum + rowCount, 0);

@@ -27,7 +27,9 @@ export interface CacheFiles {
    * @throws StillhouseError CACHE_FILE_MISSING, CACHE_FILE_DAMAGED
    */
   acquire(file: ListedFile): Promise<LocalFile>;
-  /** Gives a way to release a file that is open but idle, for a source that runs out of room; false if there is none. */
+  /**
+   * Gives a way to release a file that is open but idle, for a source that runs out of room; false if there is none.
+   */
   setIdleCloser?(closeIdle: () => Promise<boolean>): void;
   close(): Promise<void>;
 }

@@ -23,11 +23,14 @@ export interface OpenCacheOptions {
    */
   readonly groups?: readonly CacheGroup[];
   /**
-   * `first-touch` (default) hashes each file before anything is read from it, unless `cache pull` has and size and times
-   * are as they were then; when it is opened again later, it is hashed again if size or times have changed.
+   * `first-touch` (default) hashes each file before anything is read from it, unless `cache pull` has and size and
+   * times are as they were then; when it is opened again later, it is hashed again if size or times have changed.
    */
   readonly verifyOnRead?: 'first-touch' | 'never';
-  /** How much of the batches that were read last stays in memory. Default: all, where rows and labels take up to 256 MiB; else 64 MiB. */
+  /**
+   * How much of the batches that were read last stays in memory. Default: all, where rows and labels take up to 256
+   * MiB; else 64 MiB.
+   */
   readonly batchCacheBytes?: number;
 }
 
@@ -59,7 +62,9 @@ export interface TeacherCache {
   readRow(index: number, select?: LabelSelection): Promise<LabelledRow>;
   /** Rows by their numbers, in the given order or all in theirs; the next few are read while one is worked on. */
   rows(order?: Iterable<number>, select?: LabelSelection): AsyncGenerator<LabelledRow>;
-  /** What a layer's states are decoded with: the RMS of each channel, [hiddenSize], or a codebook; undefined for others. */
+  /**
+   * What a layer's states are decoded with: the RMS of each channel, [hiddenSize], or a codebook; undefined for others.
+   */
   hiddenScale(layer: HiddenLayer): Promise<HiddenScale | undefined>;
   /** The teacher's output matrix, some rows at a time, as it is stored. @throws StillhouseError CACHE_GROUP_ABSENT */
   streamOutputMatrix(): AsyncGenerator<MatrixRows>;

@@ -4,8 +4,8 @@ import type { LabelSelection } from '../format/labelled-row.ts';
 import type { ManifestBody } from '../format/manifest.ts';
 
 /**
- * Where the rows and labels of a cache take at most so many bytes, every batch that was read stays in memory. Rows that are
- * shorter than a batch, read in random order, would otherwise read the same batches again and again.
+ * Where the rows and labels of a cache take at most so many bytes, every batch that was read stays in memory. Rows that
+ * are shorter than a batch, read in random order, would otherwise read the same batches again and again.
  */
 const WHOLE_CACHE_BYTES = 256 << 20;
 /** Of a larger one so much of what was read last. */

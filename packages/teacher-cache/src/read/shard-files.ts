@@ -7,7 +7,9 @@ import type { CacheFiles } from './cache-files.ts';
 import { limitKeptBatches } from './kept-batches.ts';
 
 const OPEN_FILE_LIMIT = 128;
-/** Another process that shares the place of the files may remove one between the moment we learn its path and open it. */
+/**
+ * Another process that shares the place of the files may remove one between the moment we learn its path and open it.
+ */
 const OPEN_ATTEMPTS = 3;
 
 /** The files of shards, opened when needed: open files and the batches read last are both bounded. */

@@ -69,8 +69,8 @@ export function describeRandomCache(shape: RandomCacheShape): CacheDescription {
 }
 
 /**
- * Labels of made-up distributions over the vocabulary: a random number of the most probable ids or as many as the policy
- * asks for, and those it keeps anyway, as readers will see them.
+ * Labels of made-up distributions over the vocabulary: a random number of the most probable ids or as many as the
+ * policy asks for, and those it keeps anyway, as readers will see them.
  */
 export function randomTopK(random: () => number, targets: Int32Array, description: CacheDescription): TopKLabels {
   const { k, temperatures, topP, minK, pinnedIds = [], keepTarget, packing, logprobDtype } = description.labels.topk!;

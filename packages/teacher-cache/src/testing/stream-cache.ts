@@ -1,4 +1,7 @@
-/** Streams FOLDER, twice or as often as the second argument says, in a process of its own and prints what memory it took. */
+/**
+ * Streams FOLDER, twice or as often as the second argument says, in a process of its own and prints what memory it
+ * took.
+ */
 import { openCache } from '../index.ts';
 
 const [folder, passes = '2'] = process.argv.slice(2);

@@ -25,8 +25,8 @@ async function write(name: string, teacher: TeacherIdentity, topk: TopKPolicy): 
   await cache.close();
 }
 
-// A cache has the lowest version that can say what it holds: version 4 is for teachers that are no folder of weights, and
-// for tails that are unknown. What is in v1, v2 and v3 was written by the script as it was then.
+// A cache has the lowest version that can say what it holds: version 4 is for teachers that are no folder of weights,
+// and for tails that are unknown. What is in v1, v2 and v3 was written by the script as it was then.
 const unknown = { k: 4, temperatures: [], tail: 'unknown' } as const;
 const graph = { kind: 'graph', name: 'model.gguf', sha256: 'e'.repeat(64), vocabSize: 30 } as const;
 await write('service', { kind: 'service', name: 'large-v1', fingerprint: 'fp_16', vocabSize: 30 }, unknown);

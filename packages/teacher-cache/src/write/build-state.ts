@@ -113,7 +113,8 @@ export function requireSameDescription(where: string, have: DescribedCache, aske
 }
 
 const RESUME_REMEDY =
-  'Without it the cache cannot be resumed. Run `stillhouse cache repair` on a complete cache; delete one that is not, and build it anew';
+  'Without it the cache cannot be resumed. Run `stillhouse cache repair` on a complete cache; ' +
+  'delete one that is not, and build it anew';
 
 /** @throws StillhouseError CACHE_FILE_MISSING, CACHE_FILE_DAMAGED unless every file is there with its size */
 export async function requireFiles(folder: string, manifest: ManifestBody): Promise<void> {

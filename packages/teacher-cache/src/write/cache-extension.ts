@@ -38,7 +38,9 @@ export interface ExtensionRequest {
   readonly cache: string;
   /** Folder for the extended cache, with links to the files that stay; the same folder extends in place. */
   readonly out: string;
-  /** The extended cache: as it is, with more labels, `furtherData`, and a teacher or output matrix where it had none. */
+  /**
+   * The extended cache: as it is, with more labels, `furtherData`, and a teacher or output matrix where it had none.
+   */
   readonly description: CacheDescription;
   /** Its rows, the added ones included. */
   readonly totalRows: number;
@@ -59,8 +61,8 @@ export interface CacheExtension {
 
 /**
  * Extends a cache, or goes on with an extension of the same kind. Files that stay keep their bytes; larger top-k labels
- * get names of their own in place, so that the cache as it was stays valid until its manifest is replaced. Only then the
- * files that nothing needs any more are removed.
+ * get names of their own in place, so that the cache as it was stays valid until its manifest is replaced. Only then
+ * the files that nothing needs any more are removed.
  * @throws StillhouseError CACHE_EXTENSION_IMPOSSIBLE, CACHE_EXTENSION_UNFINISHED, CACHE_INCOMPLETE, CACHE_IN_USE,
  *   CACHE_FOLDER_NOT_EMPTY, CACHE_CONFIG_MISMATCH, CACHE_GROUP_ABSENT, and those of `openCache`
  */

@@ -8,7 +8,8 @@ import type { ScoringSettings } from '../format/provenance.ts';
 
 /**
  * Writes a cache, shard after shard; whatever it has finished survives a kill, and the same calls made again end in
- * the same bytes. Arrays handed in must not change before the promise settles. One call at a time, but for `writeShard`.
+ * the same bytes. Arrays handed in must not change before the promise settles. One call at a time, but for
+ * `writeShard`.
  */
 export interface CacheWriter {
   readonly description: CacheDescription;

@@ -19,7 +19,7 @@ import { inFolder } from '../testing/scratch-folder.ts';
 
 const zstd = await loadZstd();
 
-test('a full disk: the error says so, the cache stays valid up to its last shard and goes on with more room', async (t) => {
+test('a full disk: the error says so, the cache is valid up to its last shard and goes on with more room', async (t) => {
   await inFolder(async (folder) => {
     await mkdir(folder);
     const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=256k', 'tmpfs', folder]);

@@ -47,8 +47,8 @@ interface FoundPart {
  * Joins the parts of a cache into one, in `folder`: those that were built there and those in other folders, whose
  * files are linked or copied. The result is the same, byte for byte, as if one builder had made it. Called again it
  * finishes what a killed merge began, or does nothing.
- * @throws StillhouseError CACHE_PARTS_MISSING, CACHE_PARTS_DISAGREE, CACHE_CONFIG_MISMATCH, CACHE_NOT_FOUND, CACHE_IN_USE,
- *   CACHE_ROW_INVALID, CACHE_FILE_MISSING, CACHE_FILE_DAMAGED, CACHE_FOLDER_NOT_EMPTY
+ * @throws StillhouseError CACHE_PARTS_MISSING, CACHE_PARTS_DISAGREE, CACHE_CONFIG_MISMATCH, CACHE_NOT_FOUND,
+ *   CACHE_IN_USE, CACHE_ROW_INVALID, CACHE_FILE_MISSING, CACHE_FILE_DAMAGED, CACHE_FOLDER_NOT_EMPTY
  */
 export async function mergeCache(folder: string, others: readonly string[] = []): Promise<MergeResult> {
   await refuseForeignFolder(folder, { mayHaveParts: true });
