@@ -1,4 +1,5 @@
 import { defineConfig, type Plugin } from 'vitest/config';
+import { coverageGaps } from './scripts/coverage-gaps.ts';
 import { tallyReporter } from './scripts/tally-reporter.ts';
 
 const include = ['{packages,test,data}/**/*.test.ts'];
@@ -24,7 +25,7 @@ export default defineConfig({
   plugins: [workerThreadFromBundle],
   test: {
     globalSetup: ['scripts/bundle-for-tests.ts'],
-    reporters: ['default', tallyReporter],
+    reporters: ['default', tallyReporter, coverageGaps],
     // Two long-lived processes that load each module once: most of what a small file takes is to load what it tests.
     pool: 'forks',
     maxWorkers: 2,
@@ -37,7 +38,7 @@ export default defineConfig({
     coverage: {
       include: ['packages/*/src/**/*.ts'],
       exclude: ['packages/*/src/testing/**', 'packages/{testing,gradient-check}/**'],
-      reporter: ['text-summary', ['text', { skipFull: true }]],
+      reporter: ['text-summary'],
     },
   },
 });
