@@ -2,6 +2,7 @@
  * Peak memory as `stillhouse train --dry-run` says it against that of the run itself, over sizes of students and
  * settings.
  *   node --import tsx bench/train-memory.ts [--only 6m,135m] [--steps 3]
+ * It starts the command itself: what is held against the forecast is the memory of a user's process.
  * STILLHOUSE_MODELS names a folder with smollm2-135m and qwen2.5-coder-0.5b; without it only the random students are
  * run. Caches hold random states and a random matrix of the student's own width: what is measured does not depend on
  * values.
