@@ -152,6 +152,17 @@ test('prompts that cannot be continued are refused', async () => {
   await refused(new Int32Array(model.config.maxPositions), 'PROMPT_LONGER_THAN_CONTEXT');
 });
 
+test('a generator that was closed refuses, and nothing stays on the device', async () => {
+  const model = await loadDecoder(engine, `${GOLDEN}qwen2-tiny`);
+  const generator = await createGenerator(engine, model);
+  const before = (await engine.memory()).allocatedBytes;
+  generator.close();
+  await assert.rejects(generator.generateGreedy([Int32Array.of(5, 6)], { maxNewTokens: 2, stopIds: [] }), (error) =>
+    isStillhouseError(error, 'PROGRAM_RELEASED'),
+  );
+  assert.equal((await engine.memory()).allocatedBytes, before);
+});
+
 test('packed rows give the residual stream of each row alone', async () => {
   const model = await loadDecoder(engine, `${GOLDEN}llama-tiny`, 'float64');
   const config = await readModelConfig(`${GOLDEN}llama-tiny`);

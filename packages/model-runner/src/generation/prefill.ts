@@ -64,9 +64,12 @@ async function takeColumns({ decoder, store, prompts, ends }: Prefill, from: num
     // Sorted by length, the rows that end within these columns are neighbours.
     const part = engine.view(ends, { offset: ending[0]! * hiddenSize, shape: [ending.length, hiddenSize] });
     const inputs = { x: pass.x, indices };
-    await engine.run([...calls, { kind: 'run', program: programs.gatherStates, inputs, outputs: { rows: part } }]);
-    engine.free(part);
-    engine.free(indices);
+    try {
+      await engine.run([...calls, { kind: 'run', program: programs.gatherStates, inputs, outputs: { rows: part } }]);
+    } finally {
+      engine.free(part);
+      engine.free(indices);
+    }
   } finally {
     pass.close();
   }

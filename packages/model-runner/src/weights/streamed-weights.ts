@@ -87,7 +87,12 @@ export function createStreamedWeights(
 
 async function uploadTensors(engine: Engine, tensors: Tensors, float: FloatDtype): Promise<LayerTensors> {
   const uploaded: Record<string, DeviceTensor> = {};
-  for (const [name, tensor] of Object.entries(tensors)) uploaded[name] = await uploadWeight(engine, tensor, float);
+  try {
+    for (const [name, tensor] of Object.entries(tensors)) uploaded[name] = await uploadWeight(engine, tensor, float);
+  } catch (error) {
+    freeTensors(engine, uploaded);
+    throw error;
+  }
   return uploaded;
 }
 
