@@ -1,6 +1,7 @@
 import type { ScoringStep } from '../scoring/row-scorer.ts';
 import type { TeacherWork } from '../teacher/teacher.ts';
 import type { ShardCounts } from './build-inputs.ts';
+import type { ShardWork } from './score-shards.ts';
 
 export interface BuildProgress {
   /** The shard at work, from 1. */
@@ -84,6 +85,23 @@ export function trackProgress(
     },
     get tokensPerSecond() {
       return speed();
+    },
+  };
+}
+
+/** Counts what is done, whether or not anyone listens. */
+export function tellProgress(
+  tracker: ProgressTracker,
+  onProgress: ((progress: BuildProgress) => void) | undefined,
+): Pick<ShardWork, 'onStep' | 'onShard'> {
+  return {
+    onStep: (place, step) => {
+      const done = tracker.step(place, step);
+      onProgress?.(done);
+    },
+    onShard: (place) => {
+      const done = tracker.finishShard(place);
+      onProgress?.(done);
     },
   };
 }

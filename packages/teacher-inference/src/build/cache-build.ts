@@ -17,7 +17,7 @@ import type { BuildSettings } from '../settings/build-settings.ts';
 import { openTeacherSession, type TeacherSession } from '../teacher/teacher.ts';
 import { type BuildInputs, openBuildInputs } from './build-inputs.ts';
 import { type BuildPlan, describePlan } from './build-plan.ts';
-import { type BuildProgress, trackProgress } from './build-progress.ts';
+import { type BuildProgress, tellProgress, trackProgress } from './build-progress.ts';
 import { parsePartition } from './partition-setting.ts';
 import { type ShardWork, scoreShards, takeRows } from './score-shards.ts';
 import { readTokenizerFiles } from './tokenizer-files.ts';
@@ -169,17 +169,7 @@ async function fillCache(
     const own = writer.shards.map((shard) => shards[shard]!);
     const progress = trackProgress(teacher?.work ?? null, own, writer.completedShards);
     await calibrate(inputs, writer, session);
-    await writeShards(inputs, writer, session, {
-      // Counted whether or not anyone listens.
-      onStep: (place, step) => {
-        const done = progress.step(place, step);
-        events.onProgress?.(done);
-      },
-      onShard: (place) => {
-        const done = progress.finishShard(place);
-        events.onProgress?.(done);
-      },
-    });
+    await writeShards(inputs, writer, session, tellProgress(progress, events.onProgress));
     return progress.tokensPerSecond;
   } finally {
     await session.close();

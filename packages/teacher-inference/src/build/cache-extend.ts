@@ -20,7 +20,7 @@ import { needTeacher } from '../settings/label-settings.ts';
 import { openKnownTeacher, openKnownTokenizer } from '../teacher/known-teacher.ts';
 import { openTeacherSession, type Teacher } from '../teacher/teacher.ts';
 import { countShards, encodeRows, everyRow, identifyGenerator, pinLabels, type ShardCounts } from './build-inputs.ts';
-import { type BuildProgress, trackProgress } from './build-progress.ts';
+import { type BuildProgress, tellProgress, trackProgress } from './build-progress.ts';
 import { scoreShards, takeRows } from './score-shards.ts';
 
 export interface ExtendEvents {
@@ -278,15 +278,7 @@ async function fillExtension(
       readRows: async (shard, count) =>
         (await extension.readFormerRows(shard)) ?? takeRows(newRows!, count, () => refuseChange(added!.data)),
       labelsOf: (shard) => extension.labelsOf(shard),
-      // Counted whether or not anyone listens.
-      onStep: (place, step) => {
-        const done = progress.step(place, step);
-        events.onProgress?.(done);
-      },
-      onShard: (place) => {
-        const done = progress.finishShard(place);
-        events.onProgress?.(done);
-      },
+      ...tellProgress(progress, events.onProgress),
     });
     if (added !== undefined && (await hashFile(added.data)).sha256 !== added.identity.sha256) refuseChange(added.data);
     await writer.finish();
