@@ -10,13 +10,7 @@ export {
   type SharedCaches,
 } from './evaluate.ts';
 export { EVALUATION_SETTINGS, type EvaluationSettings } from './evaluation-settings.ts';
-export {
-  type AskedItem,
-  type ExactMatchFigures,
-  type ExactMatchOptions,
-  type ExactMatchRecord,
-  evaluateExactMatch,
-} from './exact-match/exact-match.ts';
+export type { ExactMatchFigures, ExactMatchRecord } from './exact-match/exact-match.ts';
 export { type HeldOutOptions, type HeldOutRows, openHeldOut } from './kd/held-out.ts';
 export { evaluateKd, type KdFigures, type KdOptions, type KdRecord } from './kd/kd-evaluation.ts';
 export { type KdLabels, resolveKdLabels } from './kd/kd-labels.ts';
@@ -30,7 +24,5 @@ export {
   measureLabelQuality,
   type QualityOptions,
 } from './quality/label-quality.ts';
-export { CALIBRATION_BINS, type LabelFigures } from './quality/quality-figures.ts';
-export { openReference, type QualityReference } from './quality/quality-reference.ts';
-export { type SampledRow, sampleRows } from './quality/quality-sample.ts';
+export type { LabelFigures } from './quality/quality-figures.ts';
 export { QUALITY_SETTINGS, type QualitySettings } from './quality/quality-settings.ts';

@@ -1,5 +1,5 @@
 /** Runs a decoder: layer by layer from disk, or with all weights on the device; batches, KV store, generation. */
-export { planBatches, planLikeLengths } from './batches/batch-plan.ts';
+export { planLikeLengths } from './batches/batch-plan.ts';
 export { flatIndex, type Placement, packSequences, padSequences, type TokenBatch } from './batches/token-batch.ts';
 export {
   type BatchTensors,

@@ -13,7 +13,6 @@ export {
   type NoGradient,
 } from './gradients/rules.ts';
 export { GraphBuilder, type GraphHints } from './graph/builder.ts';
-export { OPERATORS } from './graph/operators.ts';
 export { printGraph } from './graph/print.ts';
 export { findCut, racesOnThreads } from './graph/reachable.ts';
 export type {

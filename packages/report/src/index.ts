@@ -17,4 +17,4 @@ export type {
   TableCell,
 } from './content.ts';
 export { printBytes, printCount, printDuration, printShare, printSignificant } from './quantities.ts';
-export { renderReport, writeReport } from './report.ts';
+export { writeReport } from './report.ts';

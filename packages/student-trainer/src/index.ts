@@ -1,13 +1,9 @@
 /** Phase 2: trains students from a teacher cache. Never sees a teacher. */
 
 export { type CacheShare, parseCaches } from './data/cache-mixture.ts';
-export { countSteps, type DataOrder, type DataPosition, openDataOrder } from './data/data-order.ts';
 export { type Batching, groupByLength, measureColumnCost } from './data/step-layout.ts';
 export type { CacheUse } from './data/training-sources.ts';
-export { type AdamWSettings, createAdamW } from './optimiser/adamw.ts';
-export { learningRateAt } from './optimiser/learning-rate.ts';
 export { type DryRun, type MemoryAdvice, planTraining } from './plan/dry-run.ts';
-export { PROJECTION_NAME, projectionName } from './plan/projections.ts';
 export { checkTraining, type SharedInputs, type TrainingCheck } from './plan/training-inputs.ts';
 export type { StageSummary, TrainingEvents, TrainingStart } from './run/training-events.ts';
 export { type TrainingResult, trainStudent } from './run/training-run.ts';

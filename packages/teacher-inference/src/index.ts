@@ -6,13 +6,6 @@ export { type ExtendEvents, type ExtendResult, type ExtendStart, extendTeacherCa
 export { type RepairEvents, type RepairResult, repairTeacherCache } from './build/cache-repair.ts';
 export { findPartition, parsePartition } from './build/partition-setting.ts';
 export { joinStates, type Pilot, type PilotOptions, scorePilot } from './calibrate/pilot.ts';
-export {
-  createRowScorer,
-  type LayerScales,
-  type RowScorer,
-  type ScoringOptions,
-  type ScoringStep,
-} from './scoring/row-scorer.ts';
 export { BUILD_SETTINGS, type BuildSettings, type LabelWord } from './settings/build-settings.ts';
 export { EXTEND_SETTINGS, type ExtendSettings } from './settings/extend-settings.ts';
 export { REPAIR_SETTINGS, type RepairSettings } from './settings/repair-settings.ts';

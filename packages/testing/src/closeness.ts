@@ -45,7 +45,7 @@ export function expectClose(actual: Numbers, expected: Numbers, tolerance: Toler
 }
 
 /** Absolute differences of two arrays of one length, summed up. */
-export interface DifferenceSummary {
+interface DifferenceSummary {
   readonly mean: number;
   /** The 99.9 % quantile: the smallest difference that at least 99.9 % of the elements do not exceed. */
   readonly quantile999: number;
@@ -54,7 +54,7 @@ export interface DifferenceSummary {
 }
 
 /** Summarises |actual - expected|; a NaN or unequal infinity on either side counts as an infinite difference. */
-export function summarizeDifference(actual: Numbers, expected: Numbers, where = 'arrays'): DifferenceSummary {
+function summarizeDifference(actual: Numbers, expected: Numbers, where = 'arrays'): DifferenceSummary {
   requireSameLength(actual, expected, where);
   const differences = Float64Array.from({ length: expected.length }, (_, index) =>
     differenceAt(actual, expected, index),

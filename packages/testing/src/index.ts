@@ -2,12 +2,10 @@
 
 export {
   type DifferenceBounds,
-  type DifferenceSummary,
   expectClose,
   expectSmallDifference,
   type Numbers,
   quantile,
-  summarizeDifference,
   type Tolerance,
 } from './closeness.ts';
 export { type DataRowsShape, writeDataRows } from './data-rows.ts';
