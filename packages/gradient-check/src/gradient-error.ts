@@ -2,6 +2,7 @@ import { differentiate, type GradientRules, GraphBuilder, type Value } from '@st
 import type { Engine } from '@stillhouse/runtime';
 import { randomNormals } from '@stillhouse/testing';
 
+/** A piece of a graph whose gradient is checked. */
 export interface GradientCase {
   /** Inputs to differentiate by; `domain` bounds their random values, otherwise standard normal. */
   readonly inputs: readonly { readonly shape: readonly number[]; readonly domain?: readonly [number, number] }[];

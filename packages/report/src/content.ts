@@ -7,13 +7,16 @@ export interface Report {
   readonly sections: readonly ReportSection[];
 }
 
+/** A part of a page under its own heading. */
 export interface ReportSection {
   readonly heading?: string;
   readonly blocks: readonly ReportBlock[];
 }
 
+/** What a section is made of. */
 export type ReportBlock = Paragraph | Figures | Table | LineChart | BarChart | PointChart;
 
+/** Running text. */
 export interface Paragraph {
   readonly kind: 'paragraph';
   readonly text: string;
@@ -25,6 +28,7 @@ export interface Figures {
   readonly figures: readonly { readonly label: string; readonly value: string; readonly note?: string }[];
 }
 
+/** Rows under named columns. */
 export interface Table {
   readonly kind: 'table';
   readonly caption?: string;
@@ -37,8 +41,10 @@ export interface Table {
   readonly rows: readonly (readonly TableCell[])[];
 }
 
+/** One cell; null is what is not known. */
 export type TableCell = string | number | null;
 
+/** Quantities over one axis, such as a loss over steps. */
 export interface LineChart {
   readonly kind: 'lines';
   readonly title?: string;
@@ -49,6 +55,7 @@ export interface LineChart {
   readonly logY?: boolean;
 }
 
+/** One line of a chart. */
 export interface LineSeries {
   readonly name: string;
   /**
@@ -59,6 +66,7 @@ export interface LineSeries {
   readonly points: readonly (readonly [x: number, y: number])[];
 }
 
+/** Values side by side, each with an interval where there is one. */
 export interface BarChart {
   readonly kind: 'bars';
   readonly title?: string;
@@ -68,6 +76,7 @@ export interface BarChart {
   readonly format?: string;
 }
 
+/** One bar of a chart. */
 export interface Bar {
   readonly name: string;
   readonly value: number;
@@ -89,6 +98,7 @@ export interface PointChart {
   readonly isJoined?: boolean;
 }
 
+/** One point of a chart. */
 export interface ChartPoint {
   /** Written beside the point while there are few. */
   readonly name?: string;

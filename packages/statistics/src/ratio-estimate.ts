@@ -5,6 +5,7 @@ export interface RowSum {
   readonly tokens: number;
 }
 
+/** A mean over tokens, in the unit of the quantity. */
 export interface RatioEstimate {
   readonly mean: number;
   /** Null with fewer than two rows. */

@@ -12,12 +12,14 @@ export interface TaskItem {
   readonly answer: string;
 }
 
+/** What a model wrote. */
 export interface WrittenAnswer {
   readonly text: string;
   /** `length`: the answer was cut off at the largest number of new tokens or at the end of the context. */
   readonly finishedBy: 'stop' | 'length';
 }
 
+/** What is said of an answer. */
 export interface Verdict {
   /** The final answer found in the text; null when there is none, as in an answer cut off before its `####`. */
   readonly prediction: string | null;

@@ -3,6 +3,7 @@
  * Two dimensions are equal exactly when they are the same number or the same string.
  */
 export type Dim = number | string;
+/** The dimensions of a tensor, the outermost first; [] is a scalar. */
 export type Shape = readonly Dim[];
 
 interface Factors {
@@ -45,6 +46,7 @@ export function scaleOf(dim: Dim): number {
   return factorise(dim).scale;
 }
 
+/** Whether two shapes have the same dimensions, symbols compared by name. */
 export function shapesEqual(a: Shape, b: Shape): boolean {
   return a.length === b.length && a.every((dim, i) => dim === b[i]);
 }

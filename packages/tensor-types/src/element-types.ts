@@ -41,7 +41,9 @@ export const ONNX_TYPES: { readonly [D in Dtype]: number } = {
   bfloat16: 16,
 };
 
+/** Whether tensors on a device can have this element type. */
 export const isTensorDtype = (dtype: string): dtype is TensorDtype => Object.hasOwn(TENSOR_ARRAYS, dtype);
 
+/** Bytes of one element. */
 export const elementBytes = (dtype: Dtype): number =>
   dtype === 'bfloat16' ? 2 : TENSOR_ARRAYS[dtype].BYTES_PER_ELEMENT;

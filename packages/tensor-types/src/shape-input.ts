@@ -9,6 +9,7 @@ const SHAPE_INPUT = /^shape\((.*)\)$/;
  */
 export const shapeInputName = (shape: Shape): string => `shape(${shape.join(',')})`;
 
+/** Whether an input of this name is for a shape, see `shapeInputName`. */
 export const isShapeInput = (name: string): boolean => SHAPE_INPUT.test(name);
 
 /** The dimensions that the name of a shape input says, numbers among them as text. */

@@ -31,6 +31,7 @@ export const PLAN_SETTINGS = {
   threads,
 } as const;
 
+/** The settings of a plan, checked. */
 export type PlanSettings = SettingsOf<typeof PLAN_SETTINGS>;
 
 export interface PlannedPolicy {
@@ -46,6 +47,7 @@ export interface PlannedPolicy {
   readonly at: Readonly<Record<string, LabelFigures>>;
 }
 
+/** What a plan found. */
 export interface CachePlan {
   readonly pilot: { readonly rows: number; readonly positions: number; readonly measuredPositions: number };
   readonly data: { readonly rows: number; readonly tokens: number; readonly positions: number };
@@ -55,6 +57,7 @@ export interface CachePlan {
   readonly recipe: PlanSettings;
 }
 
+/** What a plan tells while it works. */
 export interface PlanEvents {
   readonly onStage?: (stage: string) => void;
   /** More policies for the same rows, for benchmarks. */

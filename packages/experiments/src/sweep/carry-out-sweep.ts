@@ -8,6 +8,7 @@ import type { SweepPlan } from './sweep-plan.ts';
 import { writeSweepReport } from './sweep-report.ts';
 import type { ShareSettings } from './sweep-settings.ts';
 
+/** What a sweep came to. */
 export interface SweepOutcome {
   /** Undefined after a dry run. */
   readonly figures: SweepFigures | undefined;

@@ -31,6 +31,7 @@ export interface SweepEvents {
   readonly watchMeasurement?: (task: EvaluationSettings['task']) => MeasurementEvents;
 }
 
+/** What a measurement tells while it works. */
 export interface MeasurementEvents {
   readonly onProgress?: (progress: { readonly done: number; readonly total: number; readonly tokens: number }) => void;
   readonly onEnd?: () => void;

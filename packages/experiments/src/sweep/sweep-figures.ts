@@ -48,6 +48,7 @@ export interface Estimate {
   readonly standardError: number | null;
 }
 
+/** The figures of all runs of a sweep. */
 export interface SweepFigures {
   readonly out: string;
   /** The settings that are not the same in all runs. */

@@ -30,6 +30,7 @@ const LOOK_AGAIN_MS = 100;
 
 /**
  * Processes that share a sweep write its own files one after the other: each works on what the ones before have left.
+ * @throws StillhouseError SWEEP_LOCK_LOST, and those of `work`
  */
 export async function inTurn<Result>(out: string, work: () => Promise<Result>): Promise<Result> {
   const words = {

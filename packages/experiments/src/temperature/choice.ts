@@ -20,6 +20,7 @@ export interface TemperatureFigures {
   readonly verdict: 'best' | 'worse' | 'alike';
 }
 
+/** The temperature that was chosen, and by what. */
 export interface TemperatureChoice {
   /** The one with the lowest held-out KL at T = 1. */
   readonly recommended: number;

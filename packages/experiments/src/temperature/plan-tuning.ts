@@ -37,6 +37,7 @@ export const TUNING_SETTINGS = {
   ...MEASUREMENT_SETTINGS,
   ...runSettings,
 } as const;
+/** The settings of a tuning, checked. */
 export type TuningSettings = SettingsOf<typeof TUNING_SETTINGS>;
 
 const CANDIDATES = [1, 1.5, 2, 3, 4];

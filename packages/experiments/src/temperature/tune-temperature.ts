@@ -10,6 +10,7 @@ import { chooseTemperature, type TemperatureChoice, type TriedTemperature } from
 import { planTuning, type TuningSettings } from './plan-tuning.ts';
 import { describeTemperatures, TEMPERATURE_FILES } from './report.ts';
 
+/** What a tuning came to. */
 export interface Tuning {
   readonly plan: SweepPlan;
   readonly temperatures: readonly number[];

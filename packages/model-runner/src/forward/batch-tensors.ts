@@ -48,6 +48,7 @@ export function uploadBatch(engine: Engine, programs: ForwardPrograms, batch: To
   return { ...common, tables: { cos, sin, bias }, shared: {}, biasCalls: [call], all: [...all, bias] };
 }
 
+/** Frees what `uploadBatch` made. The batch must not be used any more after it. */
 export function freeBatch(engine: Engine, { all }: BatchTensors): void {
   for (const tensor of all) engine.free(tensor);
 }

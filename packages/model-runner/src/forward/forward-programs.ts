@@ -36,6 +36,12 @@ export interface ForwardPrograms {
   readonly gatherRows: Program;
 }
 
+/**
+ * Compiles the programs of a model. Layers are compiled when a number of query blocks is first asked for.
+ * @param float dtype of weights and activations
+ * @param adapter where layers may have adapters
+ * @returns to be released by `releaseForwardPrograms`
+ */
 export async function compileForwardPrograms(
   engine: Engine,
   config: ModelConfig,
@@ -63,6 +69,7 @@ export async function compileForwardPrograms(
   };
 }
 
+/** Releases all programs, those of layers that were made included. */
 export function releaseForwardPrograms(programs: ForwardPrograms): void {
   const { bias, embedding, block, adaptedBlock, finalNorm, gatherRows } = programs;
   const layers = [...block.made, ...(adaptedBlock?.made ?? [])];

@@ -7,6 +7,7 @@ import { type PromptRows, prefill } from './prefill.ts';
 import { checkPrompt, type GeneratedSequence, type Sequence, slotsOf } from './sequence.ts';
 import { createSlotSchedule, type SlotSchedule } from './slot-schedule.ts';
 
+/** What a generator holds and computes at a time; none of it changes the ids. */
 export interface GeneratorOptions {
   /** Sequences computed together: rows of the KV store. Default 8. */
   readonly maxSequences?: number;
@@ -16,6 +17,7 @@ export interface GeneratorOptions {
   readonly prefillTokens?: number;
 }
 
+/** When sequences end, and who hears of their ids. */
 export interface GenerateOptions {
   readonly maxNewTokens: number;
   /** Any of them ends a sequence. */
@@ -26,6 +28,7 @@ export interface GenerateOptions {
   readonly onSequence?: (sequence: number, result: GeneratedSequence) => void;
 }
 
+/** Continues prompts with one model. */
 export interface Generator {
   /**
    * Continues each prompt with the most probable token, again and again (of equals the smallest id).

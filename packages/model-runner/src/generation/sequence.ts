@@ -12,6 +12,7 @@ export interface Sequence {
   readonly ids: number[];
 }
 
+/** What one prompt was continued with. */
 export interface GeneratedSequence {
   /** New ids, without the prompt and without the stop id. */
   readonly ids: Int32Array;

@@ -19,6 +19,7 @@ export interface PassRow {
   readonly positions: Int32Array;
 }
 
+/** What a pass runs with. */
 export interface StreamedPassOptions {
   readonly engine: Engine;
   readonly programs: ForwardPrograms;
@@ -31,6 +32,7 @@ export interface StreamedPassOptions {
   readonly exposing?: PerQueryBlocks<Program> | undefined;
 }
 
+/** What is wanted of one layer, and who hears of it. */
 export interface LayerRun {
   /** Told the tokens of each batch when it is done. */
   readonly onBatch?: (tokens: number) => void;

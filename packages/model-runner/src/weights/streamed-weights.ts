@@ -33,6 +33,7 @@ export interface StreamedWeights {
   close(): void;
 }
 
+/** How weights are held on the device. */
 export interface StreamedWeightsOptions {
   readonly float: FloatDtype;
   /** Whether dropped weights stay, for the next pass. */

@@ -5,6 +5,7 @@ import type { DataRow, RowContent, RowMetadata } from '../read/row-content.ts';
 import { renderConversation } from './conversation-targets.ts';
 import { findTargetTokens, type TokenSpan } from './target-tokens.ts';
 
+/** What rows are held to. */
 export interface EncodeOptions {
   /** Rows are cut to so many tokens; their end is lost. */
   readonly maxLength?: number;

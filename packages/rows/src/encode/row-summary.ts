@@ -1,5 +1,6 @@
 import type { EncodedRow } from './encode-row.ts';
 
+/** What rows are, in counts. */
 export interface RowSummary {
   readonly rowCount: number;
   readonly tokenCount: number;

@@ -13,6 +13,7 @@ export type QuestionPrompt =
   | { readonly kind: 'text'; readonly text: string }
   | { readonly kind: 'messages'; readonly messages: readonly ChatMessage[] };
 
+/** A line of a file of questions. */
 export interface Question {
   /** Unique in its file: the line's `id`, otherwise `line-N`. */
   readonly id: string;

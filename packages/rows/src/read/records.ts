@@ -26,6 +26,7 @@ export interface LineRecord {
   readonly value: JsonObject;
 }
 
+/** How much of a file is read. */
 export interface ReadOptions {
   /** Reading stops after so many; what follows is not looked at. */
   readonly limit?: number;

@@ -8,6 +8,7 @@ export interface RowMetadata {
   readonly answer?: string;
 }
 
+/** What a row says, by its form: a conversation, a prompt with its response, a text, or ids as they are. */
 export type RowContent =
   | ({ readonly form: 'messages' } & Conversation)
   | { readonly form: 'exchange'; readonly prompt: string; readonly response: string }
@@ -20,6 +21,7 @@ export type RowContent =
       readonly lossMask: Uint8Array;
     };
 
+/** A line of a data file. */
 export interface DataRow {
   /** Unique in its file. */
   readonly id: string;
