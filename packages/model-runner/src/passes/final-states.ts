@@ -1,6 +1,6 @@
 import type { FloatArrays, ModelWeights } from '@stillhouse/checkpoint';
 import type { FloatDtype } from '@stillhouse/onnx-graph';
-import type { DeviceTensor, Engine } from '@stillhouse/runtime';
+import type { Engine } from '@stillhouse/runtime';
 import { compileForwardPrograms, type ForwardPrograms, releaseForwardPrograms } from '../forward/forward-programs.ts';
 import { createStreamedWeights, type StreamedWeights } from '../weights/streamed-weights.ts';
 import { openStreamedPass, type PassRow } from './streamed-pass.ts';
@@ -38,7 +38,7 @@ interface Runner {
 }
 
 async function runToEnd(runner: Runner, rows: readonly PassRow[]): Promise<FloatArrays[FloatDtype]> {
-  const { programs, weights } = runner;
+  const { engine, programs, weights } = runner;
   const { layerCount, hiddenSize } = programs.config;
   const pass = await openStreamedPass(rows, { ...runner, batchTokens: BATCH_TOKENS });
   try {
@@ -46,9 +46,9 @@ async function runToEnd(runner: Runner, rows: readonly PassRow[]): Promise<Float
       const prefetch = () => (layer + 1 < layerCount ? weights.prefetchLayer(layer + 1) : undefined);
       await pass.runLayer(layer, { prefetch });
     }
-    const x = await pass.gatherStates();
-    pass.closeStreams();
-    const values = await normalise(runner, x);
+    const final = await pass.finishStates();
+    const values = (await engine.download(final)) as FloatArrays[FloatDtype];
+    engine.free(final);
     // The pass has its rows in an order of its own.
     const ordered = values.slice();
     let filled = 0;
@@ -59,20 +59,6 @@ async function runToEnd(runner: Runner, rows: readonly PassRow[]): Promise<Float
     return ordered;
   } finally {
     pass.close();
-  }
-}
-
-/** @param x [n, hiddenSize], n may be 0 */
-async function normalise({ engine, programs, weights }: Runner, x: DeviceTensor): Promise<FloatArrays[FloatDtype]> {
-  const norm = await weights.takeFinalNorm();
-  const hidden = engine.allocate(programs.float, x.shape);
-  try {
-    if (x.shape[0]! > 0) {
-      await engine.run([{ kind: 'run', program: programs.finalNorm, inputs: { x, norm }, outputs: { hidden } }]);
-    }
-    return (await engine.download(hidden)) as FloatArrays[FloatDtype];
-  } finally {
-    engine.free(hidden);
   }
 }
 

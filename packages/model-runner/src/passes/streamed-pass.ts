@@ -55,8 +55,11 @@ export interface StreamedPass {
   runLayer(layer: number, run?: LayerRun): Promise<DeviceTensor | undefined>;
   /** The residual stream at the wanted positions, [stateCount, hiddenSize]; the same tensor at each call. */
   gatherStates(): Promise<DeviceTensor>;
-  /** Frees everything but the gathered states. */
-  closeStreams(): void;
+  /**
+   * Ends the streams: their states at the wanted positions behind the final norm, [stateCount, hiddenSize], to be
+   * freed. Reads no weights where no position is wanted.
+   */
+  finishStates(): Promise<DeviceTensor>;
   close(): void;
 }
 
@@ -99,15 +102,20 @@ export async function openStreamedPass(rows: readonly PassRow[], options: Stream
   }
   const { hiddenSize } = programs.config;
   const states = engine.allocate(programs.float, [stateCount, hiddenSize]);
+  const gatherStates = async () => {
+    await engine.run(batches.map((batch) => gatherCall(options, batch, batch.x, states)));
+    return states;
+  };
   return {
     stateCount,
     ranges,
     runLayer: (layer, run = {}) => runLayer(options, { batches, stateCount }, layer, run),
-    gatherStates: async () => {
-      await engine.run(batches.map((batch) => gatherCall(options, batch, batch.x, states)));
-      return states;
+    gatherStates,
+    finishStates: async () => {
+      const x = await gatherStates();
+      closeBatches(engine, batches);
+      return normalise(options, x);
     },
-    closeStreams: () => closeBatches(engine, batches),
     close: () => {
       closeBatches(engine, batches);
       engine.free(states);
@@ -172,6 +180,20 @@ function gatherCall(
   const shape = [indices.shape[0]!, hiddenSize];
   const rows = engine.view(into, { offset: firstState * hiddenSize, shape });
   return { kind: 'run', program: programs.gatherRows, inputs: { x, indices }, outputs: { rows } };
+}
+
+/** @param x [n, hiddenSize], n may be 0 */
+async function normalise({ engine, programs, weights }: StreamedPassOptions, x: DeviceTensor): Promise<DeviceTensor> {
+  const hidden = engine.allocate(programs.float, x.shape);
+  if (x.shape[0] === 0) return hidden;
+  try {
+    const norm = await weights.takeFinalNorm();
+    await engine.run([{ kind: 'run', program: programs.finalNorm, inputs: { x, norm }, outputs: { hidden } }]);
+    return hidden;
+  } catch (error) {
+    engine.free(hidden);
+    throw error;
+  }
 }
 
 async function runLayer(

@@ -142,7 +142,7 @@ async function runPass(
   scales: LayerScales,
   onStep: (step: ScoringStep) => void,
 ): Promise<PassLabels> {
-  const { engine, config, weights, options, programs, readout } = scoring;
+  const { engine, config, weights, options, readout } = scoring;
   const { hidden } = options.labels;
   const { readDistributions } = readout;
   const wanted = new Set<HiddenLayer>(hidden?.layers ?? []);
@@ -160,7 +160,6 @@ async function runPass(
 
   if (wanted.has(0)) await readHidden(0, await pass.gatherStates());
   // Without label positions there is nothing to compute, but scales and empty labels are wanted all the same.
-  const isEmpty = pass.stateCount === 0;
   for (let layer = 1; layer <= depth; layer++) {
     const attention: HiddenLayer = `attention.${layer}`;
     const attentionStates = await pass.runLayer(layer - 1, {
@@ -177,14 +176,8 @@ async function runPass(
   }
   if (!needsEnd) return { distributions: undefined, hidden: states };
 
-  const x = await pass.gatherStates();
-  pass.closeStreams();
-  const final = engine.allocate('float32', x.shape);
+  const final = await pass.finishStates();
   try {
-    if (!isEmpty) {
-      const norm = await weights.takeFinalNorm();
-      await engine.run([{ kind: 'run', program: programs.finalNorm, inputs: { x, norm }, outputs: { hidden: final } }]);
-    }
     await readHidden('final', final);
     if (readDistributions === undefined) return { distributions: undefined, hidden: states };
     const head = await weights.takeOutputMatrix();
