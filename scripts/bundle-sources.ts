@@ -13,6 +13,19 @@ const BUNDLED_LIBRARIES = ['apache-arrow', 'p-queue', 'valibot', '@huggingface/j
 /** What `import.meta.url` becomes: a constant of each source. */
 const SOURCE_URL = 'stillhouseSourceUrl';
 
+/** How esbuild makes modules of plain JavaScript for Node.js, which share what they import. */
+export const SHARED_MODULES = {
+  bundle: true,
+  splitting: true,
+  format: 'esm',
+  platform: 'node',
+  target: 'node20',
+  // Files of their own, without the sources: nothing reads them before a stack is shown (inline they double the text to
+  // parse).
+  sourcemap: 'linked',
+  sourcesContent: false,
+} as const;
+
 export interface BundleRequest {
   /** The repository. */
   readonly root: string;
@@ -70,15 +83,7 @@ export async function bundleSources(request: BundleRequest): Promise<readonly Bu
         ...Object.fromEntries(request.scripts.map((path) => [nameOf(path), path])),
         'packages/runtime/src/worker-entry': join(root, 'packages', 'runtime', 'src', 'worker.ts'),
       },
-      bundle: true,
-      splitting: true,
-      format: 'esm',
-      platform: 'node',
-      target: 'node20',
-      // Files of their own, without the sources: nothing reads them before a stack is shown (inline they double the
-      // text to parse).
-      sourcemap: 'linked',
-      sourcesContent: false,
+      ...SHARED_MODULES,
       define: { 'import.meta.url': SOURCE_URL },
       outdir: folder,
       write: false,

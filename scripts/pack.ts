@@ -6,6 +6,7 @@ import { cp, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { basename, dirname, join, relative, sep } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build, type Plugin } from 'esbuild';
+import { SHARED_MODULES } from './bundle-sources.ts';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const folder = join(root, 'out', 'pack', 'package');
@@ -61,13 +62,7 @@ async function bundleCode(): Promise<ReadonlySet<string>> {
       'worker-entry': source('runtime', 'worker.ts'),
       ...Object.fromEntries(libraries.map((name) => [name, source(name)])),
     },
-    bundle: true,
-    splitting: true,
-    format: 'esm',
-    platform: 'node',
-    target: 'node20',
-    sourcemap: 'linked',
-    sourcesContent: false,
+    ...SHARED_MODULES,
     outdir: dist,
     chunkNames: 'chunk-[hash]',
     metafile: true,
