@@ -229,7 +229,7 @@ test('labels that are not there are refused, a bucket never stands in', async (t
   const asked = kdSettings(paths, { temperatures: [1, 4] });
   await expectRefusal(asked, 'TEMPERATURE_NOT_IN_GRID', /temperatures among 1, 2, got 4/);
   const unknown = await prepare(t, { cache: { temperatures: [] } });
-  await expectRefusal(kdSettings(unknown, { temperatures: [1, 2] }), 'TEMPERATURE_NOT_IN_GRID', /among 1, got 2/);
+  await expectRefusal(kdSettings(unknown, { temperatures: [1, 2] }), 'TAIL_UNKNOWN', /expected temperature 1, got 2/);
   const [some, all] = [unknown, paths].map((at) => evaluateModel(kdSettings(at, { temperatures: [1] })));
   assert.deepEqual(((await some) as KdResult).kl, ((await all) as KdResult).kl);
   const bare = await prepare(t, { cache: { topk: undefined } as unknown as TinyCacheOptions });

@@ -34,7 +34,7 @@ export interface KdQuestion {
  * with the exact mass outside. The `bucket` tail would be another quantity and is never taken, nor are sampled labels,
  * whose divergence is too large by what the draws miss.
  * @param cache with the labels that are there
- * @throws StillhouseError LABELS_NOT_IN_CACHE, TEMPERATURE_NOT_IN_GRID, REFINEMENT_NOT_IN_CACHE,
+ * @throws StillhouseError LABELS_NOT_IN_CACHE, TEMPERATURE_NOT_IN_GRID, TAIL_UNKNOWN, REFINEMENT_NOT_IN_CACHE,
  *   SETTING_NOT_FOR_LABELS, VOCABULARY_MISMATCH
  */
 export function resolveKdLabels(
@@ -74,6 +74,16 @@ export function resolveKdLabels(
   // Of a tail that is unknown the mass is: at T = 1 it is what the stored ids leave.
   const known = topk.tail === 'unknown' ? [1] : topk.temperatures;
   const outside = temperatures.find((temperature) => !known.includes(temperature));
+  if (outside !== undefined && topk.tail === 'unknown') {
+    throw new StillhouseError({
+      code: 'TAIL_UNKNOWN',
+      where: `--temperatures ${temperatures.join(',')}`,
+      problem: `the cache ${where} has the teacher's best ids and nothing of the rest, whose mass is known at T = 1 only`,
+      expected: 'temperature 1',
+      got: String(outside),
+      remedy: 'Use --temperatures 1, or evaluate on a cache with exact tails or hidden states',
+    });
+  }
   if (outside !== undefined) {
     throw new StillhouseError({
       code: 'TEMPERATURE_NOT_IN_GRID',

@@ -16,6 +16,7 @@ import {
   MANIFEST_NAME,
   type ManifestBody,
   OUTPUT_MATRIX_PATH,
+  requiredVersion,
   type ShardFiles,
   shardPath,
   tokenizerPath,
@@ -82,6 +83,11 @@ export function parseManifest(content: string, where: string): CacheManifest {
     ...readBody(sealed, where, (index) => index),
   };
   checkAgreement(sealed.reader, manifest);
+  // Version 1 is read for ever and has nothing that is newer; others say at least 2.
+  const needed = requiredVersion(manifest.description);
+  if (needed > 2 && sealed.version < needed) {
+    sealed.reader.fail('version', `${needed} or higher, for what the description says`, sealed.version);
+  }
   const absurd = findAbsurdFile(manifest);
   if (absurd !== undefined) sealed.reader.fail(absurd.key, absurd.expected, absurd.got);
   return manifest;

@@ -14,7 +14,7 @@ export const FORMAT_VERSION = 4;
  * The lowest version that can say what a cache holds: 4 where the teacher is no folder of weights or a tail is unknown,
  * 3 where there are attention outputs. What older readers can read stays as it was.
  */
-function requiredVersion({ teacher, labels }: CacheDescription): number {
+export function requiredVersion({ teacher, labels }: CacheDescription): number {
   if ((teacher !== null && teacher.kind !== 'weights') || labels.topk?.tail === 'unknown') return 4;
   return labels.hidden?.layers.some((layer) => attentionLayer(layer) !== undefined) === true ? 3 : 2;
 }

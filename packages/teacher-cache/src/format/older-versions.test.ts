@@ -4,6 +4,8 @@ import { fileURLToPath } from 'node:url';
 import { test } from 'vitest';
 import { openCache, verifyCache } from '../index.ts';
 import { dumpCache } from '../testing/dump-cache.ts';
+import { digestManifest } from './manifest.ts';
+import { parseManifest } from './manifest-parser.ts';
 
 const caches = fileURLToPath(new URL('../../../../test/caches', import.meta.url));
 
@@ -33,3 +35,16 @@ for (const version of readdirSync(caches)) {
     });
   }
 }
+
+test('a manifest that says it is older than what it holds is refused', () => {
+  for (const [place, older] of [
+    ['v4/service', 3],
+    ['v4/graph', 2],
+    ['v3/attention', 2],
+  ] as const) {
+    const text = readFileSync(`${caches}/${place}/manifest.json`, 'utf8');
+    const manifest = { ...(JSON.parse(text) as { readonly version: number }), version: older };
+    const sealed = JSON.stringify({ ...manifest, digest: digestManifest(manifest) });
+    assert.throws(() => parseManifest(sealed, place), { code: 'CACHE_MANIFEST_INVALID', message: /version/ });
+  }
+});
