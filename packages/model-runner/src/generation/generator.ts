@@ -151,6 +151,7 @@ function neighbours(active: readonly Sequence[], joined: readonly number[]): rea
 function takeIds({ schedule, stops, options, results }: GenerationRun, first: number, found: BigInt64Array): void {
   found.forEach((found64, i) => {
     const [row, id] = [first + i, Number(found64)];
+    if (schedule.isLeft(row)) return;
     const { index, ids, budget } = schedule.active[row]!;
     const isStop = stops.has(id);
     if (!isStop) {

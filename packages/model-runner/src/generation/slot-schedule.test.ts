@@ -3,7 +3,7 @@ import fc from 'fast-check';
 import { test } from 'vitest';
 import { createSlotSchedule } from './slot-schedule.ts';
 
-test('a row that is left goes to the next that waits, and the last row fills the gap where none does', () => {
+test('rows that are left go to the next that wait, and the last row fills the gap where none does', () => {
   const schedule = createSlotSchedule(['a', 'b', 'c', 'd', 'e'], 3);
   assert.deepEqual(schedule.settle(), { joined: [0, 1, 2], moved: [] });
   schedule.leave(1);
@@ -18,7 +18,7 @@ test('a row that is left goes to the next that waits, and the last row fills the
 test('every item has one row from when it joins until it leaves, and moves are told', () => {
   const runs = fc.record({
     count: fc.integer({ min: 0, max: 30 }),
-    rows: fc.integer({ min: 1, max: 6 }),
+    rows: fc.integer({ min: 1, max: 13 }),
     leaving: fc.infiniteStream(fc.boolean()),
   });
   fc.assert(
@@ -35,7 +35,9 @@ test('every item has one row from when it joins until it leaves, and moves are t
         seen.push(...joined.map((row) => schedule.active[row]!));
         assert.deepEqual(schedule.active, store.slice(0, schedule.active.length));
         assert.ok(schedule.active.length <= rows);
-        assert.ok(schedule.active.length === rows || seen.length === count, 'a row is empty while one waits');
+        const free = rows - schedule.active.filter((_, row) => !schedule.isLeft(row)).length;
+        const enough = Math.min(Math.ceil(rows / 4), count - seen.length);
+        assert.ok(enough === 0 || free < enough, 'rows are free while some wait');
         if (schedule.active.length === 0) break;
         const [must] = [step % schedule.active.length];
         schedule.active.forEach((_, row) => {

@@ -7,15 +7,20 @@ export interface ScheduleChange {
 }
 
 /**
- * Which sequence stands in which row of a KV store. A row that is left goes to the next that waits; where none waits,
- * the last row moves there, so that the rows in use are always the first ones.
+ * Which sequence stands in which row of a KV store. Rows that are left go to the next that wait; where none waits, the
+ * last row moves there, so that the rows in use are the first ones.
+ *
+ * Prompts that join together are computed together, which costs less than one after the other. So a row that is left
+ * waits for others until a quarter of the rows is free, and the steps until then compute it for nothing.
  */
 export interface SlotSchedule<Item> {
-  /** By row: all of the first rows are in use, no other is. */
+  /** By row; of those that were left and not filled yet, the sequence that was there. */
   readonly active: readonly Item[];
   /** The sequence of a row has ended. */
   leave(row: number): void;
-  /** Fills the rows that were left, and as many more as there may be. */
+  /** Whether it has, and no other is in its place. */
+  isLeft(row: number): boolean;
+  /** Fills the rows that are free, if they are enough. */
   settle(): ScheduleChange;
 }
 
@@ -27,7 +32,11 @@ export function createSlotSchedule<Item>(waiting: readonly Item[], maxRows: numb
   return {
     active,
     leave: (row) => void left.add(row),
+    isLeft: (row) => left.has(row),
     settle() {
+      const wanted = Math.min(Math.ceil(maxRows / 4), waiting.length - next);
+      const free = maxRows - active.length + left.size;
+      if (free < wanted && left.size < active.length) return { joined: [], moved: [] };
       const joined: number[] = [];
       const join = (row: number) => {
         active[row] = waiting[next++]!;
