@@ -188,9 +188,12 @@ test('held-out figures come while it trains, equal those of eval, and are drawn 
 
 test('the page of a run that goes on loads itself anew', unless(skip), async () => {
   const { child, finished } = startNode(trainArgs('going', ...LONG), { cwd: folder });
+  let isSeen = false;
   const poll = setInterval(async () => {
     const page = await readFile(join(folder, 'going/run.html'), 'utf8').catch(() => '');
-    if (page === '') return;
+    // On a busy machine two reads may be under way, and a second signal would end the run at once.
+    if (page === '' || isSeen) return;
+    isSeen = true;
     clearInterval(poll);
     await writeFile(join(folder, 'seen.html'), page);
     child.kill('SIGINT');
