@@ -78,7 +78,7 @@ export function resolveKdLabels(
     throw new StillhouseError({
       code: 'TAIL_UNKNOWN',
       where: `--temperatures ${temperatures.join(',')}`,
-      problem: `the cache ${where} has the teacher's best ids and nothing of the rest, whose mass is known at T = 1 only`,
+      problem: `the cache ${where} has the teacher's best ids, and the mass of all others at T = 1 only`,
       expected: 'temperature 1',
       got: String(outside),
       remedy: 'Use --temperatures 1, or evaluate on a cache with exact tails or hidden states',
